@@ -1,0 +1,204 @@
+"""What can happen to an account: acts of ours and facts from outside, applied by `ledger.account`.
+
+Amounts and growing totals are integers in the account's unit, orders are named by the digest of the signed
+Order, and times are seconds since 1970.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final, get_args
+
+from attrs import Attribute, define, field, fields_dict, frozen
+
+from ledger.money import MAX_AMOUNT, UNITS
+
+ORDER_DIGEST_BYTES: Final = 32
+
+
+class InvalidChange(ValueError):
+    """A value that no change can carry; each subclass is one broken rule."""
+
+
+@define
+class InvalidAmount(InvalidChange):
+    """An amount, time or sequence that is not an integer from 0 to MAX_AMOUNT."""
+
+    name: str
+    value: object
+
+    def __str__(self) -> str:
+        return f"{self.name} must be an integer from 0 to {MAX_AMOUNT}, not {self.value!r}"
+
+
+@define
+class InvalidOrderDigest(InvalidChange):
+    """An order named by something else than the 32 bytes of its digest."""
+
+    value: object
+
+    def __str__(self) -> str:
+        return f"an order is named by {ORDER_DIGEST_BYTES} bytes, not by {self.value!r}"
+
+
+@define
+class InvalidUnit(InvalidChange):
+    """An account is kept in a unit that is none of `money.UNITS`."""
+
+    value: object
+
+    def __str__(self) -> str:
+        return f"an account is kept in one of {', '.join(UNITS)}, not in {self.value!r}"
+
+
+@define
+class UnknownChange(InvalidChange):
+    """A stored change of a kind that this version does not know."""
+
+    kind: object
+
+    def __str__(self) -> str:
+        return f"{self.kind!r} is no kind of change known here: a newer version may have written it"
+
+
+@define
+class InvalidChangeFields(InvalidChange):
+    """A stored change that lacks fields, or has some that its kind does not have."""
+
+    kind: str
+    missing: frozenset[str]
+    unexpected: frozenset[str]
+
+    def __str__(self) -> str:
+        return (
+            f"change {self.kind!r} lacks {sorted(self.missing)} and must not have {sorted(self.unexpected)}"
+        )
+
+
+def _is_amount(_: object, attribute: "Attribute[int]", value: object) -> None:
+    # type(...) and not isinstance: True is not an amount.
+    if type(value) is not int or not 0 <= value <= MAX_AMOUNT:
+        raise InvalidAmount(attribute.name, value)
+
+
+def _is_order(_: object, __: "Attribute[bytes]", value: object) -> None:
+    if type(value) is not bytes or len(value) != ORDER_DIGEST_BYTES:
+        raise InvalidOrderDigest(value)
+
+
+def _amount() -> int:
+    return field(validator=_is_amount)
+
+
+def _order() -> bytes:
+    return field(validator=_is_order)
+
+
+@frozen
+class Reserved:
+    """Act: admit an order that may cost up to `amount`; `expires` is the order's own."""
+
+    order: bytes = _order()
+    amount: int = _amount()
+    expires: int = _amount()
+
+
+@frozen
+class Earned:
+    """Act: `total` is what this order has delivered so far, by our own count."""
+
+    order: bytes = _order()
+    total: int = _amount()
+
+
+@frozen
+class Released:
+    """Act: the order is over; what it reserved and did not earn is free. On a closed order: no effect."""
+
+    order: bytes = _order()
+
+
+@frozen
+class Forgotten:
+    """Act: drop closed orders that expired before `before`: they can no longer be replayed."""
+
+    before: int = _amount()
+
+
+@frozen
+class Authorized:
+    """Act of the payer: we sign a voucher for this growing total."""
+
+    total: int = _amount()
+
+
+@frozen
+class Forgiven:
+    """Act: so much of the unpaid debt is let go, for instance the lost part of a dispute."""
+
+    amount: int = _amount()
+
+
+@frozen
+class Claimed:
+    """Act of the payee: we ask the rail for this growing total."""
+
+    total: int = _amount()
+
+
+@frozen
+class Granted:
+    """Fact: the payee's grant of credit. Sequences start at 1; one not above the last seen is ignored."""
+
+    limit: int = _amount()
+    window: int = _amount()
+    sequence: int = _amount()
+
+
+@frozen
+class Acknowledged:
+    """Fact: both sides signed that this order has cost `total`; it may come after the order was closed."""
+
+    order: bytes = _order()
+    total: int = _amount()
+
+
+@frozen
+class VoucherReceived:
+    """Fact at the payee: the payer signed a voucher for this total."""
+
+    total: int = _amount()
+
+
+@frozen
+class Settled:
+    """Fact: this growing total was paid for good, by the rail or by other means."""
+
+    total: int = _amount()
+
+
+Act = Reserved | Earned | Released | Forgotten | Authorized | Forgiven | Claimed
+Fact = Granted | Acknowledged | VoucherReceived | Settled
+Change = Act | Fact
+
+
+# How changes are named where they are stored; a name, once written, is never given another meaning.
+_KINDS: Final[dict[str, type[Change]]] = {kind.__name__: kind for kind in get_args(Change)}
+
+
+def encode_change(change: Change) -> dict[str, Any]:
+    """A change as a plain map with text keys, ready for CBOR: its kind under `change`, then its fields."""
+    kind = type(change).__name__
+    return {"change": kind, **{name: getattr(change, name) for name in fields_dict(type(change))}}
+
+
+def decode_change(stored: Mapping[str, object]) -> Change:
+    """Read back what `encode_change` made. Raises InvalidChange, one subclass for each broken rule."""
+    kind = stored.get("change")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise UnknownChange(kind)
+    fields = {name: value for name, value in stored.items() if name != "change"}
+    expected = fields_dict(_KINDS[kind]).keys()
+    if fields.keys() != expected:
+        raise InvalidChangeFields(
+            kind, frozenset(expected - fields.keys()), frozenset(fields.keys() - expected)
+        )
+    return _KINDS[kind](**fields)  # type: ignore[arg-type]

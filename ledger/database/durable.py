@@ -1,0 +1,228 @@
+"""The durable journal: SQLAlchemy Core, on SQLite; written so that PostgreSQL can take its place.
+
+Theory of operation. One append at a time has its turn: it checks the guards against the books in memory,
+writes one transaction, and moves the books when the disk has it. Reads go through a connection of their own
+and see what is committed. If a write fails, what reached the disk is unknown; the next append looks before it
+writes. A caller that is cancelled does not stop its append half-way.
+
+Opening reads everything once: the schema is brought up to date, the whole chain checked, every record's bytes
+compared with the digest that the chain holds, and the books rebuilt. So damage is found at start, and not by
+a counterparty.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import sqlalchemy as sa
+from attrs import evolve, frozen
+
+from ledger.database import schema
+from ledger.database.errors import Conflict, LedgerCorrupt, LedgerUnavailable
+from ledger.database.lane import Lane, make_engine
+from ledger.database.opening import entries_after, upgrade, verify
+from ledger.events import Books, Event
+from ledger.journal import Entry, Kept, Material, Nonce, NonceReused, Replay, draft
+
+
+@frozen
+class _Append:
+    """What one append is to write."""
+
+    events: Sequence[Event]
+    time_ms: int
+    records: Sequence[Kept]
+    nonces: Sequence[Nonce]
+    materials: Sequence[Material]
+
+
+class Database:
+    """A Journal on disk. Made by `Database.open`; given back by `close`, or as an async context manager."""
+
+    def __init__(self, writer: Lane, reader: Lane, verified: Replay) -> None:
+        self._writer = writer
+        self._reader = reader
+        self._head = verified.head
+        self._books = verified.books
+        self._turn = asyncio.Lock()
+        self._in_doubt: tuple[Entry, Books] | None = None
+
+    @classmethod
+    async def open(cls, path_or_url: str | Path, chain_id: str) -> Self:
+        """Open the journal of the node `chain_id` (its did:key), made if it is not there, and verify it.
+
+        Raises LedgerCorrupt, LedgerUnavailable, LedgerTooNew.
+        """
+        engine = make_engine(path_or_url)
+        writer, reader = Lane(engine, writes=True), Lane(engine, writes=False)
+        try:
+            await writer.run(upgrade)
+            verified = await reader.run(lambda connection: verify(connection, chain_id))
+        except BaseException:
+            await reader.close()
+            await writer.close()
+            raise
+        return cls(writer, reader, verified)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Finish the append under way and close the file."""
+        async with self._turn:
+            await self._reader.close()
+            await self._writer.close()
+
+    @property
+    def head(self) -> Entry:
+        """The last entry, or the genesis."""
+        return self._head
+
+    @property
+    def books(self) -> Books:
+        """The books after the last entry."""
+        return self._books
+
+    async def append(
+        self,
+        events: Iterable[Event] = (),
+        *,
+        time_ms: int,
+        records: Sequence[Kept] = (),
+        nonces: Sequence[Nonce] = (),
+        materials: Sequence[Material] = (),
+    ) -> Entry:
+        """Write all of this, or nothing; returns when it is on the disk. See `Journal.append`.
+
+        Raises LedgerUnavailable too: whether it was written is then found out before the next append.
+        """
+        distinct = tuple({record.digest: record for record in records}.values())
+        wanted = _Append(tuple(events), time_ms, distinct, nonces, materials)
+        return await asyncio.shield(asyncio.ensure_future(self._append(wanted)))
+
+    async def _append(self, wanted: _Append) -> Entry:
+        async with self._turn:
+            await self._resolve_doubt()
+            try:
+                return await self._write(wanted)
+            except Conflict:
+                # Rare, so nobody looks beforehand: a used nonce is an error, a kept record is not.
+                await self._refuse_used(wanted.nonces)
+                new = [kept for kept in wanted.records if await self.record(kept.digest) is None]
+            try:
+                return await self._write(evolve(wanted, records=new))
+            except Conflict as error:
+                raise LedgerUnavailable("another process writes to it") from error
+
+    async def _write(self, wanted: _Append) -> Entry:
+        entry, books = draft(self._head, self._books, wanted.events, wanted.records, wanted.time_ms)
+        try:
+            await self._writer.run(lambda connection: _insert(connection, entry, wanted))
+        except Conflict:
+            raise
+        except BaseException:
+            self._in_doubt = entry, books
+            raise
+        self._head, self._books = entry, books
+        return entry
+
+    async def _resolve_doubt(self) -> None:
+        if self._in_doubt is None:
+            return
+        entry, books = self._in_doubt
+        rows = await self._read(entries_after(self._head.sequence))
+        found = [schema.entry_of(row) for row in rows]
+        if found == [entry]:
+            self._head, self._books = entry, books
+        elif found:
+            raise LedgerCorrupt(found[0].sequence, "it is not what this process has written")
+        self._in_doubt = None
+
+    async def _refuse_used(self, nonces: Sequence[Nonce]) -> None:
+        seen: set[tuple[str, bytes]] = set()
+        for nonce in nonces:
+            key = nonce.buyer, nonce.nonce
+            if key in seen or await self.nonce_order(*key) is not None:
+                raise NonceReused(*key)
+            seen.add(key)
+
+    async def entries(self, after: int = 0) -> AsyncIterator[Entry]:
+        """The entries that follow a sequence number, in order."""
+        while rows := await self._read(entries_after(after)):
+            for row in rows:
+                entry = schema.entry_of(row)
+                yield entry
+                after = entry.sequence
+
+    async def record(self, digest: bytes) -> Kept | None:
+        """A record by its digest."""
+        rows = await self._read(sa.select(schema.records).where(schema.records.c.digest == digest))
+        return schema.kept_of(rows[0]) if rows else None
+
+    async def records_of(self, order: bytes) -> Sequence[Kept]:
+        """All records of an order, oldest first."""
+        records = schema.records
+        rows = await self._read(
+            sa.select(records).where(records.c.order == order).order_by(records.c.sequence)
+        )
+        return [schema.kept_of(row) for row in rows]
+
+    async def list_records(self, kind: str, limit: int, before: int | None = None) -> Sequence[Kept]:
+        """The latest records of a kind, newest first. See `Journal.list_records`."""
+        records = schema.records
+        latest = sa.select(records).where(records.c.kind == kind).order_by(records.c.sequence.desc())
+        if before is not None:
+            latest = latest.where(records.c.sequence < before)
+        rows = await self._read(latest.limit(limit))
+        if rows:
+            last = rows[-1].sequence
+            rows = [row for row in rows if row.sequence != last]
+            rows += await self._read(latest.where(records.c.sequence == last))
+        return [schema.kept_of(row) for row in rows]
+
+    async def nonce_order(self, buyer: str, nonce: bytes) -> bytes | None:
+        """The order for which a buyer has used a nonce."""
+        used = schema.nonces
+        rows = await self._read(sa.select(used.c.order).where(used.c.buyer == buyer, used.c.nonce == nonce))
+        return rows[0].order if rows else None
+
+    async def material(self, order: bytes) -> bytes | None:
+        """The sealed material of an order, while it is kept."""
+        laid = schema.materials
+        rows = await self._read(sa.select(laid.c.sealed).where(laid.c.order == order))
+        return rows[0].sealed if rows else None
+
+    async def expire(self, now: int) -> None:
+        """Drop the nonces and materials that expired before `now` (seconds since 1970)."""
+
+        def drop(connection: sa.Connection) -> None:
+            for table in (schema.nonces, schema.materials):
+                connection.execute(sa.delete(table).where(table.c.expires < now))
+
+        async with self._turn:
+            await self._writer.run(drop)
+
+    async def _read(self, query: sa.Select[Any]) -> list[Any]:
+        return await self._reader.run(lambda connection: list(connection.execute(query)))
+
+
+def _insert(connection: sa.Connection, entry: Entry, wanted: _Append) -> None:
+    # Lists of rows throughout: one prepared statement each, however many rows.
+    connection.execute(sa.insert(schema.journal), [schema.row_of(entry, schema.journal)])
+    if wanted.records:
+        rows = [schema.row_of_kept(kept, entry) for kept in wanted.records]
+        connection.execute(sa.insert(schema.records), rows)
+    if wanted.nonces:
+        rows = [schema.row_of(nonce, schema.nonces) for nonce in wanted.nonces]
+        connection.execute(sa.insert(schema.nonces), rows)
+    for material in wanted.materials:
+        laid = schema.materials
+        connection.execute(sa.delete(laid).where(laid.c.order == material.order))
+        connection.execute(sa.insert(laid), [schema.row_of(material, laid)])

@@ -1,0 +1,84 @@
+"""What can be wrong with a ledger on disk, and the one place that turns the libraries' errors into it."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import alembic.util
+import sqlalchemy as sa
+from attrs import define
+
+# SQLite's verdicts on the file itself (https://www.sqlite.org/rescode.html), not on the means to reach it.
+# ERROR is what a missing table gives, or a schema that cannot be read.
+_DAMAGE: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_ERROR}
+
+
+class LedgerError(Exception):
+    """The ledger cannot be used as it is."""
+
+
+@define
+class LedgerCorrupt(LedgerError):
+    """What is on the disk is not what was written there; `sequence` is the entry where it shows, if known."""
+
+    sequence: int | None
+    why: str
+
+    def __str__(self) -> str:
+        where = "" if self.sequence is None else f" at entry {self.sequence}"
+        return (
+            f"the ledger is damaged{where}: {self.why}. Keep the file as evidence, put a backup in its place"
+            " and start again; counterparties hold signed copies of what the backup lacks"
+        )
+
+
+@define
+class LedgerUnavailable(LedgerError):
+    """The ledger cannot be read or written now: disk, permissions, another process."""
+
+    why: str
+
+    def __str__(self) -> str:
+        return (
+            f"the ledger cannot be used: {self.why}. Check the disk's space and permissions, then try again"
+        )
+
+
+@define
+class LedgerTooNew(LedgerError):
+    """The ledger's schema is of a later version of this program."""
+
+    why: str
+
+    def __str__(self) -> str:
+        return f"the ledger was written by a newer version ({self.why}): upgrade idlemesh to use it"
+
+
+class Conflict(Exception):
+    """A row with this key is there already; never leaves this package."""
+
+
+def _is_damage(cause: BaseException) -> bool:
+    code: int | None = getattr(cause, "sqlite_errorcode", None)
+    if code is None:
+        # The driver's own verdict, on text that is not UTF-8.
+        return isinstance(cause, sqlite3.OperationalError)
+    # The low byte is the verdict, the rest its detail.
+    return code & 0xFF in _DAMAGE
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn what SQLAlchemy, Alembic and the driver raise into errors of the ledger."""
+    try:
+        yield
+    except sa.exc.IntegrityError as error:
+        raise Conflict from error
+    except (sa.exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
+        cause = getattr(error, "orig", None) or error
+        if _is_damage(cause):
+            raise LedgerCorrupt(None, str(cause)) from error
+        raise LedgerUnavailable(str(cause)) from error
+    except alembic.util.CommandError as error:
+        raise LedgerTooNew(str(error)) from error

@@ -1,0 +1,99 @@
+"""A lane to the database: one thread that owns one connection, and takes one piece of work after another.
+
+A whole transaction is one piece of work, so that it costs the event loop one hand-over to the thread and
+back. (An asynchronous driver hands over several times for each statement: measured, an append took three to
+five times as long.)
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import sqlalchemy as sa
+
+from ledger.database.errors import LedgerUnavailable, translated
+
+# How long SQLite waits for another process (a backup, a shell) that holds the file.
+_BUSY_MS: Final = 5_000
+_PRAGMAS: Final = (
+    f"busy_timeout = {_BUSY_MS}",
+    "journal_mode = WAL",
+    "synchronous = FULL",  # durable means: on the disk when the append returns, power cut or not
+    "foreign_keys = ON",
+)
+
+T = TypeVar("T")
+
+
+def make_engine(path_or_url: str | Path) -> sa.Engine:
+    """An engine for a database's URL, or for a file of SQLite, which is made if it is not there."""
+    if isinstance(path_or_url, str) and "://" in path_or_url:
+        url = sa.make_url(path_or_url)
+    else:
+        url = sa.URL.create("sqlite", database=str(path_or_url))
+    with translated():
+        engine = sa.create_engine(url, poolclass=sa.NullPool)
+        if engine.dialect.name == "sqlite":
+            if url.database:
+                # SQLite gives its side files the rights of the main one.
+                Path(url.database).touch(mode=0o600, exist_ok=True)
+            sa.event.listen(engine, "connect", _prepare_sqlite)
+            sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _: object) -> None:
+    # The driver would begin transactions by itself, and none for schema changes: `_begin_sqlite` does it.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in _PRAGMAS:
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+class Lane:
+    """One thread with one connection of an engine, opened at the first piece of work."""
+
+    def __init__(self, engine: sa.Engine, *, writes: bool) -> None:
+        self._engine = engine
+        self._writes = writes
+        self._connection: sa.Connection | None = None
+        self._thread = ThreadPoolExecutor(1, "ledger-writer" if writes else "ledger-reader")
+        self._closed = False
+
+    async def run(self, work: Callable[[sa.Connection], T]) -> T:
+        """Do a piece of work as one transaction, and return when it is committed.
+
+        Raises what the work raises, Conflict, LedgerCorrupt, LedgerUnavailable, LedgerTooNew.
+        """
+        if self._closed:
+            raise LedgerUnavailable("it was closed")
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._transaction, work)
+
+    def _transaction(self, work: Callable[[sa.Connection], T]) -> T:
+        with translated():
+            if self._connection is None:
+                self._connection = self._engine.connect().execution_options(writes=self._writes)
+            with self._connection.begin():
+                return work(self._connection)
+
+    async def close(self) -> None:
+        """Finish the work under way and close the connection."""
+        if not self._closed:
+            self._closed = True
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._thread, self._disconnect)
+            finally:
+                self._thread.shutdown()
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            with translated():
+                self._connection.close()

@@ -1,0 +1,156 @@
+"""What an entry of the journal says, and the books that follow from it."""
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Final, cast
+
+from attrs import define, field, frozen
+
+from ledger import codec
+from ledger.account import Account, AccountKey, apply
+from ledger.changes import Change, InvalidChange, decode_change, encode_change
+from ledger.money import Unit
+from ledger.records import DIGEST_BYTES
+
+# Far above what one append holds; it bounds what a damaged row can make us decode.
+MAX_PAYLOAD_BYTES: Final = 1_048_576
+
+Fact = int | str | bytes
+
+
+@define
+class InvalidEvents(ValueError):
+    """An entry's payload that is no list of events known to this version."""
+
+    why: str
+
+    def __str__(self) -> str:
+        return f"not the events of a journal entry: {self.why}"
+
+
+def _is_digest(_: object, __: object, value: bytes) -> None:
+    if type(value) is not bytes or len(value) != DIGEST_BYTES:
+        raise InvalidEvents(f"a digest has {DIGEST_BYTES} bytes, unlike {value!r}")
+
+
+def _is_digest_or_none(_: object, __: object, value: bytes | None) -> None:
+    if value is not None:
+        _is_digest(_, __, value)
+
+
+def _are_facts(_: object, __: object, facts: Mapping[str, Fact]) -> None:
+    for name, fact in facts.items():
+        # type(...) and not isinstance: True is not a number here.
+        if type(name) is not str or type(fact) not in (int, str, bytes):
+            raise InvalidEvents(f"fact {name!r} must be a number, text or bytes, not {fact!r}")
+        if isinstance(fact, int) and not -(2**63) <= fact < 2**63:
+            raise InvalidEvents(f"fact {name!r} must fit 64 bits, unlike {fact}")
+
+
+@frozen
+class AccountChanged:
+    """One account moved by one change."""
+
+    key: AccountKey
+    change: Change
+
+
+@frozen
+class RecordKept:
+    """A signed record was kept, under its digest; `order` is the digest of the order it belongs to, if any.
+
+    A journal's `append` writes it by itself for each record that it is given.
+    """
+
+    kind: str
+    digest: bytes = field(validator=_is_digest)
+    order: bytes | None = field(default=None, validator=_is_digest_or_none)
+
+
+@frozen
+class Observed:
+    """Something worth remembering about a node: evidence, which reputation and audits know how to read."""
+
+    subject: str
+    what: str
+    facts: Mapping[str, Fact] = field(factory=dict, validator=_are_facts)
+
+
+Event = AccountChanged | RecordKept | Observed
+
+
+def encode_events(events: Iterable[Event]) -> bytes:
+    """An entry's payload. Raises InvalidEvents when it would be larger than an entry may be."""
+    payload = codec.encode([_to_map(event) for event in events])
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise InvalidEvents(
+            f"{len(payload)} bytes in one entry, of at most {MAX_PAYLOAD_BYTES}: append in parts"
+        )
+    return payload
+
+
+def decode_events(payload: bytes) -> tuple[Event, ...]:
+    """Read an entry's payload. Raises InvalidEvents."""
+    try:
+        plain = codec.decode(payload, MAX_PAYLOAD_BYTES)
+        if not isinstance(plain, list):
+            raise InvalidEvents(f"a list is needed, not {type(plain).__name__}")
+        return tuple(_from_map(event) for event in plain)
+    except (codec.Malformed, InvalidChange) as error:
+        raise InvalidEvents(str(error)) from error
+
+
+def _to_map(event: Event) -> dict[str, Any]:
+    match event:
+        case AccountChanged(AccountKey(payer, payee, rail, unit), change):
+            return {"event": "account", "key": [payer, payee, rail, unit], "change": encode_change(change)}
+        case RecordKept(kind, digest, order):
+            return {"event": "record", "kind": kind, "digest": digest, "order": order}
+        case Observed(subject, what, facts):
+            return {"event": "observed", "subject": subject, "what": what, "facts": dict(facts)}
+
+
+def _from_map(plain: object) -> Event:
+    match plain:
+        case {
+            "event": "account",
+            "key": [str(payer), str(payee), str(rail), str(unit)],
+            "change": dict(change),
+            **rest,
+        } if not rest:
+            key = AccountKey(payer, payee, rail, cast(Unit, unit))  # checked by AccountKey
+            return AccountChanged(key, decode_change(change))
+        case {"event": "record", "kind": str(kind), "digest": digest, "order": order, **rest} if not rest:
+            return RecordKept(kind, digest, order)
+        case {"event": "observed", "subject": str(subject), "what": str(what), "facts": dict(facts), **rest}:
+            if not rest:
+                return Observed(subject, what, facts)
+    raise InvalidEvents(f"{str(plain)[:200]} is no event known here")
+
+
+def _sealed(accounts: Mapping[AccountKey, Account]) -> Mapping[AccountKey, Account]:
+    return MappingProxyType(dict(accounts))
+
+
+@frozen(hash=False)
+class Books:
+    """Every account, as it is after some entry."""
+
+    accounts: Mapping[AccountKey, Account] = field(factory=dict, converter=_sealed)
+
+    def account(self, key: AccountKey) -> Account:
+        """An account; one that nothing has happened to yet is empty."""
+        return self.accounts.get(key) or Account(key)
+
+    def apply(self, events: Iterable[Event]) -> "Books":
+        """The books after these events: all of them, or none. Raises AccountError."""
+        accounts = dict(self.accounts)
+        advance(accounts, events)
+        return Books(accounts)
+
+
+def advance(accounts: dict[AccountKey, Account], events: Iterable[Event]) -> None:
+    """Move accounts in place, event by event. Raises AccountError; what came before it stays moved."""
+    for event in events:
+        if isinstance(event, AccountChanged):
+            accounts[event.key] = apply(accounts.get(event.key) or Account(event.key), event.change)

@@ -1,0 +1,415 @@
+"""The signed records: what nodes promise, order, deliver, acknowledge and judge.
+
+Each is a frozen class whose fields are the payload's text keys; `docs/records.cddl` says the same for other languages.
+`sign` makes a record, `open_record` checks one from a stranger: form, types, ranges, signature. Unknown fields are
+passed over (the bytes are kept, so they stay signed). What depends on the moment or on another record (expiry, who
+may sign what) is checked where it is known: `check_time` here, the rest in the services.
+
+Digests are SHA-256 over a record's bytes. Times are seconds since 1970, `*_ms` milliseconds. Money is in the unit that
+the offer names. Sampling parameters are integers, in millionths, so that no two languages round them apart.
+"""
+
+import hashlib
+from collections.abc import Callable, Sized
+from typing import Annotated, Any, ClassVar, Final, Generic, Literal, TypeVar, get_args
+
+import cattrs
+from attrs import Attribute, frozen
+
+from ledger import codec
+from ledger.identity import DID_LENGTH, Did, Identity, NotADid, parse_did
+from ledger.money import MAX_AMOUNT, Amount, Price, Unit
+
+DIGEST_BYTES: Final = 32
+NONCE_BYTES: Final = 16
+# Two honest clocks may differ by this much.
+CLOCK_SKEW_S: Final = 120
+OFFER_LIFETIME_S: Final = 24 * 3600
+ORDER_LIFETIME_S: Final = 600
+GRANT_LIFETIME_S: Final = 30 * 24 * 3600
+MAX_TOKENS: Final = 2**24
+
+Privacy = Literal["public", "internal", "confidential", "restricted"]
+PRIVACY_LEVELS: Final[tuple[Privacy, ...]] = get_args(Privacy)
+Finish = Literal["stop", "length", "cancelled", "cut"]
+Outcome = Literal["honest", "dishonest", "undecided"]
+
+
+class Expired(codec.Malformed):
+    """A record outside its time; clocks may differ by two minutes."""
+
+
+def _between(low: int, high: int) -> Callable[[int], None]:
+    def check(value: int) -> None:
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}")
+
+    return check
+
+
+def _sized(shortest: int, longest: int) -> Callable[[Sized], None]:
+    def check(value: Sized) -> None:
+        if not shortest <= len(value) <= longest:
+            raise ValueError(f"must have a length from {shortest} to {longest}, not {len(value)}")
+
+    return check
+
+
+def _items(most: int, longest: int) -> Callable[[tuple[str, ...]], None]:
+    def check(value: tuple[str, ...]) -> None:
+        _sized(0, most)(value)
+        for item in value:
+            _sized(1, longest)(item)
+
+    return check
+
+
+def _did(value: str) -> None:
+    _sized(DID_LENGTH, DID_LENGTH)(value)
+    parse_did(value)
+
+
+# The types of fields: what a stranger's value must be to get in.
+Count = Annotated[int, _between(0, MAX_AMOUNT)]
+Positive = Annotated[int, _between(1, MAX_AMOUNT)]
+Tokens = Annotated[int, _between(0, MAX_TOKENS)]
+SomeTokens = Annotated[int, _between(1, MAX_TOKENS)]
+Money = Annotated[int, _between(0, MAX_AMOUNT)]
+Seconds = Annotated[int, _between(0, MAX_AMOUNT)]
+Milliseconds = Annotated[int, _between(0, MAX_AMOUNT)]
+Seed = Annotated[int, _between(0, 2**64 - 1)]
+Digest = Annotated[bytes, _sized(DIGEST_BYTES, DIGEST_BYTES)]
+Bytes16 = Annotated[bytes, _sized(16, 16)]
+DidText = Annotated[str, _did]
+Name = Annotated[str, _sized(1, 128)]
+Word = Annotated[str, _sized(0, 64)]
+Reason = Annotated[str, _sized(0, 256)]
+
+
+def _ranges(_class: type, fields: list["Attribute[Any]"]) -> list["Attribute[Any]"]:
+    """Give each attribute the checks that stand in its annotated type, so a record out of range cannot exist."""
+    return [_checked(attribute) for attribute in fields]
+
+
+def _checked(attribute: "Attribute[Any]") -> "Attribute[Any]":
+    rules = getattr(attribute.type, "__metadata__", ())
+    if not rules:
+        return attribute
+
+    def validate(_instance: object, field: "Attribute[Any]", value: Any) -> None:
+        for rule in rules:
+            try:
+                rule(value)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{field.name} {error}") from None
+
+    return attribute.evolve(validator=validate)
+
+
+@frozen(field_transformer=_ranges)
+class Sampling:
+    """How tokens are drawn. Millionths but for `top_k`; 0 turns top-k off, 1,000,000 turns top-p off."""
+
+    temperature: Annotated[int, _between(0, 10_000_000)]
+    top_p: Annotated[int, _between(1, 1_000_000)]
+    min_p: Annotated[int, _between(0, 1_000_000)]
+    top_k: Tokens
+
+
+@frozen(field_transformer=_ranges)
+class Fingerprint:
+    """What computed the logits: only engines of one fingerprint are compared without a calibration."""
+
+    build: Word
+    backend: Word
+    kv: Word
+    sampler: Word
+
+
+@frozen(field_transformer=_ranges)
+class Offer:
+    """What a seller runs, what it costs, and the key to seal requests for it."""
+
+    kind: ClassVar[str] = "offer"
+    limit: ClassVar[int] = 16_384
+
+    endpoints: Annotated[tuple[str, ...], _items(8, 256)]
+    model: Digest
+    tokenizer: Digest
+    name: Name
+    architecture: Word
+    parameters: Count
+    quantization: Word
+    context: SomeTokens
+    engine: Fingerprint
+    price: Price
+    rails: Annotated[tuple[str, ...], _items(8, 32)]
+    slots: Annotated[int, _between(1, 4096)]
+    speed: Count  # output tokens per second of one stream, in thousandths; 0 = not measured yet
+    first_token_ms: Milliseconds  # 0 = not measured yet
+    prekey: Digest
+    sequence: Count
+    issued: Seconds
+    expires: Seconds
+
+
+@frozen(field_transformer=_ranges)
+class Order:
+    """A buyer's promise to pay up to `max_cost` for the answer to one sealed request."""
+
+    kind: ClassVar[str] = "order"
+    limit: ClassVar[int] = 4_096
+
+    work: Literal["generate"]
+    seller: DidText  # binds the order to one seller, whatever the offer's bytes
+    offer: Digest
+    nonce: Bytes16
+    request: Digest  # digest of the sealed request
+    sampling: Sampling
+    seed: Seed
+    start: Annotated[int, _between(0, 0)]  # position in the answer; above 0 once answers can be continued
+    max_tokens: SomeTokens
+    max_cost: Money
+    privacy: Privacy
+    hops: Annotated[int, _between(0, 8)]
+    rail: Name
+    trace: Bytes16
+    issued: Seconds
+    expires: Seconds
+
+
+@frozen(field_transformer=_ranges)
+class Checkpoint:
+    """So many tokens of an order are out, and this is what they cost without the input."""
+
+    kind: ClassVar[str] = "checkpoint"
+    limit: ClassVar[int] = 1_024
+
+    order: Digest
+    tokens: SomeTokens
+    commitment: Digest
+    cost: Money
+
+
+@frozen(field_transformer=_ranges)
+class Receipt:
+    """What a seller delivered for an order, and what it asks for it."""
+
+    kind: ClassVar[str] = "receipt"
+    limit: ClassVar[int] = 4_096
+
+    order: Digest
+    model: Digest
+    prompt_tokens: SomeTokens
+    output_tokens: Tokens
+    prompt_commitment: Digest
+    output_commitment: Digest
+    finish: Finish
+    cost: Money
+    unit: Unit
+    started_ms: Milliseconds
+    finished_ms: Milliseconds
+
+
+@frozen(field_transformer=_ranges)
+class Voucher:
+    """A payer's signature over the growing total that it owes a payee; the latest replaces all earlier ones."""
+
+    kind: ClassVar[str] = "voucher"
+    limit: ClassVar[int] = 1_024
+
+    payer: DidText
+    payee: DidText
+    rail: Name
+    network: Word  # binds the promise to one chain or Lightning network; empty for credit
+    account: Reason  # binds it to one channel there; empty for credit
+    unit: Unit
+    total: Money
+
+
+@frozen(field_transformer=_ranges)
+class Acknowledgement:
+    """A buyer's answer to a receipt or checkpoint: accepted or disputed, and the voucher that pays."""
+
+    kind: ClassVar[str] = "acknowledgement"
+    limit: ClassVar[int] = 4_096
+
+    order: Digest
+    of: Digest  # digest of the receipt, or of the last checkpoint of a cut answer
+    accepted: bool
+    reason: Reason
+    amount: Money  # the undisputed part of this order's cost
+    previous: bytes | None  # the digest of the acknowledgement before this one on the same account
+    voucher: Annotated[bytes, _sized(1, Voucher.limit)]
+
+
+@frozen(field_transformer=_ranges)
+class Grant:
+    """How much credit a seller gives one buyer: a limit in all, and a window of unpaid work at a time."""
+
+    kind: ClassVar[str] = "grant"
+    limit: ClassVar[int] = 1_024
+
+    buyer: DidText
+    rail: Name
+    unit: Unit
+    credit: Money
+    window: Money
+    sequence: Count
+    issued: Seconds
+    expires: Seconds
+
+
+@frozen(field_transformer=_ranges)
+class Cancel:
+    """Stop an order; `tokens` is how many of its tokens the signer has seen (a buyer) or sent (a seller: a cut)."""
+
+    kind: ClassVar[str] = "cancel"
+    limit: ClassVar[int] = 1_024
+
+    order: Digest
+    tokens: Tokens
+
+
+@frozen(field_transformer=_ranges)
+class Margins:
+    """The margins of the tokens of one check, in millionths of a logit; the mean is of margins clipped at 0.5."""
+
+    tokens: Count
+    odd: Count  # how many were over 0.1
+    mean: Count
+    largest: Count
+
+
+@frozen(field_transformer=_ranges)
+class Verdict:
+    """What an auditor found when it replayed a receipt."""
+
+    kind: ClassVar[str] = "verdict"
+    limit: ClassVar[int] = 2_048
+
+    receipt: Digest
+    seller: DidText
+    model: Digest
+    margins: Margins
+    evidence: Annotated[int, _between(-MAX_AMOUNT, MAX_AMOUNT)]  # ln of the detector's M, in thousandths
+    outcome: Outcome
+    reason: Reason
+    engine: Fingerprint
+    issued: Seconds
+
+
+Record = Offer | Order | Checkpoint | Receipt | Voucher | Acknowledgement | Grant | Cancel | Verdict
+KINDS: Final[dict[str, type[Any]]] = {record.kind: record for record in get_args(Record)}
+R = TypeVar("R", bound=Record)
+R_co = TypeVar("R_co", bound=Record, covariant=True)
+
+
+@frozen
+class Signed(Generic[R_co]):
+    """A record together with the bytes that were signed, and who signed them."""
+
+    record: R_co
+    signer: Did
+    raw: bytes
+    digest: bytes
+
+
+def _strict(kind: type) -> Any:
+    def hook(value: object, _type: type) -> object:
+        # type(...) and not isinstance: True is not a number here.
+        if type(value) is not kind:
+            raise TypeError(f"must be {kind.__name__}, not {type(value).__name__}")
+        return value
+
+    return hook
+
+
+def strict_converter() -> cattrs.Converter:
+    """A cattrs converter that takes each value for what it is: no text for numbers, no numbers for booleans."""
+    converter = cattrs.Converter(detailed_validation=True)
+    for kind in (int, str, bytes, bool):
+        converter.register_structure_hook(kind, _strict(kind))
+    optional_bytes = _strict(bytes)
+    converter.register_structure_hook(
+        bytes | None, lambda value, kind: None if value is None else optional_bytes(value, kind)
+    )
+    return converter
+
+
+_CONVERTER: Final = strict_converter()
+
+
+def _content_type(kind: str) -> str:
+    return f"application/idlemesh-{kind}+cbor"
+
+
+def _drop_absent(value: Any) -> Any:
+    """Leave out what is None: an absent field and a null one must not be two ways to say the same."""
+    return {k: _drop_absent(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
+def to_map(record: Record) -> dict[str, Any]:
+    """A record's fields as a plain map, as they are in its payload."""
+    plain: dict[str, Any] = _drop_absent(_CONVERTER.unstructure(record))
+    return plain
+
+
+def sign(record: R, identity: Identity) -> Signed[R]:
+    """Sign a record as this identity."""
+    raw = codec.sign(_content_type(record.kind), codec.encode(to_map(record)), identity)
+    return Signed(record, identity.did, raw, digest_of(raw))
+
+
+def digest_of(raw: bytes) -> bytes:
+    """The digest that names a record: SHA-256 of its bytes as they travel."""
+    return hashlib.sha256(raw).digest()
+
+
+def open_record(raw: bytes, kind: type[R]) -> Signed[R]:
+    """Check a record of the expected kind from a stranger.
+
+    Raises codec.TooLarge, codec.NotCanonical, codec.Forged or codec.Malformed, each saying what is wrong.
+    """
+    envelope = codec.unwrap(raw, kind.limit)
+    if envelope.content_type != _content_type(kind.kind):
+        raise codec.Malformed(f"expected {_content_type(kind.kind)}, got {envelope.content_type[:80]!r}")
+    body = codec.decode(envelope.payload, kind.limit)
+    if not isinstance(body, dict):
+        raise codec.Malformed(f"the payload of the {kind.kind} is not a map")
+    if None in body.values():
+        raise codec.Malformed(f"the {kind.kind} has a null field: absent fields are left out")
+    if kind is Acknowledgement:
+        body.setdefault("previous", None)
+    try:
+        record = _CONVERTER.structure(body, kind)
+    except (cattrs.BaseValidationError, ValueError, TypeError, NotADid) as error:
+        raise codec.Malformed(f"the {kind.kind} is not valid: {'; '.join(_reasons(error))}") from None
+    return Signed(record, envelope.signer, raw, digest_of(raw))
+
+
+def _reasons(error: BaseException) -> list[str]:
+    try:
+        return [reason[:200] for reason in cattrs.transform_error(error, format_exception=_explain)][:4]
+    except Exception:  # cattrs could not explain; the plain message does
+        return [str(error)[:200]]
+
+
+def _explain(error: BaseException, _kind: type | None) -> str:
+    return f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
+
+
+def check_time(record: Offer | Order | Grant, now: int) -> None:
+    """Check that a record lives now and not for too long. Raises Expired."""
+    longest = {"offer": OFFER_LIFETIME_S, "order": ORDER_LIFETIME_S, "grant": GRANT_LIFETIME_S}[record.kind]
+    if record.expires < now - CLOCK_SKEW_S:
+        raise Expired(f"the {record.kind} expired {now - record.expires} seconds ago: ask for a new one")
+    if record.issued > now + CLOCK_SKEW_S:
+        raise Expired(f"the {record.kind} was issued in the future: check the clocks of both machines")
+    if not 0 < record.expires - record.issued <= longest:
+        raise Expired(f"the {record.kind} must live between 1 and {longest} seconds")
+
+
+def amount_of(receipt: Receipt) -> Amount:
+    """What a receipt asks for, with its unit."""
+    return Amount(receipt.cost, receipt.unit)

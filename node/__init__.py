@@ -1,0 +1,1 @@
+"""One running participant of the mesh."""

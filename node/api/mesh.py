@@ -1,0 +1,142 @@
+"""`/mesh/v1`: what other nodes may ask of this one. The door of a `wire.peer.Peer`, and nothing more."""
+
+import asyncio
+import contextlib
+from typing import Final
+
+from aiohttp import web
+
+from ledger import codec
+from ledger.records import Acknowledgement, Cancel
+from node.wire.client import CBOR
+from node.wire.messages import MAX_ENVELOPE, RefusalCode, Refused, decode_envelope, encode_refusal
+from node.wire.peer import Peer
+
+_READ_S: Final = 30.0
+_WRITE_S: Final = 30.0
+
+# Refusals that have a better status than 403.
+_STATUS: Final[dict[RefusalCode, int]] = {
+    "malformed": 400,
+    "forged": 400,
+    "expired": 400,
+    "cannot_open": 400,
+    "unknown_offer": 404,
+    "unknown_order": 404,
+    "replayed": 409,
+    "running": 409,
+    "too_long": 413,
+    "credit": 402,
+    "window": 402,
+    "exposure": 402,
+    "max_cost": 402,
+    "busy": 503,
+    "failed": 500,
+    "not_selling": 503,
+    "too_many_requests": 429,
+}
+
+
+def refusal_response(refusal: Refused) -> web.Response:
+    """A refusal as an HTTP answer."""
+    headers = {"Retry-After": str(refusal.retry_after)} if refusal.retry_after is not None else {}
+    return web.Response(
+        status=_STATUS.get(refusal.code, 403), body=encode_refusal(refusal), content_type=CBOR, headers=headers
+    )
+
+
+class MeshDoor:
+    """Serves a seller over HTTP; without one, every question is refused."""
+
+    def __init__(self, seller: Peer | None) -> None:
+        self._seller = seller
+
+    def routes(self) -> list[web.RouteDef]:
+        """What it serves."""
+        return [
+            web.get("/mesh/v1/offers", self.offers),
+            web.get("/mesh/v1/grants/{buyer}/{unit}", self.grant),
+            web.get("/mesh/v1/tokenizers/{digest}", self.tokenizer),
+            web.post("/mesh/v1/orders", self.order),
+            web.get("/mesh/v1/orders/{digest}/receipt", self.receipt),
+            web.post("/mesh/v1/acknowledgements", self.acknowledge),
+            web.post("/mesh/v1/cancels", self.cancel),
+        ]
+
+    @property
+    def _open(self) -> Peer:
+        if self._seller is None:
+            raise Refused("not_selling", "this node sells nothing")
+        return self._seller
+
+    async def offers(self, _request: web.Request) -> web.Response:
+        return _cbor(codec.encode(list(await self._open.offers())))
+
+    async def grant(self, request: web.Request) -> web.Response:
+        return _cbor(await self._open.grant(request.match_info["buyer"], request.match_info["unit"]))
+
+    async def tokenizer(self, request: web.Request) -> web.Response:
+        return _cbor(await self._open.tokenizer(_digest(request)))
+
+    async def receipt(self, request: web.Request) -> web.Response:
+        raw = await self._open.receipt(_digest(request))
+        if raw is None:
+            raise Refused("unknown_order", "there is no receipt for such an order here")
+        return _cbor(raw)
+
+    async def acknowledge(self, request: web.Request) -> web.Response:
+        await self._open.acknowledge(await _body(request, Acknowledgement.limit))
+        return web.Response(status=204)
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        await self._open.cancel(await _body(request, Cancel.limit))
+        return web.Response(status=204)
+
+    async def order(self, request: web.Request) -> web.StreamResponse:
+        """Stream an answer; the status is sent with its first bytes, so that a refusal can still have its own."""
+        seller = self._open
+        try:
+            order, sealed = decode_envelope(await _body(request, MAX_ENVELOPE))
+        except codec.Malformed as error:
+            raise Refused("malformed", str(error)) from None
+        response = web.StreamResponse(headers={"Content-Type": "application/cbor-seq"})
+        async with contextlib.aclosing(seller.order(order, sealed)) as chunks:
+            async for chunk in chunks:
+                if not response.prepared:
+                    await response.prepare(request)
+                try:
+                    async with asyncio.timeout(_WRITE_S):
+                        await response.write(chunk)
+                except (ConnectionError, TimeoutError):
+                    return response  # the buyer is gone, or takes nothing: leaving the loop closes the sale
+        with contextlib.suppress(ConnectionError):
+            await response.write_eof()
+        return response
+
+
+def _cbor(raw: bytes) -> web.Response:
+    return web.Response(body=raw, content_type=CBOR)
+
+
+def _digest(request: web.Request) -> bytes:
+    try:
+        digest = bytes.fromhex(request.match_info["digest"])
+    except ValueError:
+        digest = b""
+    if len(digest) != 32:
+        raise Refused("malformed", "a digest is 64 hexadecimal digits")
+    return digest
+
+
+async def _body(request: web.Request, limit: int) -> bytes:
+    """A body of at most `limit` bytes, in bounded time."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_READ_S):
+            async for piece in request.content.iter_any():
+                body += piece
+                if len(body) > limit:
+                    raise Refused("malformed", f"more than the {limit} bytes that are allowed here")
+    except TimeoutError:
+        raise Refused("malformed", f"the body did not arrive within {_READ_S:.0f} seconds") from None
+    return bytes(body)

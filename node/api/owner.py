@@ -1,0 +1,252 @@
+"""`/node/v1`: what the owner's commands ask of a running node."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from aiohttp import web
+
+from ledger.account import Account
+from ledger.bundle import Bundle, to_json
+from ledger.journal import BrokenChain, Kept, replay
+from ledger.money import Amount
+from ledger.records import (
+    Acknowledgement,
+    Offer,
+    Order,
+    Receipt,
+    Signed,
+    Verdict,
+    amount_of,
+    open_record,
+)
+from node.api.errors import ApiError
+from node.exchange.auditor import Auditor
+from node.exchange.book import Book
+from node.exchange.bought import load_bought
+from node.gateway.gateway import Gateway
+from node.mesh.static import NamedPeers
+from verify.reputation import score
+
+MAX_LISTED: Final = 1_000
+_SHORTEST_PREFIX: Final = 6
+
+
+class OwnerDoor:
+    """Lists, audits and exports; changes no money."""
+
+    def __init__(
+        self,
+        book: Book,
+        gateway: Gateway,
+        peers: NamedPeers,
+        auditor: Auditor,
+        own_offers: Callable[[], Awaitable[list[bytes]]],
+    ) -> None:
+        self._book = book
+        self._gateway = gateway
+        self._peers = peers
+        self._auditor = auditor
+        self._own_offers = own_offers
+
+    def routes(self) -> list[web.RouteDef]:
+        """What it serves."""
+        return [
+            web.get("/node/v1/id", self.id),
+            web.get("/node/v1/peers", self.peers),
+            web.get("/node/v1/offers", self.offers),
+            web.get("/node/v1/receipts", self.receipts),
+            web.get("/node/v1/receipts/{id}", self.receipt),
+            web.get("/node/v1/receipts/{id}/export", self.export),
+            web.post("/node/v1/receipts/{id}/audit", self.audit),
+            web.get("/node/v1/accounts", self.accounts),
+        ]
+
+    async def id(self, _request: web.Request) -> web.Response:
+        return web.json_response({"did": self._book.me})
+
+    async def peers(self, _request: web.Request) -> web.Response:
+        """The named peers and what this node has seen of them."""
+        return web.json_response({"peers": [self._peer(did) for did in self._peers.dids]})
+
+    def _peer(self, did: str) -> dict[str, Any]:
+        standing = self._book.experience.standing(did)
+        history = standing.history
+        return {
+            "did": did,
+            "trouble": self._peers.trouble.get(did),  # type: ignore[call-overload]
+            "reputation": round(score(history), 3),
+            "condemned": history.condemned,
+            "delivered": history.delivered,
+            "failed": history.failed,
+            "audits_passed": history.honest,
+            "tokens_per_s": standing.speed.tokens_per_s,
+            "first_token_ms": standing.speed.first_token_ms,
+        }
+
+    async def offers(self, _request: web.Request) -> web.Response:
+        """Own offers and those of the named peers."""
+        own = [open_record(raw, Offer) for raw in await self._own_offers()]
+        rows = [self._offer(signed, own=True) for signed in own]
+        rows += [self._offer(signed, own=False) for signed in self._peers.offers()]
+        return web.json_response({"offers": rows})
+
+    def _offer(self, signed: Signed[Offer], own: bool) -> dict[str, Any]:
+        offer = signed.record
+        return {
+            "seller": signed.signer,
+            "own": own,
+            "model": self._gateway.name_of(offer.model),
+            "digest": offer.model.hex(),
+            "quantization": offer.quantization,
+            "context": offer.context,
+            "input": str(Amount(offer.price.input, offer.price.unit)),
+            "output": str(Amount(offer.price.output, offer.price.unit)),
+            "expires": offer.expires,
+        }
+
+    async def receipts(self, request: web.Request) -> web.Response:
+        """The newest receipts, bought and sold."""
+        limit = _int(request.query.get("limit", "50"), "limit", MAX_LISTED)
+        kept = await self._book.journal.list_records(Receipt.kind, limit)
+        return web.json_response({"receipts": [await self._row(record) for record in kept]})
+
+    async def receipt(self, request: web.Request) -> web.Response:
+        """One receipt with all that belongs to it."""
+        return web.json_response(await self._row(await self._find(request)))
+
+    async def _row(self, kept: Kept) -> dict[str, Any]:
+        receipt = open_record(kept.raw, Receipt)
+        said = receipt.record
+        records = await self._book.journal.records_of(said.order)
+        order = next((open_record(r.raw, Order) for r in records if r.kind == Order.kind), None)
+        acks = [open_record(r.raw, Acknowledgement) for r in records if r.kind == Acknowledgement.kind]
+        verdicts = [open_record(r.raw, Verdict) for r in records if r.kind == Verdict.kind]
+        return {
+            "id": receipt.digest.hex(),
+            "order": said.order.hex(),
+            "role": "sold" if receipt.signer == self._book.me else "bought",
+            "seller": receipt.signer,
+            "buyer": order.signer if order else None,
+            "model": self._gateway.name_of(said.model),
+            "prompt_tokens": said.prompt_tokens,
+            "output_tokens": said.output_tokens,
+            "finish": said.finish,
+            "cost": str(amount_of(said)),
+            "seed": order.record.seed if order else None,
+            "finished_ms": said.finished_ms,
+            "acknowledged": bool(acks),
+            "accepted": acks[-1].record.accepted if acks else None,
+            "paid": str(Amount(acks[-1].record.amount, said.unit)) if acks else None,
+            "reason": acks[-1].record.reason if acks else None,
+            "verdicts": [_verdict(verdict) for verdict in verdicts],
+        }
+
+    async def _find(self, request: web.Request) -> Kept:
+        """A receipt by its id, or by the beginning of it."""
+        prefix = request.match_info["id"].lower()
+        if len(prefix) < _SHORTEST_PREFIX:
+            raise ApiError(400, f"give at least {_SHORTEST_PREFIX} digits of the receipt's id", param="id")
+        kept = await self._book.journal.list_records(Receipt.kind, MAX_LISTED)
+        found = [record for record in kept if record.digest.hex().startswith(prefix)]
+        if len(found) != 1:
+            how = "several receipts" if found else "no receipt"
+            raise ApiError(404, f"{how} here begin with {prefix[:64]}: `idlemesh receipts` lists them", param="id")
+        return found[0]
+
+    async def export(self, request: web.Request) -> web.Response:
+        """One file with all that a stranger needs to check a receipt; token ids and salt only on request."""
+        receipt = open_record((await self._find(request)).raw, Receipt)
+        records = {r.kind: r.raw for r in await self._book.journal.records_of(receipt.record.order)}
+        order = open_record(records[Order.kind], Order)
+        offer = await self._book.journal.record(order.record.offer)
+        if offer is None:
+            raise ApiError(404, "the offer of this receipt is not kept here any more", code="offer_gone")
+        with_ids = request.query.get("ids") == "1"
+        material = await self._book.material(order.digest) if with_ids else None
+        if with_ids and material is None:
+            raise ApiError(404, "the token ids of this receipt are not kept here (any more)", code="ids_gone")
+        bundle = Bundle(
+            offer=offer.raw,
+            order=order.raw,
+            receipt=receipt.raw,
+            acknowledgement=records.get(Acknowledgement.kind),
+            salt=material[0].salt if material else None,
+            prompt=material[0].prompt if material else None,
+            answer=material[1] if material else None,
+        )
+        return web.json_response(to_json(bundle))
+
+    async def audit(self, request: web.Request) -> web.Response:
+        """Replay a bought answer now."""
+        receipt = open_record((await self._find(request)).raw, Receipt)
+        if receipt.signer == self._book.me:
+            raise ApiError(400, "this node sold that answer itself: only what was bought is audited", code="own_sale")
+        bought = await load_bought(self._book, receipt.record.order)
+        if bought is None:
+            raise ApiError(404, "the token ids of this receipt are not kept here (any more)", code="ids_gone")
+        audit = await self._auditor.audit(bought.terms, receipt.digest, bought.answer)
+        body: dict[str, Any] = {"outcome": audit.outcome, "reason": audit.reason, "abstained": audit.verdict is None}
+        if audit.verdict is not None:
+            body |= _verdict(audit.verdict)
+        return web.json_response(body)
+
+    async def accounts(self, _request: web.Request) -> web.Response:
+        """Every balance, rebuilt from the journal now; and whether the chain is whole."""
+        entries = [entry async for entry in self._book.journal.entries()]
+        try:
+            books = replay(self._book.me, entries)
+        except BrokenChain as error:
+            return web.json_response({"chain": "broken", "why": str(error), "accounts": []})
+        same = books.accounts == self._book.journal.books.accounts
+        return web.json_response(
+            {
+                "chain": "intact",
+                "entries": len(entries),
+                "balanced": same,
+                "accounts": [_account(account, self._book.me) for account in books.accounts.values()],
+            }
+        )
+
+
+def _account(account: Account, me: str) -> dict[str, Any]:
+    key = account.key
+    money = {
+        name: str(Amount(getattr(account, name), key.unit))
+        for name in (
+            "limit",
+            "window",
+            "earned",
+            "forgiven",
+            "authorized",
+            "settled",
+            "reserved",
+            "unpaid",
+            "available",
+        )
+    }
+    peer = key.payee if key.payer == me else key.payer
+    return {
+        "peer": peer,
+        "direction": "we pay" if key.payer == me else "they pay",
+        "rail": key.rail,
+        "unit": key.unit,
+    } | money
+
+
+def _verdict(signed: Signed[Verdict]) -> dict[str, Any]:
+    said = signed.record
+    return {
+        "outcome": said.outcome,
+        "reason": said.reason,
+        "tokens": said.margins.tokens,
+        "odd": said.margins.odd,
+        "margin_mean": said.margins.mean / 1e6,
+        "margin_max": said.margins.largest / 1e6,
+        "evidence": said.evidence / 1000,
+    }
+
+
+def _int(text: str, name: str, most: int) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= most:
+        raise ApiError(400, f"{name}: a number from 1 to {most}", param=name)
+    return int(text)

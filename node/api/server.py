@@ -1,0 +1,132 @@
+"""The one HTTP server of a node: its doors, who may pass through which, and errors that keep their shape.
+
+`/mesh/v1` is open to all: records carry their own signatures. `/v1` is open on loopback, to local programs but not to
+web pages (a page's request carries an Origin, or a Host that is not this machine); elsewhere it asks for the API key.
+`/node/v1`, the owner's commands, always asks for the token that lies in the home folder.
+"""
+
+import hmac
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
+from typing import Final
+from urllib.parse import urlsplit
+
+from aiohttp import web
+from attrs import field, frozen
+
+from node.api.chat import ChatDoor
+from node.api.errors import ApiError, internal_error
+from node.api.mesh import MeshDoor, refusal_response
+from node.api.owner import OwnerDoor
+from node.ports import Clock
+from node.wire.messages import MAX_ENVELOPE, Refused
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+MAX_BODY: Final = max(8 * 2**20, MAX_ENVELOPE)
+# Each remote address may make so many mesh requests a second, after a first burst.
+MESH_RATE: Final = 200.0
+MESH_BURST: Final = 400.0
+_REMEMBERED: Final = 10_000
+
+_log = logging.getLogger(__name__)
+
+
+@frozen
+class Keys:
+    """What opens the owner's doors. `api` None leaves `/v1` open, which only loopback may do."""
+
+    token: str = field(repr=False)
+    api: str | None = field(repr=False, default=None)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address or name is this machine's own."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class _Rates:
+    """Token buckets by remote address, the least recently seen forgotten first."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def admits(self, remote: str) -> bool:
+        """Whether one more request may pass."""
+        now = self._clock.now()
+        left, since = self._buckets.pop(remote, (MESH_BURST, now))
+        left = min(MESH_BURST, left + max(now - since, 0.0) * MESH_RATE)
+        admitted = left >= 1
+        self._buckets[remote] = (left - 1 if admitted else left, now)
+        if len(self._buckets) > _REMEMBERED:
+            self._buckets.popitem(last=False)
+        return admitted
+
+
+def build_app(chat: ChatDoor, mesh: MeshDoor, owner: OwnerDoor, keys: Keys, clock: Clock) -> web.Application:
+    """Put the doors together."""
+    rates = _Rates(clock)
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path.startswith("/mesh/"):
+            if not rates.admits(request.remote or ""):
+                raise Refused("too_many_requests", "too many requests from your address: slow down", 1)
+        else:
+            _check_owner(request, keys)
+        return await handler(request)
+
+    app = web.Application(middlewares=[_errors, guard], client_max_size=MAX_BODY)
+    app.add_routes(chat.routes() + mesh.routes() + owner.routes())
+    return app
+
+
+def _check_owner(request: web.Request, keys: Keys) -> None:
+    offered = request.headers.get("Authorization", "").removeprefix("Bearer ")
+    has_token = hmac.compare_digest(offered.encode(), keys.token.encode())
+    if request.path.startswith("/node/"):
+        if not has_token:
+            raise ApiError(401, "this needs the token in the node's home folder", code="no_token")
+        return
+    if keys.api is not None:
+        if not has_token and not hmac.compare_digest(offered.encode(), keys.api.encode()):
+            raise ApiError(401, "this needs the API key: `idlemesh key api` shows it", code="invalid_api_key")
+        return
+    origin = request.headers.get("Origin")
+    if origin is not None and not is_loopback(urlsplit(origin).hostname or ""):
+        raise ApiError(403, "web pages of other sites may not use this node", code="foreign_origin")
+    if not is_loopback(urlsplit(f"//{request.host}").hostname or ""):
+        raise ApiError(403, "the Host header must name this machine: use 127.0.0.1 or localhost", code="foreign_host")
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except Refused as refusal:
+        return refusal_response(refusal)
+    except ApiError as error:
+        return error.response()
+    except web.HTTPRequestEntityTooLarge:
+        return ApiError(413, f"the body is larger than {MAX_BODY} bytes", code="too_large").response()
+    except web.HTTPNotFound:
+        return ApiError(404, f"there is nothing at {request.path[:128]}", code="not_found").response()
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return ApiError(405, f"{request.path[:128]} takes {allowed}", code="method_not_allowed").response()
+    except web.HTTPException:
+        raise
+    except Exception:
+        # The traceback names no bodies; what the client hears names nothing at all.
+        _log.exception("a request to %s failed", request.path[:128])
+        if request.path.startswith("/mesh/"):
+            return refusal_response(Refused("failed", "the node failed at this request"))
+        return internal_error().response()

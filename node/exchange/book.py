@@ -1,0 +1,130 @@
+"""The node's memory: the durable journal, and the experience that follows from it.
+
+Every service writes through `Book.post`, which returns when the change is durable. What it says of accounts and of
+other nodes is always as of the last durable entry.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from nacl.exceptions import CryptoError
+from nacl.secret import SecretBox
+
+from ledger import codec
+from ledger.account import Account, AccountKey
+from ledger.changes import Authorized
+from ledger.commitments import ids_bytes, ids_from_bytes
+from ledger.events import AccountChanged, Event, decode_events
+from ledger.identity import Identity
+from ledger.journal import Journal, Kept, Material, Nonce
+from ledger.money import Unit
+from ledger.records import Record, Signed
+from node.exchange.experience import Experience
+from node.ports import Clock
+from node.wire.messages import MAX_REQUEST, Request
+
+RAIL: Final = "credit"
+_DAY_MS: Final = 86_400_000
+
+
+class Book:
+    """One node's journal with what follows from it. Build it with `Book.open`."""
+
+    def __init__(self, journal: Journal, identity: Identity, clock: Clock, experience: Experience) -> None:
+        """An empty journal's book; `open` folds what a journal holds."""
+        self.journal: Final = journal
+        self.identity: Final = identity
+        self.experience: Final = experience
+        self._clock = clock
+        self._authorized: dict[AccountKey, int] = {}
+        self._spent: dict[tuple[int, str], int] = {}  # by (day since 1970, unit)
+        self._box = SecretBox(identity.secret(b"audit materials"))
+
+    @staticmethod
+    async def open(journal: Journal, identity: Identity, clock: Clock) -> "Book":
+        """Fold the journal so far into experience."""
+        book = Book(journal, identity, clock, Experience())
+        async for entry in journal.entries():
+            book._take(decode_events(entry.payload), entry.time_ms)
+        return book
+
+    @property
+    def me(self) -> str:
+        """This node's did:key."""
+        return self.identity.did
+
+    def now(self) -> int:
+        """Seconds since 1970."""
+        return int(self._clock.now())
+
+    def now_ms(self) -> int:
+        """Milliseconds since 1970."""
+        return int(self._clock.now() * 1000)
+
+    def debt_to(self, seller: str, unit: Unit) -> Account:
+        """What this node owes a seller."""
+        return self.journal.books.account(AccountKey(self.me, seller, RAIL, unit))
+
+    def debt_of(self, buyer: str, unit: Unit) -> Account:
+        """What a buyer owes this node."""
+        return self.journal.books.account(AccountKey(buyer, self.me, RAIL, unit))
+
+    async def post(
+        self,
+        *events: Event,
+        records: Sequence[Kept] = (),
+        nonces: Sequence[Nonce] = (),
+        materials: Sequence[Material] = (),
+    ) -> None:
+        """Make it durable, all or nothing. Raises AccountError, NonceReused, and what the database raises."""
+        time_ms = self.now_ms()
+        await self.journal.append(events, time_ms=time_ms, records=records, nonces=nonces, materials=materials)
+        self._take(events, time_ms)
+
+    def _take(self, events: Sequence[Event], time_ms: int) -> None:
+        self.experience.take(events)
+        for event in events:
+            match event:
+                case AccountChanged(key, Authorized(total)) if key.payer == self.me:
+                    spent = total - self._authorized.get(key, 0)
+                    day = (time_ms // _DAY_MS, key.unit)
+                    self._authorized[key] = total
+                    self._spent[day] = self._spent.get(day, 0) + spent
+
+    def spent_today(self) -> dict[str, int]:
+        """What this node authorized since midnight UTC, and what its open orders may still cost, by unit."""
+        today = self.now_ms() // _DAY_MS
+        spent = {unit: amount for (day, unit), amount in self._spent.items() if day == today}
+        for key, account in self.journal.books.accounts.items():
+            if key.payer == self.me:
+                spent[key.unit] = spent.get(key.unit, 0) + account.reserved
+        return spent
+
+    def sealed_material(self, order: bytes, request: Request, answer: Sequence[int], expires: int) -> Material:
+        """Prompt and answer of an order, encrypted for this node alone, to be kept until its audit window closes."""
+        plain = codec.encode(
+            {
+                "salt": request.salt,
+                "prompt": ids_bytes(request.prompt),
+                "stop": list(request.stop),
+                "answer": ids_bytes(answer),
+            }
+        )
+        return Material(order, self._box.encrypt(plain), expires)
+
+    async def material(self, order: bytes) -> tuple[Request, tuple[int, ...]] | None:
+        """Prompt and answer of an order, while they are kept."""
+        sealed = await self.journal.material(order)
+        if sealed is None:
+            return None
+        try:
+            plain = codec.decode(self._box.decrypt(sealed), 2 * MAX_REQUEST)
+        except CryptoError:
+            return None
+        request = Request(plain["salt"], ids_from_bytes(plain["prompt"]), tuple(plain["stop"]))
+        return request, ids_from_bytes(plain["answer"])
+
+
+def kept(signed: Signed[Record], order: bytes | None = None) -> Kept:
+    """A signed record as the journal keeps it."""
+    return Kept(signed.record.kind, signed.raw, order)

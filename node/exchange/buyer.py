@@ -1,0 +1,277 @@
+"""The buyer: places an order with one seller, checks everything that comes back, and hands it on to be settled.
+
+Theory of operation. A purchase runs as a task of its own, apart from whoever reads its tokens: when the reader goes
+away, the order is cancelled at the seller, the last frames are still drained, and what is owed is settled as agreed.
+The order's highest cost is reserved on disk before the order leaves. What comes back is on disk before the settler may
+judge it and let the rest of the reservation go.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from ledger import codec
+from ledger.account import AccountError, AccountKey
+from ledger.changes import Released, Reserved
+from ledger.commitments import SALT_BYTES
+from ledger.events import AccountChanged, Observed
+from ledger.journal import Material
+from ledger.money import cost
+from ledger.records import (
+    NONCE_BYTES,
+    ORDER_LIFETIME_S,
+    Cancel,
+    Offer,
+    Order,
+    Receipt,
+    Signed,
+    digest_of,
+    open_record,
+    sign,
+)
+from node.exchange import experience
+from node.exchange.book import RAIL, Book, kept
+from node.exchange.delivery import BrokenPromise, Delivery, Incoming, Terms
+from node.exchange.purchase import Ask, NotPlaced, Purchase
+from node.models.tokenizer import Tokenizer
+from node.ports import Entropy
+from node.wire.frames import AnswerReader, CancelFrame, CheckpointFrame, Frame, Ids, ReceiptFrame, StreamError
+from node.wire.messages import Refused, Request, Unreachable, encode_request
+from node.wire.peer import Peer
+from node.wire.sealing import KEY_BYTES, CannotOpen, KeyPair, RequestBinding, buyers_answer_key, seal_request
+
+# How long a cancelled order may take to end properly before the line is cut.
+DRAIN_S: Final = 5.0
+# How long a seller may go on without a single token, signs of life or not.
+PATIENCE_S: Final = 60.0
+# Token ids of an order are kept so long for audits and exports.
+MATERIAL_LIFETIME_S: Final = 7 * 24 * 3600
+
+
+class Buyer:
+    """Places orders. `settle` takes each Delivery once it is on disk; it decides on audit and payment."""
+
+    def __init__(
+        self,
+        book: Book,
+        entropy: Entropy,
+        settle: Callable[[Delivery], Awaitable[None]],
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self._book = book
+        self._entropy = entropy
+        self._settle = settle
+        self._patience_s = patience_s
+        self._running: set[asyncio.Task[None]] = set()
+
+    def buy(self, peer: Peer, offer: Signed[Offer], ask: Ask, tokenizer: Tokenizer) -> Purchase:
+        """Start an order with one seller."""
+        purchase = Purchase()
+        task = asyncio.create_task(self._run(purchase, peer, offer, ask, tokenizer))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return purchase
+
+    async def close(self) -> None:
+        """Let running purchases end, within bounds; what they leave open is picked up at the next start."""
+        if self._running:
+            _, late = await asyncio.wait(self._running, timeout=2 * DRAIN_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    async def _run(self, purchase: Purchase, peer: Peer, offer: Signed[Offer], ask: Ask, tokenizer: Tokenizer) -> None:
+        try:
+            terms, sealed, answer_key = self._prepare(offer, ask)
+            await self._reserve(terms)
+            receiving = _Receiving(terms, AnswerReader(answer_key), tokenizer, purchase, self._patience_s)
+            delivery = await self._deliver(receiving, peer, terms, sealed)
+        except NotPlaced as error:
+            purchase.failed(error)
+            return
+        except BaseException as error:
+            purchase.failed(NotPlaced(f"the purchase failed here: {type(error).__name__}"))
+            raise
+        purchase.delivered(delivery)
+        await self._settle(delivery)
+
+    def _prepare(self, offer: Signed[Offer], ask: Ask) -> tuple[Terms, bytes, bytes]:
+        """The signed order, its sealed request, and the key of the answer."""
+        now, draw = self._book.now(), self._entropy.bytes
+        request = Request(draw(SALT_BYTES), ask.prompt, ask.stop)
+        nonce, ephemeral = draw(NONCE_BYTES), KeyPair.from_seed(draw(KEY_BYTES))
+        try:
+            binding = RequestBinding(offer.digest, nonce, self._book.me)
+            sealed = seal_request(encode_request(request), offer.record.prekey, ephemeral, binding)
+        except CannotOpen:
+            raise NotPlaced("the offer's prekey is no usable key", "malformed") from None
+        order = Order(
+            work="generate",
+            seller=offer.signer,
+            offer=offer.digest,
+            nonce=nonce,
+            request=digest_of(sealed),
+            sampling=ask.sampling,
+            seed=ask.seed,
+            start=0,
+            max_tokens=ask.max_tokens,
+            max_cost=cost(offer.record.price, len(ask.prompt), ask.max_tokens),
+            privacy=ask.privacy,
+            hops=0,
+            rail=RAIL,
+            trace=draw(16),
+            issued=now,
+            expires=now + ORDER_LIFETIME_S,
+        )
+        signed = sign(order, self._book.identity)
+        answer_key = buyers_answer_key(ephemeral, offer.record.prekey, signed.digest)
+        return Terms(signed, offer, request), sealed, answer_key
+
+    async def _reserve(self, terms: Terms) -> None:
+        order = terms.order
+        reserved = Reserved(order.digest, order.record.max_cost, order.record.expires)
+        try:
+            await self._book.post(
+                AccountChanged(self._account(terms), reserved),
+                records=(kept(terms.offer), kept(order, order.digest)),
+                materials=(self._material(terms, ()),),
+            )
+        except AccountError as error:
+            raise NotPlaced(f"its credit does not bear the order: {error}", "credit") from None
+
+    async def _deliver(self, receiving: "_Receiving", peer: Peer, terms: Terms, sealed: bytes) -> Delivery:
+        trouble = None
+        try:
+            await receiving.run(peer, sealed, sign(Cancel(terms.order.digest, 0), self._book.identity).raw)
+        except Refused as refusal:
+            await self._give_up(terms, experience.refused(terms.seller, refusal.code))
+            raise NotPlaced(f"refused the order: {refusal.message}", refusal.code) from None
+        except (Unreachable, StreamError, BrokenPromise) as error:
+            trouble = str(error)
+        if receiving.receipt is None:
+            receiving.receipt = await self._ask_for_receipt(peer, terms)
+        if receiving.receipt is None and not receiving.incoming.ids:
+            trouble = trouble or "the seller stopped before the first token"
+            await self._give_up(terms, experience.failed(terms.seller, trouble))
+            raise NotPlaced(trouble, "unreachable")
+        delivery = receiving.delivery(trouble)
+        await self._record(delivery)
+        return delivery
+
+    async def _ask_for_receipt(self, peer: Peer, terms: Terms) -> Signed[Receipt] | None:
+        """The receipt of an answer that broke off: the seller may have made one that did not get through."""
+        with contextlib.suppress(Refused, Unreachable, codec.Malformed):
+            raw = await peer.receipt(terms.order.digest)
+            if raw is not None:
+                return open_record(raw, Receipt)
+        return None
+
+    async def _give_up(self, terms: Terms, observed: Observed) -> None:
+        await self._book.post(AccountChanged(self._account(terms), Released(terms.order.digest)), observed)
+
+    async def _record(self, delivery: Delivery) -> None:
+        terms, order = delivery.terms, delivery.terms.order.digest
+        records = [kept(signed, order) for signed in (delivery.checkpoint, delivery.receipt) if signed is not None]
+        due = experience.due(terms.seller, order, delivery.owed, delivery.objection)
+        await self._book.post(
+            delivery.observed(), due, records=records, materials=(self._material(terms, delivery.ids),)
+        )
+
+    def _account(self, terms: Terms) -> AccountKey:
+        return self._book.debt_to(terms.seller, terms.offer.record.price.unit).key
+
+    def _material(self, terms: Terms, ids: tuple[int, ...]) -> Material:
+        return self._book.sealed_material(
+            terms.order.digest, terms.request, ids, self._book.now() + MATERIAL_LIFETIME_S
+        )
+
+
+class _Receiving:
+    """The reading of one answer."""
+
+    def __init__(
+        self, terms: Terms, reader: AnswerReader, tokenizer: Tokenizer, purchase: Purchase, patience_s: float
+    ) -> None:
+        self._terms = terms
+        self._reader = reader
+        self._text = tokenizer.stream(terms.request.stop)
+        self._purchase = purchase
+        self._patience_s = patience_s
+        self._started = self._first = asyncio.get_running_loop().time()
+        self.incoming: Final = Incoming(terms, tokenizer.eog, tokenizer.size)
+        self.receipt: Signed[Receipt] | None = None
+
+    async def run(self, peer: Peer, sealed: bytes, cancel: bytes) -> None:
+        """Read to the end. Raises Refused, Unreachable, StreamError, BrokenPromise."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._patience_s) as deadline:
+                watcher = asyncio.create_task(self._cancel_when_asked(peer, cancel, deadline))
+                try:
+                    async with contextlib.aclosing(peer.order(self._terms.order.raw, sealed)) as stream:
+                        async for chunk in stream:
+                            before = len(self.incoming.ids)
+                            for frame in self._reader.feed(chunk):
+                                self._take(frame)
+                            if len(self.incoming.ids) > before and not self._purchase.cancelled:
+                                deadline.reschedule(loop.time() + self._patience_s)
+                            if self._reader.finished:
+                                break
+                finally:
+                    watcher.cancel()
+        except TimeoutError:
+            raise Unreachable(f"no token came for {self._patience_s:.0f} seconds") from None
+        self._reader.close()
+
+    async def _cancel_when_asked(self, peer: Peer, cancel: bytes, deadline: asyncio.Timeout) -> None:
+        await self._purchase.wait_cancelled()
+        deadline.reschedule(asyncio.get_running_loop().time() + DRAIN_S)
+        with contextlib.suppress(Refused, Unreachable):
+            await peer.cancel(cancel)
+
+    def _take(self, frame: Frame) -> None:
+        match frame:
+            case Ids(ids) if ids:
+                if not self.incoming.ids:
+                    self._first = asyncio.get_running_loop().time()
+                self.incoming.take(ids)
+                self._text.feed(ids)
+                if self._text.stopped_at not in (None, len(self.incoming.ids)):
+                    raise BrokenPromise("the seller goes on after a complete stop string")
+                self._purchase.arrived(ids)
+            case Ids():
+                pass  # a sign of life
+            case CheckpointFrame(raw):
+                self.incoming.check(raw)
+            case ReceiptFrame(raw):
+                try:
+                    self.receipt = open_record(raw, Receipt)
+                except codec.Malformed as error:
+                    raise BrokenPromise(f"the receipt is not valid: {error}") from None
+            case CancelFrame():
+                raise BrokenPromise("the seller stopped before the end of the answer")
+
+    def delivery(self, trouble: str | None) -> Delivery:
+        """What came of it all."""
+        receipt, incoming = self.receipt, self.incoming
+        if (
+            receipt is not None
+            and receipt.signer == self._terms.seller
+            and receipt.record.order == self._terms.order.digest
+        ):
+            objection = incoming.objection(receipt, self._purchase.cancelled, self._text.stopped_at is not None)
+            owed = incoming.undisputed(receipt) if objection else receipt.record.cost
+        else:
+            receipt, objection, owed = None, trouble or "the receipt is somebody else's", incoming.owed_if_cut()
+        return Delivery(
+            terms=self._terms,
+            ids=tuple(incoming.ids),
+            receipt=receipt,
+            checkpoint=incoming.checkpoint,
+            owed=owed,
+            objection=objection,
+            cancelled=self._purchase.cancelled,
+            first_token_ms=round(1000 * (self._first - self._started)),
+            total_ms=round(1000 * (asyncio.get_running_loop().time() - self._started)),
+        )

@@ -1,0 +1,160 @@
+"""What came of an order, and whether the receipt fits it: pure checks by the buyer."""
+
+from attrs import frozen
+
+from ledger import codec
+from ledger.commitments import CHECKPOINT_TOKENS, AnswerCommitment, prompt_commitment
+from ledger.events import Observed
+from ledger.identity import Did
+from ledger.money import cost
+from ledger.records import Checkpoint, Offer, Order, Receipt, Signed, open_record
+from node.exchange import experience
+from node.wire.messages import Request
+
+
+class BrokenPromise(ValueError):
+    """The seller sent something that does not fit the order; the message says what."""
+
+
+@frozen
+class Terms:
+    """One order with all that it refers to."""
+
+    order: Signed[Order]
+    offer: Signed[Offer]
+    request: Request
+
+    @property
+    def seller(self) -> Did:
+        """Who was to deliver."""
+        return self.offer.signer
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many token ids the prompt has."""
+        return len(self.request.prompt)
+
+    def input_cost(self) -> int:
+        """What the prompt alone costs."""
+        return cost(self.offer.record.price, self.prompt_tokens, 0)
+
+    def output_cost(self, tokens: int) -> int:
+        """What so many output tokens cost without the input: what a checkpoint says."""
+        return cost(self.offer.record.price, 0, tokens)
+
+    def full_cost(self, tokens: int) -> int:
+        """What the order costs with so many output tokens: what a receipt says."""
+        return cost(self.offer.record.price, self.prompt_tokens, tokens)
+
+    def highest_cost(self) -> int:
+        """What the order costs at most."""
+        return self.full_cost(self.order.record.max_tokens)
+
+
+@frozen
+class Delivery:
+    """How an order ended. `owed` is the part of the cost that the buyer does not dispute."""
+
+    terms: Terms
+    ids: tuple[int, ...]
+    receipt: Signed[Receipt] | None
+    checkpoint: Signed[Checkpoint] | None
+    owed: int
+    objection: str | None  # why it is not what was ordered; None if all fits
+    cancelled: bool
+    first_token_ms: int = 0
+    total_ms: int = 0
+
+    def observed(self) -> Observed:
+        """What it says about the seller."""
+        seller = self.terms.seller
+        if self.objection is not None:
+            return experience.failed(seller, self.objection)
+        return experience.delivered(seller, len(self.ids), self.first_token_ms, self.total_ms)
+
+
+class Incoming:
+    """The ids of an answer as they arrive, and the checks that can be made on the way."""
+
+    def __init__(self, terms: Terms, end_ids: frozenset[int], vocabulary: int) -> None:
+        self._terms = terms
+        self._end_ids = end_ids
+        self._vocabulary = vocabulary
+        self._chain = AnswerCommitment(terms.request.salt, terms.order.digest)
+        self.ids: list[int] = []
+        self.checkpoint: Signed[Checkpoint] | None = None
+
+    def take(self, ids: tuple[int, ...]) -> None:
+        """The next ids. Raises BrokenPromise."""
+        if len(self.ids) + len(ids) > self._terms.order.record.max_tokens:
+            raise BrokenPromise("the seller sends more tokens than were ordered")
+        if any(i >= self._vocabulary for i in ids):
+            raise BrokenPromise("the seller sends token ids that the model does not have")
+        if self._ended() and ids:
+            raise BrokenPromise("the seller goes on after the end of the answer")
+        if any(i in self._end_ids for i in ids[:-1]):
+            raise BrokenPromise("the seller goes on after the end of the answer")
+        unchecked = len(self.ids) - (self.checkpoint.record.tokens if self.checkpoint else 0)
+        if unchecked + len(ids) > CHECKPOINT_TOKENS + 1:
+            raise BrokenPromise(f"the seller sends more than {CHECKPOINT_TOKENS} tokens without a checkpoint")
+        self.ids += ids
+        self._chain.add(ids)
+
+    def check(self, raw: bytes) -> None:
+        """The seller's checkpoint. Raises BrokenPromise."""
+        try:
+            signed = open_record(raw, Checkpoint)
+        except codec.Malformed as error:
+            raise BrokenPromise(f"the checkpoint is not valid: {error}") from None
+        said, tokens = signed.record, len(self.ids)
+        expected = Checkpoint(
+            self._terms.order.digest, max(tokens, 1), self.commitment(), self._terms.output_cost(tokens)
+        )
+        if signed.signer != self._terms.seller or said != expected:
+            raise BrokenPromise("the checkpoint does not fit what was delivered")
+        self.checkpoint = signed
+
+    def commitment(self) -> bytes:
+        """The commitment to all ids so far."""
+        return self._chain.value()
+
+    def owed_if_cut(self) -> int:
+        """A stream that the seller cuts owes the output up to its last checkpoint, and no input."""
+        return self.checkpoint.record.cost if self.checkpoint else 0
+
+    def _ended(self) -> bool:
+        return bool(self.ids) and self.ids[-1] in self._end_ids
+
+    def objection(self, receipt: Signed[Receipt], cancelled: bool, stopped: bool) -> str | None:
+        """Why the receipt does not fit what was ordered and delivered; None if it does.
+
+        `cancelled`: the buyer had asked to stop. `stopped`: the ids so far complete a stop string.
+        """
+        said, terms, tokens = receipt.record, self._terms, len(self.ids)
+        order = terms.order.record
+        facts = (
+            ("signer", receipt.signer, terms.seller),
+            ("order", said.order, terms.order.digest),
+            ("model", said.model, terms.offer.record.model),
+            ("prompt token count", said.prompt_tokens, terms.prompt_tokens),
+            ("output token count", said.output_tokens, tokens),
+            ("prompt commitment", said.prompt_commitment, prompt_commitment(terms.request.salt, terms.request.prompt)),
+            ("output commitment", said.output_commitment, self.commitment()),
+            ("unit", said.unit, terms.offer.record.price.unit),
+            ("cost", said.cost, terms.full_cost(tokens)),
+        )
+        for name, got, expected in facts:
+            if got != expected:
+                return f"the receipt's {name} is not what was delivered"
+        ended = self._ended() or stopped
+        fits = {
+            "stop": ended,
+            "length": tokens == order.max_tokens and not ended,
+            "cancelled": cancelled,
+            "cut": False,
+        }
+        return None if fits[said.finish] else f"the answer did not end by {said.finish!r}"
+
+    def undisputed(self, receipt: Signed[Receipt]) -> int:
+        """What is owed in any case for what was delivered: never more than the receipt asks for."""
+        return min(receipt.record.cost, self._terms.full_cost(len(self.ids)))

@@ -1,0 +1,182 @@
+"""What this node has seen of others: histories, evidence and speeds, folded from the journal's observations.
+
+Every observation is a journal entry, so a restart remembers all of it. This module is the one place that knows what
+the observations are called and which facts they carry.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from attrs import evolve, field, frozen
+
+from ledger.changes import Released
+from ledger.events import AccountChanged, Event, Fact, Observed
+from ledger.records import Outcome
+from verify.evidence import CONTEXT_BYTES, Evidence
+from verify.reputation import Event as Conduct
+from verify.reputation import History, observe
+
+# How much the newest measurement moves a seller's measured speed.
+_NEWEST: Final = 0.3
+
+
+@frozen
+class Speed:
+    """What a seller's answers took, smoothed; None until measured."""
+
+    tokens_per_s: float | None = None
+    first_token_ms: float | None = None
+
+
+@frozen
+class Due:
+    """What is due for an order that has ended and is not settled yet; `objection` is why less than asked."""
+
+    owed: int
+    objection: str | None
+
+
+@frozen
+class Standing:
+    """All that is known of one seller."""
+
+    history: History = field(factory=History)
+    speed: Speed = field(factory=Speed)
+    receipts: int = 0
+
+
+def delivered(seller: str, tokens: int, first_token_ms: int, total_ms: int) -> Observed:
+    """A seller's answer arrived whole, with a receipt that fits it."""
+    facts: dict[str, Fact] = {"tokens": tokens, "first_token_ms": first_token_ms, "total_ms": total_ms}
+    return Observed(seller, "delivered", facts)
+
+
+def failed(seller: str, reason: str) -> Observed:
+    """A seller's answer was cut, stalled, or came with a receipt that does not fit it."""
+    return Observed(seller, "failed", {"reason": reason[:256]})
+
+
+def due(seller: str, order: bytes, owed: int, objection: str | None) -> Observed:
+    """What the buyer found to be due for an order, before it is settled: a restart goes on from here."""
+    return Observed(seller, "due", {"order": order, "owed": owed, "objection": (objection or "")[:256]})
+
+
+def refused(seller: str, code: str) -> Observed:
+    """A seller turned an order down."""
+    return Observed(seller, "refused", {"code": code})
+
+
+def audited(seller: str, model: bytes, outcome: Outcome, evidence: Evidence, contexts: Iterable[bytes]) -> Observed:
+    """An audit moved the evidence on a seller and model; `contexts` are those that counted in it."""
+    facts: dict[str, Fact] = {
+        "model": model,
+        "outcome": outcome,
+        # Floats as hexadecimal text: the journal holds whole numbers, text and bytes, and nothing may be rounded.
+        "log_m": evidence.log_m.hex(),
+        "peak": evidence.peak.hex(),
+        "tokens": evidence.tokens,
+        "odd": evidence.odd,
+        "contexts": b"".join(contexts),
+    }
+    return Observed(seller, "audited", facts)
+
+
+def disputed(buyer: str, order: bytes, amount: int) -> Observed:
+    """A buyer disputed a receipt of ours, down to this amount."""
+    return Observed(buyer, "disputed", {"order": order, "amount": amount})
+
+
+class Experience:
+    """The fold itself; `take` every entry's events in order."""
+
+    def __init__(self) -> None:
+        self._standings: dict[str, Standing] = {}
+        self._evidence: dict[tuple[str, bytes], Evidence] = {}
+        self._contexts: dict[tuple[str, bytes], set[bytes]] = {}
+        self._due: dict[bytes, Due] = {}
+
+    def standing(self, seller: str) -> Standing:
+        """What is known of a seller; a stranger's is empty."""
+        return self._standings.get(seller) or Standing()
+
+    def evidence(self, seller: str, model: bytes) -> Evidence:
+        """Where the sequential test on a seller's work with one model stands."""
+        return self._evidence.get((seller, model)) or Evidence()
+
+    def contexts(self, seller: str, model: bytes) -> set[bytes]:
+        """The contexts that counted as evidence already."""
+        return self._contexts.setdefault((seller, model), set())
+
+    def due(self, order: bytes) -> Due | None:
+        """What is due for an order that waits for its settlement."""
+        return self._due.get(order)
+
+    def take(self, events: Iterable[Event]) -> None:
+        """Fold what one journal entry says."""
+        for event in events:
+            match event:
+                case Observed():
+                    self._observe(event)
+                case AccountChanged(change=Released(order)):
+                    self._due.pop(order, None)
+
+    def _observe(self, event: Observed) -> None:
+        seller, facts = event.subject, event.facts
+        standing = self.standing(seller)
+        match event.what:
+            case "delivered":
+                standing = evolve(standing, speed=_measured(standing.speed, facts), receipts=standing.receipts + 1)
+                self._conduct(seller, standing, "delivered", _int(facts, "tokens"))
+            case "failed":
+                self._conduct(seller, standing, "failed")
+            case "refused":
+                self._conduct(seller, standing, "refused")
+            case "due":
+                self._remember_due(facts)
+            case "audited":
+                self._audit(seller, standing, facts)
+            case _:
+                pass  # about buyers, or written by a newer version: it is kept, and counts for nothing here
+
+    def _conduct(self, seller: str, standing: Standing, event: Conduct, tokens: int = 0) -> None:
+        self._standings[seller] = evolve(standing, history=observe(standing.history, event, tokens))
+
+    def _remember_due(self, facts: Mapping[str, Fact]) -> None:
+        order, objection = facts.get("order"), facts.get("objection")
+        if isinstance(order, bytes):
+            self._due[order] = Due(_int(facts, "owed"), objection if isinstance(objection, str) and objection else None)
+
+    def _audit(self, seller: str, standing: Standing, facts: Mapping[str, Fact]) -> None:
+        model, outcome = facts.get("model"), facts.get("outcome")
+        packed = facts.get("contexts")
+        if not isinstance(model, bytes) or not isinstance(packed, bytes):
+            return
+        log_m, peak = _float(facts, "log_m"), _float(facts, "peak")
+        self._evidence[seller, model] = Evidence(log_m, peak, _int(facts, "tokens"), _int(facts, "odd"))
+        self.contexts(seller, model).update(packed[i : i + CONTEXT_BYTES] for i in range(0, len(packed), CONTEXT_BYTES))
+        if outcome in ("honest", "dishonest"):
+            self._conduct(seller, standing, "honest" if outcome == "honest" else "dishonest")
+
+
+def _int(facts: Mapping[str, Fact], name: str) -> int:
+    value = facts.get(name)
+    return value if isinstance(value, int) else 0
+
+
+def _float(facts: Mapping[str, Fact], name: str) -> float:
+    value = facts.get(name)
+    return float.fromhex(value) if isinstance(value, str) else -math.inf
+
+
+def _measured(speed: Speed, facts: Mapping[str, Fact]) -> Speed:
+    first, total, tokens = (_int(facts, name) for name in ("first_token_ms", "total_ms", "tokens"))
+    rest_ms = max(total - first, 1)
+    per_s = 1000 * (tokens - 1) / rest_ms if tokens > 1 else None
+    return Speed(_smooth(speed.tokens_per_s, per_s), _smooth(speed.first_token_ms, float(first)))
+
+
+def _smooth(old: float | None, new: float | None) -> float | None:
+    if old is None or new is None:
+        return old if new is None else new
+    return (1 - _NEWEST) * old + _NEWEST * new

@@ -1,0 +1,169 @@
+"""The home folder: identity, settings, ledger, models, and how a command finds the running node.
+
+identity.key   the node's Ed25519 key, 32 bytes in hexadecimal, readable by the owner alone
+config.toml    the owner's settings
+ledger.db      the journal and the records
+models/        model and tokenizer files
+api.key        the key that `/v1` asks for on hosts other than loopback
+node.json      address and token of the running node
+node.lock      held while a node runs in this home
+"""
+
+import fcntl
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import IO, Final
+
+from attrs import field, frozen
+
+from ledger.identity import SEED_BYTES, Identity
+from node.ports import Entropy
+
+DEFAULT_HOME: Final = Path("~/.idlemesh")
+
+
+class HomeError(Exception):
+    """Something is wrong with the home folder; the message says what to do."""
+
+
+class AlreadyRunning(HomeError):
+    """Another node runs in this home."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"a node runs in {folder} already: stop it, or use another --home")
+
+
+class NotRunning(HomeError):
+    """No node runs in this home."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"no node is running in {folder}: start one with `idlemesh up --home {folder}`")
+
+
+@frozen
+class Running:
+    """Where a running node is reached."""
+
+    url: str
+    token: str = field(repr=False)
+    did: str
+
+
+@frozen
+class Home:
+    """One home folder; nothing is read or made until it is asked for."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        """The settings."""
+        return self.folder / "config.toml"
+
+    @property
+    def ledger(self) -> Path:
+        """The database."""
+        return self.folder / "ledger.db"
+
+    @property
+    def models(self) -> Path:
+        """Model files."""
+        return self.folder / "models"
+
+    @property
+    def tokenizers(self) -> Path:
+        """Tokenizer files, own ones and those from peers."""
+        return self.folder / "models" / "tokenizers"
+
+    def make(self) -> None:
+        """Make the folder, for the owner's eyes only. Raises HomeError."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.models.mkdir(exist_ok=True)
+        except OSError as error:
+            raise HomeError(f"{self.folder} cannot be made: {error.strerror}: choose another --home") from None
+
+    def identity(self, entropy: Entropy) -> Identity:
+        """The node's identity, made at the first time. Raises HomeError."""
+        path = self.folder / "identity.key"
+        if not path.exists():
+            self.make()
+            _write_secret(path, entropy.bytes(SEED_BYTES).hex() + "\n")
+        try:
+            seed = bytes.fromhex(path.read_text().strip())
+            return Identity(seed)
+        except (OSError, ValueError):
+            raise HomeError(
+                f"{path} is not readable as a key of 64 hexadecimal digits: restore it from a backup"
+            ) from None
+
+    def api_key(self) -> str | None:
+        """The key to `/v1`, if one was made."""
+        path = self.folder / "api.key"
+        return path.read_text().strip() if path.exists() else None
+
+    def make_api_key(self) -> str:
+        """The key to `/v1`, made at the first time."""
+        key = self.api_key()
+        if key is None:
+            self.make()
+            key = "im-" + secrets.token_urlsafe(32)
+            _write_secret(self.folder / "api.key", key + "\n")
+        return key
+
+    def lock(self) -> IO[bytes]:
+        """Take the home for this process, until the file is closed. Raises AlreadyRunning."""
+        self.make()
+        handle = (self.folder / "node.lock").open("ab")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            handle.close()
+            raise AlreadyRunning(self.folder) from None
+        return handle
+
+    def announce(self, running: Running) -> None:
+        """Say where the node is reached."""
+        body = {"url": running.url, "token": running.token, "did": running.did, "pid": os.getpid()}
+        _write_secret(self.folder / "node.json", json.dumps(body))
+
+    def withdraw(self) -> None:
+        """The node is not reached any more."""
+        (self.folder / "node.json").unlink(missing_ok=True)
+
+    def running(self) -> Running:
+        """The node that runs in this home. Raises NotRunning."""
+        try:
+            with (self.folder / "node.lock").open("ab") as handle:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            raise NotRunning(self.folder) from None
+        except OSError:
+            pass  # somebody holds it: a node is running
+        else:
+            raise NotRunning(self.folder)
+        try:
+            body = json.loads((self.folder / "node.json").read_text())
+            return Running(body["url"], body["token"], body["did"])
+        except (OSError, ValueError, KeyError):
+            raise NotRunning(self.folder) from None
+
+
+def _write_secret(path: Path, text: str) -> None:
+    """Write a file that only the owner may read, whole or not at all."""
+    partial = path.with_name(path.name + ".new")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as handle:
+        os.fchmod(handle.fileno(), 0o600)
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    partial.replace(path)
+
+
+def open_home(folder: Path | None) -> Home:
+    """The home folder: as given, else IDLEMESH_HOME, else ~/.idlemesh."""
+    chosen = folder or Path(os.environ.get("IDLEMESH_HOME") or DEFAULT_HOME)
+    return Home(chosen.expanduser().absolute())

@@ -1,0 +1,172 @@
+"""Who could answer: one `Candidate` for the local engine and each peer's offer, and the one function that ranks them.
+
+    score = w_quality * quality + w_cost * (1 - cost) + w_latency * (1 - latency)
+          + w_sovereignty * sovereignty + w_privacy * privacy + w_reputation * reputation
+
+Each part lies in 0..1; cost and latency are shares of the dearest and the slowest candidate of the same wish; the
+weights are the owner's. Hard limits come first: whoever breaks one is ruled out, and the reason is kept for the owner.
+"""
+
+import math
+from typing import Final, Literal
+
+from attrs import field, frozen
+
+from ledger.identity import Did
+from ledger.money import Amount, cost
+from ledger.records import PRIVACY_LEVELS, Offer, Privacy, Signed
+from node.market.privacy import CEILINGS, Relation, may_see
+
+# DESIGN: own hardware 1.0, trusted peers 0.7, open mesh 0.5.
+SOVEREIGNTY: Final[dict[Relation, float]] = {"self": 1.0, "attested": 0.7, "named": 0.7, "anyone": 0.5}
+# What a seller that nobody has measured is taken to need; close to a small machine's, so that it gets a try.
+_UNMEASURED_TOKENS_PER_S: Final = 20.0
+_UNMEASURED_FIRST_TOKEN_MS: Final = 500.0
+Route = Literal["auto", "local", "peers"]
+
+
+@frozen
+class Weights:
+    """How much each part of the score counts."""
+
+    quality: float = 1.0
+    cost: float = 1.0
+    latency: float = 0.5
+    sovereignty: float = 0.5
+    privacy: float = 0.5
+    reputation: float = 2.0
+
+
+@frozen
+class Limits:
+    """The owner's hard limits on buying; None does not limit. Amounts of another unit than the offer's rule it out."""
+
+    max_input_price: Amount | None = None
+    max_output_price: Amount | None = None
+    max_order_cost: Amount | None = None
+    max_per_day: Amount | None = None
+    min_reputation: float = 0.0
+    allowed: frozenset[str] | None = None
+
+
+@frozen
+class Candidate:
+    """One who could answer. `quality` and `reputation` lie in 0..1; speeds are measured, None until then."""
+
+    model: bytes
+    name: str
+    quality: float
+    relation: Relation
+    offer: Signed[Offer] | None = None
+    reputation: float = 1.0
+    condemned: bool = False
+    available: Amount | None = None  # what the account there still bears; None = not known yet
+    tokens_per_s: float | None = None
+    first_token_ms: float | None = None
+
+    @property
+    def seller(self) -> Did | None:
+        """Whose offer it is; None for this machine."""
+        return self.offer.signer if self.offer else None
+
+    def cost(self, prompt_tokens: int, max_tokens: int) -> int:
+        """The most that the order can cost, in the offer's unit; nothing here."""
+        return cost(self.offer.record.price, prompt_tokens, max_tokens) if self.offer else 0
+
+
+@frozen
+class Wish:
+    """What a request needs of whoever answers it. `models` are acceptable manifest digests; None accepts any."""
+
+    models: frozenset[bytes] | None
+    prompt_tokens: int
+    max_tokens: int
+    privacy: Privacy
+    route: Route = "auto"
+    spent_today: dict[str, int] = field(factory=dict)
+
+
+def rule_out(candidate: Candidate, wish: Wish, limits: Limits) -> str | None:
+    """Why this candidate may not answer, in words for the owner; None if it may."""
+    if wish.models is not None and candidate.model not in wish.models:
+        return "runs another model"
+    if not may_see(candidate.relation, wish.privacy):
+        return f"may see prompts up to {CEILINGS[candidate.relation]}, and this one is {wish.privacy}"
+    if candidate.offer is None:
+        return "the route is peers" if wish.route == "peers" else None
+    if wish.route == "local":
+        return "the route is local"
+    return _breaks_limits(candidate, candidate.offer.record, wish, limits)
+
+
+def _breaks_limits(candidate: Candidate, offer: Offer, wish: Wish, limits: Limits) -> str | None:
+    if limits.allowed is not None and candidate.seller not in limits.allowed:
+        return "is not among the allowed peers"
+    if candidate.condemned:
+        return "was found cheating"
+    if candidate.reputation < limits.min_reputation:
+        return f"has a reputation of {candidate.reputation:.2f}, under the least of {limits.min_reputation:.2f}"
+    if "credit" not in offer.rails:
+        return "takes no credit, the one way to pay so far"
+    if wish.prompt_tokens + wish.max_tokens > offer.context:
+        return f"has a context of {offer.context} tokens, and {wish.prompt_tokens + wish.max_tokens} are needed"
+    unit = offer.price.unit
+    price = candidate.cost(wish.prompt_tokens, wish.max_tokens)
+    over_a_day = wish.spent_today.get(unit, 0) + price
+    checks = (
+        (limits.max_input_price, offer.price.input, "asks {} for a million prompt tokens, over the most of {}"),
+        (limits.max_output_price, offer.price.output, "asks {} for a million output tokens, over the most of {}"),
+        (limits.max_order_cost, price, "may cost {} for this order, over the most of {}"),
+        (limits.max_per_day, over_a_day, "would bring today's spending to {}, over the most of {}"),
+        (candidate.available, price, "may cost {} for this order, and its credit bears {}"),
+    )
+    for most, asked, words in checks:
+        if most is not None and (most.unit != unit or asked > most.value):
+            return words.format(Amount(asked, unit), most)
+    return None
+
+
+def rank(candidates: list[Candidate], wish: Wish, weights: Weights) -> list[Candidate]:
+    """The candidates, best first; equal ones in the order of their sellers' names, so that it is reproducible."""
+    if not candidates:
+        return []
+    costs = _shares([_comparable_cost(c, wish) for c in candidates])
+    times = _shares([_expected_ms(c, wish) for c in candidates])
+    scored = [
+        (-_score(c, spent, wait, weights), c.seller or "", c)
+        for c, spent, wait in zip(candidates, costs, times, strict=True)
+    ]
+    return [c for _, _, c in sorted(scored, key=lambda row: row[:2])]
+
+
+def _score(candidate: Candidate, cost_share: float, time_share: float, weights: Weights) -> float:
+    privacy = PRIVACY_LEVELS.index(CEILINGS[candidate.relation]) / (len(PRIVACY_LEVELS) - 1)
+    return (
+        weights.quality * candidate.quality
+        + weights.cost * (1 - cost_share)
+        + weights.latency * (1 - time_share)
+        + weights.sovereignty * SOVEREIGNTY[candidate.relation]
+        + weights.privacy * privacy
+        + weights.reputation * candidate.reputation
+    )
+
+
+def _comparable_cost(candidate: Candidate, wish: Wish) -> float:
+    # Units are not converted into each other: a millisatoshi and a millionth of a dollar are of one order of magnitude.
+    return float(candidate.cost(wish.prompt_tokens, wish.max_tokens))
+
+
+def _expected_ms(candidate: Candidate, wish: Wish) -> float:
+    speed = candidate.tokens_per_s or _UNMEASURED_TOKENS_PER_S
+    return (candidate.first_token_ms or _UNMEASURED_FIRST_TOKEN_MS) + 1000 * wish.max_tokens / speed
+
+
+def _shares(values: list[float]) -> list[float]:
+    most = max(values)
+    return [value / most if most else 0.0 for value in values]
+
+
+def quality_of(parameters: int, tier: float) -> float:
+    """A rough quality in 0..1: the model's size on a scale from a million to a trillion, and its tier in 0..1."""
+    size = (math.log10(max(parameters, 1)) - 6) / 6
+    return 0.7 * min(max(size, 0.0), 1.0) + 0.3 * tier

@@ -1,0 +1,122 @@
+"""The peers that the owner named: their offers and credit are fetched, verified, and fetched again in time."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+from ledger.account import AccountError
+from ledger.changes import Granted
+from ledger.codec import Malformed
+from ledger.events import AccountChanged
+from ledger.identity import Did
+from ledger.money import Unit
+from ledger.records import Grant, Offer, Signed, check_time, open_record
+from node.exchange.book import Book
+from node.market.offers import OfferBook
+from node.models.gguf import BadModelFile
+from node.models.tokenizer import Tokenizer, TokenizerMismatch
+from node.models.tokenizers import Tokenizers
+from node.wire.messages import Refused, Unreachable
+from node.wire.peer import Peer
+
+REFRESH_S: Final = 30.0
+_FIRST_RETRY_S: Final = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+class NoTokenizerToBeHad(Exception):
+    """No peer gave the tokenizer that an offer names."""
+
+
+class NamedPeers:
+    """Keeps in touch with each named peer in the background; `trouble` says what is wrong with one now."""
+
+    def __init__(self, book: Book, peers: Mapping[Did, Peer], tokenizers: Tokenizers) -> None:
+        self._book = book
+        self._peers = dict(peers)
+        self._tokenizers = tokenizers
+        self._offers = OfferBook()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.trouble: Final[dict[Did, str]] = {}
+
+    def start(self) -> None:
+        """Begin to fetch."""
+        self._tasks = [asyncio.create_task(self._keep_in_touch(did)) for did in self._peers]
+
+    async def close(self) -> None:
+        """Stop fetching."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def dial(self, did: Did) -> Peer | None:
+        """The way to a named peer."""
+        return self._peers.get(did)
+
+    @property
+    def dids(self) -> list[Did]:
+        """The named peers."""
+        return list(self._peers)
+
+    def offers(self) -> list[Signed[Offer]]:
+        """The offers that are open now."""
+        return self._offers.standing(self._book.now())
+
+    async def refresh(self, did: Did) -> None:
+        """Fetch a peer's offers and its credit for this node. Raises Refused, Unreachable, Malformed."""
+        peer = self._peers[did]
+        now = self._book.now()
+        offers = [self._offers.take(raw, did, now) for raw in await peer.offers()]
+        self._offers.keep_only(did, (offer.record.model for offer in offers))
+        for unit in {offer.record.price.unit for offer in offers}:
+            await self._take_grant(did, unit, await peer.grant(self._book.me, unit))
+
+    async def _take_grant(self, did: Did, unit: Unit, raw: bytes) -> None:
+        grant = open_record(raw, Grant)
+        said = grant.record
+        check_time(said, self._book.now())
+        if grant.signer != did or said.buyer != self._book.me or said.unit != unit:
+            raise Malformed("the grant is not this seller's for this node")
+        account = self._book.debt_to(did, said.unit)
+        if said.sequence > account.grant_sequence:
+            granted = Granted(said.credit, said.window, said.sequence)
+            await self._book.post(AccountChanged(account.key, granted))
+
+    async def _keep_in_touch(self, did: Did) -> None:
+        wait_s = _FIRST_RETRY_S
+        while True:
+            try:
+                await self.refresh(did)
+            except (Refused, Unreachable, Malformed, AccountError) as error:
+                if self.trouble.get(did) != str(error):
+                    _log.warning("peer %s: %s", did, error)
+                self.trouble[did] = str(error)
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, REFRESH_S)
+            else:
+                self.trouble.pop(did, None)
+                wait_s = _FIRST_RETRY_S
+                await asyncio.sleep(REFRESH_S)
+
+    async def tokenizer(self, digest: bytes, seller: Did | None) -> Tokenizer:
+        """A tokenizer by its digest: from disk, else from the seller, else from any peer; fetched once.
+
+        Raises NoTokenizerToBeHad.
+        """
+        if not self._tokenizers.has(digest):
+            await self._fetch_tokenizer(digest, seller)
+        return self._tokenizers.open(digest)
+
+    async def _fetch_tokenizer(self, digest: bytes, seller: Did | None) -> None:
+        first_the_seller = sorted(self._peers, key=lambda did: did != seller)
+        reasons = []
+        for did in first_the_seller:
+            try:
+                await self._tokenizers.add(await self._peers[did].tokenizer(digest), digest)
+            except (Refused, Unreachable, TokenizerMismatch, BadModelFile) as error:
+                reasons.append(str(error))
+            else:
+                return
+        raise NoTokenizerToBeHad("; ".join(reasons) or "no peer has it")

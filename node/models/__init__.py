@@ -1,0 +1,1 @@
+"""Models: their files, manifests, tokenizers and names."""

@@ -1,0 +1,156 @@
+"""The one door to llama.cpp: its low-level C interface through llama-cpp-python, with types and errors.
+
+Everything C++ would answer with undefined behaviour (a closed model, an id outside the vocabulary, a file
+that is no GGUF) is refused here. The library is loaded at first use, so that importing this module does
+nothing; its log goes to Python's logging at debug level. A `Context` belongs to one thread at a time; a
+`Vocab` may be used from any.
+"""
+
+import ctypes
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Final, Protocol
+
+from node.models.gguf import BadModelFile, read_gguf
+from node.models.quantization import file_type_number
+
+_ERROR_LEVEL: Final = 4  # enum ggml_log_level, as of ggml.h: debug 1, info 2, warn 3, error 4
+_log = logging.getLogger(__name__)
+_loading = threading.Lock()
+_first_error = threading.local()
+
+
+class LlamaRefused(BadModelFile):
+    """A file that reads well but that llama.cpp does not load, with what it said."""
+
+    def __init__(self, path: Path, said: str) -> None:
+        reason = f"llama.cpp cannot load it ({said or 'it gave no reason'})"
+        super().__init__(str(path), reason, "Try a newer idlemesh, or another file of the model.")
+        self.said = said
+
+
+class QuantizationFailed(BadModelFile):
+    """llama.cpp's quantizer gave up."""
+
+    def __init__(self, path: Path, target: str, said: str) -> None:
+        reason = f"llama.cpp cannot make {target} of it ({said or 'it gave no reason'})"
+        super().__init__(str(path), reason, "Check the space on the disk, or choose another quantization.")
+
+
+class LlamaClosed(RuntimeError):
+    """Something was asked of a model that was closed before."""
+
+
+def build() -> str:
+    """Which llama.cpp computes here, for the engine fingerprint; at most 64 characters."""
+    return f"llama-cpp-python {version('llama_cpp_python')}, llama.cpp {library().llama_version().decode()}"[
+        :64
+    ]
+
+
+def backend(gpu_layers: int = -1) -> str:
+    """What the weights are multiplied on, for the engine fingerprint: "cpu", "cuda", "metal" and so on."""
+    library = library()
+    if gpu_layers == 0 or not library.llama_supports_gpu_offload():
+        return "cpu"
+    return str(library.llama_print_system_info().decode().split(" :", 1)[0].strip().lower())
+
+
+def quantize(source: Path, target: Path, file_type: str, threads: int = 0) -> None:
+    """Write `source` again as llama.cpp's `file_type` ("Q2_K"), also from a quantized file; 0 threads means
+    all.
+
+    Raises BadModelFile, UnknownTier. `target` appears only when it is complete.
+    """
+    read_gguf(source)
+    library = library()
+    settings = library.llama_model_quantize_default_params()
+    settings.ftype = file_type_number(file_type)
+    settings.allow_requantize, settings.nthread = True, threads
+    partial = target.with_name(f"{target.name}.partial")
+    _first_error.text = ""
+    if library.llama_model_quantize(bytes(source), bytes(partial), ctypes.byref(settings)) != 0:
+        partial.unlink(missing_ok=True)
+        raise QuantizationFailed(source, file_type, _first_error.text)
+    partial.replace(target)
+
+
+class Closable(Protocol):
+    """What is closed before the model it belongs to."""
+
+    def close(self) -> None:
+        """Free it; again does nothing."""
+        ...
+
+
+class Handle:
+    """A loaded llama_model and what must be freed before it; free to be closed twice."""
+
+    def __init__(self, pointer: int) -> None:
+        self._pointer: int | None = pointer
+        self._contexts: list[Closable] = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def use(self) -> Iterator[int]:
+        """The pointer, kept alive meanwhile. Raises LlamaClosed."""
+        with self._lock:
+            if self._pointer is None:
+                raise LlamaClosed("this model is closed; open it again")
+            yield self._pointer
+
+    def keep(self, context: Closable) -> None:
+        """Close this first when the model is closed."""
+        self._contexts.append(context)
+
+    def close(self) -> None:
+        """Free everything; again does nothing."""
+        with self._lock:
+            pointer, self._pointer = self._pointer, None
+            for context in self._contexts:
+                context.close()
+            if pointer is not None:
+                library().llama_model_free(pointer)
+
+
+def load(path: Path, *, vocab_only: bool, gpu_layers: int = -1) -> Handle:
+    read_gguf(path)  # llama.cpp aborts the process on some broken files: they go no further
+    library = library()
+    settings = library.llama_model_default_params()
+    settings.vocab_only, settings.n_gpu_layers = vocab_only, gpu_layers
+    _first_error.text = ""
+    pointer = library.llama_model_load_from_file(bytes(path), settings)
+    if not pointer:
+        raise LlamaRefused(path, _first_error.text)
+    return Handle(pointer)
+
+
+def library() -> ModuleType:
+    with _loading:
+        return _startlibrary()
+
+
+@lru_cache(maxsize=1)
+def _startlibrary() -> ModuleType:
+    import llama_cpp.llama_cpp as library
+
+    callback = library.llama_log_callback(_on_log)
+    # llama.cpp keeps the bare pointer: without a reference from here the callback would be collected.
+    _on_log.callback = callback  # type: ignore[attr-defined]
+    library.llama_log_set(callback, ctypes.c_void_p(0))
+    library.llama_backend_init()
+    return library
+
+
+def _on_log(level: int, text: bytes, _data: object) -> None:
+    line = text.decode("utf-8", "replace").strip()
+    if level == _ERROR_LEVEL and line and not getattr(_first_error, "text", ""):
+        _first_error.text = line  # the first one names the cause, those after it only who gave up
+    if line:
+        _log.debug("%s", line)

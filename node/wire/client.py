@@ -1,0 +1,119 @@
+"""A peer at the other end of HTTP: the client that dials `/mesh/v1`.
+
+Every size, wait and count is bounded, since whoever answers may be hostile. Vendor errors become `Unreachable` here.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from typing import Final
+
+import aiohttp
+
+from ledger import codec
+from ledger.records import Grant, Offer, Receipt
+from node.wire.messages import MAX_REFUSAL, Refused, Unreachable, decode_refusal, encode_envelope
+
+CBOR: Final = "application/cbor"
+MAX_OFFERS: Final = 64
+MAX_TOKENIZER: Final = 64 * 2**20
+# A seller gives a sign of life at least every 5 seconds; three missed ones mean that it is gone.
+SIGN_OF_LIFE_S: Final = 5.0
+STALL_S: Final = 3 * SIGN_OF_LIFE_S
+_CALL_S: Final = 10.0
+_CONNECT_S: Final = 5.0
+_CHUNK: Final = 65_536
+
+
+class HttpPeer:
+    """One node at one URL; the session is the caller's and shared by all peers."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, stall_s: float = STALL_S) -> None:
+        self._session = session
+        self._base = url.rstrip("/") + "/mesh/v1"
+        self._stall_s = stall_s
+        self.url: Final = url
+
+    async def offers(self) -> Sequence[bytes]:
+        raw = await self._call("GET", "/offers", limit=MAX_OFFERS * (Offer.limit + 8))
+        try:
+            offers = codec.decode(raw, len(raw))
+        except codec.Malformed as error:
+            raise Unreachable(f"{self.url} answers no offers: {error}") from None
+        if not isinstance(offers, list) or len(offers) > MAX_OFFERS or not all(isinstance(o, bytes) for o in offers):
+            raise Unreachable(f"{self.url} answers no list of at most {MAX_OFFERS} offers")
+        return offers
+
+    async def grant(self, buyer: str, unit: str) -> bytes:
+        return await self._call("GET", f"/grants/{buyer}/{unit}", limit=Grant.limit)
+
+    async def tokenizer(self, digest: bytes) -> bytes:
+        return await self._call("GET", f"/tokenizers/{digest.hex()}", limit=MAX_TOKENIZER, wait_s=120)
+
+    async def order(self, order: bytes, sealed: bytes) -> AsyncGenerator[bytes, None]:
+        timeout = aiohttp.ClientTimeout(sock_connect=_CONNECT_S, sock_read=self._stall_s)
+        try:
+            async with self._session.post(
+                f"{self._base}/orders",
+                data=encode_envelope(order, sealed),
+                headers={"content-type": CBOR},
+                timeout=timeout,
+                allow_redirects=False,
+            ) as response:
+                if response.status != 200:
+                    raise await self._refusal(response)
+                async for chunk in response.content.iter_any():
+                    yield chunk
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._unreachable(error) from None
+
+    async def receipt(self, order: bytes) -> bytes | None:
+        try:
+            return await self._call("GET", f"/orders/{order.hex()}/receipt", limit=Receipt.limit)
+        except Refused as refusal:
+            if refusal.code == "unknown_order":
+                return None
+            raise
+
+    async def acknowledge(self, raw: bytes) -> None:
+        await self._call("POST", "/acknowledgements", raw)
+
+    async def cancel(self, raw: bytes) -> None:
+        await self._call("POST", "/cancels", raw)
+
+    async def _call(
+        self, method: str, path: str, body: bytes | None = None, limit: int = MAX_REFUSAL, wait_s: float = _CALL_S
+    ) -> bytes:
+        timeout = aiohttp.ClientTimeout(total=wait_s, sock_connect=_CONNECT_S)
+        headers = {"content-type": CBOR} if body is not None else {}
+        try:
+            async with self._session.request(
+                method, self._base + path, data=body, headers=headers, timeout=timeout, allow_redirects=False
+            ) as response:
+                if response.status not in (200, 204):
+                    raise await self._refusal(response)
+                return await _read(response, limit)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._unreachable(error) from None
+        except codec.TooLarge as error:
+            raise Unreachable(f"{self.url} answers too much: {error}") from None
+
+    async def _refusal(self, response: aiohttp.ClientResponse) -> Exception:
+        try:
+            return decode_refusal(await _read(response, MAX_REFUSAL))
+        except (codec.Malformed, UnicodeDecodeError):
+            return Unreachable(f"{self.url} answers HTTP {response.status}, and no node's refusal")
+
+    def _unreachable(self, error: BaseException) -> Unreachable:
+        if isinstance(error, asyncio.TimeoutError):
+            return Unreachable(f"{self.url} does not answer in time")
+        return Unreachable(f"{self.url} cannot be reached: {type(error).__name__}")
+
+
+async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """A body of at most `limit` bytes. Raises codec.TooLarge as soon as it is exceeded."""
+    body = bytearray()
+    async for chunk in response.content.iter_chunked(_CHUNK):
+        body += chunk
+        if len(body) > limit:
+            raise codec.TooLarge(len(body), limit)
+    return bytes(body)

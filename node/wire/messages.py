@@ -1,0 +1,115 @@
+"""What travels besides the records: the sealed request's content, the order's envelope, and refusals."""
+
+from typing import Any, Final, Literal, get_args
+
+from attrs import frozen
+
+from ledger import codec
+from ledger.commitments import SALT_BYTES, ids_bytes, ids_from_bytes
+from ledger.records import MAX_TOKENS, Order
+
+MAX_STOPS: Final = 16
+MAX_STOP_CHARS: Final = 256
+# 4 bytes an id for the longest prompt that a sealed request may carry, and room for the rest.
+MAX_REQUEST: Final = 4 * 262_144 + 32_768
+MAX_SEALED: Final = MAX_REQUEST + 256
+MAX_ENVELOPE: Final = MAX_SEALED + Order.limit + 64
+MAX_REFUSAL: Final = 4_096
+
+RefusalCode = Literal[
+    "malformed",
+    "forged",
+    "expired",
+    "wrong_seller",
+    "unknown_offer",
+    "replayed",
+    "running",
+    "cannot_open",
+    "rail",
+    "privacy",
+    "hops",
+    "too_long",
+    "max_cost",
+    "credit",
+    "window",
+    "exposure",
+    "busy",
+    "failed",
+    "not_selling",
+    "unknown_order",
+    "too_many_requests",
+]
+_CODES: Final = frozenset(get_args(RefusalCode))
+
+
+class Refused(Exception):
+    """A peer says no, and why. The code is for programs, the message for people."""
+
+    def __init__(self, code: RefusalCode, message: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.code: Final = code
+        self.message: Final = message
+        self.retry_after: Final = retry_after
+
+
+class Unreachable(Exception):
+    """A peer that does not answer, or answers something that is not the protocol."""
+
+
+@frozen
+class Request:
+    """The content of an order: what only buyer and seller may see."""
+
+    salt: bytes
+    prompt: tuple[int, ...]
+    stop: tuple[str, ...] = ()
+
+
+def encode_request(request: Request) -> bytes:
+    """The bytes to seal."""
+    return codec.encode({"salt": request.salt, "prompt": ids_bytes(request.prompt), "stop": list(request.stop)})
+
+
+def decode_request(raw: bytes) -> Request:
+    """Read an opened request. Raises codec.Malformed, without a word of its content."""
+    match codec.decode(raw, MAX_REQUEST):
+        case {"salt": bytes(salt), "prompt": bytes(prompt), "stop": list(stop)} if len(salt) == SALT_BYTES:
+            pass
+        case _:
+            raise codec.Malformed(f"a request needs a salt of {SALT_BYTES} bytes, a prompt and a list of stop strings")
+    if len(stop) > MAX_STOPS or not all(isinstance(s, str) and 0 < len(s) <= MAX_STOP_CHARS for s in stop):
+        raise codec.Malformed(f"at most {MAX_STOPS} stop strings of 1 to {MAX_STOP_CHARS} characters are allowed")
+    if not prompt or len(prompt) // 4 > MAX_TOKENS or len(prompt) % 4:
+        raise codec.Malformed("a prompt is at least one token id of 4 bytes")
+    return Request(salt, ids_from_bytes(prompt), tuple(stop))
+
+
+def encode_envelope(order: bytes, sealed: bytes) -> bytes:
+    """The body of an order's HTTP request."""
+    return codec.encode([order, sealed])
+
+
+def decode_envelope(raw: bytes) -> tuple[bytes, bytes]:
+    """The signed order and the sealed request. Raises codec.Malformed."""
+    match codec.decode(raw, MAX_ENVELOPE):
+        case [bytes(order), bytes(sealed)]:
+            return order, sealed
+    raise codec.Malformed("an order's envelope is an array of two byte strings: the order and the sealed request")
+
+
+def encode_refusal(refusal: Refused) -> bytes:
+    """The body of an HTTP answer that says no."""
+    body: dict[str, Any] = {"code": refusal.code, "message": refusal.message[:512]}
+    if refusal.retry_after is not None:
+        body["retry_after"] = refusal.retry_after
+    return codec.encode(body)
+
+
+def decode_refusal(raw: bytes) -> Refused:
+    """Read a refusal from a stranger. Raises codec.Malformed."""
+    body = codec.decode(raw, MAX_REFUSAL)
+    match body:
+        case {"code": str(code), "message": str(message)} if code in _CODES:
+            retry = body.get("retry_after")
+            return Refused(code, message[:512], retry if isinstance(retry, int) and 0 <= retry <= 86_400 else None)  # type: ignore[arg-type]
+    raise codec.Malformed("not a refusal")

@@ -1,0 +1,146 @@
+"""The door to llama.cpp: nothing that C++ would not survive gets through it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from node.models.gguf import NotGguf, TruncatedGguf
+from node.models.llama import LlamaClosed, LlamaRefused, QuantizationFailed, backend, build, quantize
+from node.models.manifest import tokenizer_file
+from node.models.quantization import UnknownTier
+from node.models.vocab import UnknownToken, open_vocab
+from node.models.weights import Model
+
+PROMPT = "<|user|>Tell me a story about a fox.<|assistant|>"
+
+
+def test_the_build_names_the_library_and_fits_a_fingerprint() -> None:
+    assert build().startswith("llama-cpp-python ")
+    assert len(build()) <= 64
+    assert backend(gpu_layers=0) == "cpu"
+    assert 0 < len(backend()) <= 64
+
+
+def test_a_vocabulary_turns_text_to_ids_and_back(demo: Path) -> None:
+    vocab = open_vocab(demo)
+    assert (vocab.size, vocab.eog, vocab.add_bos) == (1_024, frozenset({0}), False)
+    ids = vocab.tokenize("Grüße an alle Füchse 🦊", parse_special=False)
+    assert b"".join(map(vocab.piece, ids)).decode() == "Grüße an alle Füchse 🦊"
+    assert vocab.tokenize("<|end|>", parse_special=True) == [0]
+    assert len(vocab.tokenize("<|end|>", parse_special=False)) > 1
+    assert (vocab.piece(0), vocab.text(0), vocab.text(-1)) == (b"", "<|end|>", "")
+    vocab.close()
+
+
+@pytest.mark.parametrize("token", [-1, 1_024, 2**31 - 1])
+def test_an_id_outside_the_vocabulary_is_an_error(demo: Path, token: int) -> None:
+    vocab = open_vocab(demo)
+    with pytest.raises(UnknownToken):
+        vocab.piece(token)
+    vocab.close()
+
+
+def test_closing_twice_is_fine_and_using_what_is_closed_an_error(demo: Path) -> None:
+    model = Model(demo)
+    context = model.context(tokens=64, batch=16, threads=1)
+    for thing in (model, context, model, model.vocab):
+        thing.close()
+    with pytest.raises(LlamaClosed):
+        context.decode([1], 0, 1)
+    with pytest.raises(LlamaClosed):
+        context.clear()
+    with pytest.raises(LlamaClosed):
+        model.vocab.tokenize("a", parse_special=False)
+    with pytest.raises(LlamaClosed):
+        model.context(tokens=64, batch=16, threads=1)
+
+
+def test_logits_do_not_depend_on_how_a_prompt_is_cut(demo: Path) -> None:
+    model = Model(demo)
+    ids = model.vocab.tokenize(PROMPT, parse_special=True)
+    context = model.context(tokens=256, batch=64, threads=1)
+    whole = context.decode(ids, 0, len(ids))
+    context.clear()
+    rows = [context.decode([token], position, 1)[0] for position, token in enumerate(ids)]
+    assert whole.shape == (len(ids), 1_024)
+    np.testing.assert_allclose(np.stack(rows), whole, atol=0.5)
+    assert np.abs(np.stack(rows) - whole).mean() < 0.02
+    model.close()
+
+
+def test_rows_are_copies_that_the_next_batch_leaves_alone(demo: Path) -> None:
+    model = Model(demo)
+    context = model.context(tokens=64, batch=16, threads=1)
+    first = context.decode([5, 6, 7], 0, 1)
+    kept = first.copy()
+    context.decode([9], 3, 1)
+    np.testing.assert_array_equal(first, kept)
+    model.close()
+
+
+def test_a_cleared_context_remembers_nothing(demo: Path) -> None:
+    model = Model(demo)
+    context = model.context(tokens=64, batch=16, threads=1)
+    fresh = context.decode([5, 6, 7], 0, 1)
+    context.decode([9, 10], 3, 0)
+    context.clear()
+    np.testing.assert_array_equal(context.decode([5, 6, 7], 0, 1), fresh)
+    model.close()
+
+
+@pytest.mark.parametrize(
+    ("ids", "position", "rows"), [([], 0, 0), ([1] * 17, 0, 1), ([1], 64, 1), ([1, 2], 0, 3)]
+)
+def test_batches_that_do_not_fit_are_refused(demo: Path, ids: list[int], position: int, rows: int) -> None:
+    model = Model(demo)
+    context = model.context(tokens=64, batch=16, threads=1)
+    with pytest.raises(ValueError, match="do not fit"):
+        context.decode(ids, position, rows)
+    model.close()
+
+
+def test_a_quantized_cache_computes_nearly_the_same(demo: Path) -> None:
+    model = Model(demo)
+    ids = model.vocab.tokenize(PROMPT, parse_special=True)
+    exact = model.context(tokens=64, batch=64, threads=1).decode(ids, 0, 1)
+    rough = model.context(tokens=64, batch=64, threads=1, kv="q8_0").decode(ids, 0, 1)
+    assert 0 < np.abs(exact - rough).mean() < 0.5
+    model.close()
+
+
+def test_garbage_and_cut_files_never_reach_llama_cpp(demo: Path, tmp_path: Path) -> None:
+    garbage, cut = tmp_path / "garbage.gguf", tmp_path / "cut.gguf"
+    garbage.write_bytes(bytes(range(256)) * 10)
+    cut.write_bytes(demo.read_bytes()[:2_000_000])
+    for path, error in ((garbage, NotGguf), (cut, TruncatedGguf)):
+        with pytest.raises(error):
+            Model(path)
+        with pytest.raises(error):
+            open_vocab(path)
+        with pytest.raises(error):
+            quantize(path, tmp_path / "out.gguf", "Q2_K")
+
+
+def test_what_llama_cpp_does_not_load_is_an_error_with_its_reason(demo: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.gguf"
+    path.write_bytes(tokenizer_file(demo))
+    with pytest.raises(LlamaRefused) as caught:
+        Model(path)
+    assert "gave no reason" not in str(caught.value)
+
+
+def test_worse_quantizations_are_made_from_a_quantized_file(demo: Path, tmp_path: Path) -> None:
+    target = tmp_path / "q2.gguf"
+    quantize(demo, target, "Q2_K", threads=1)
+    assert target.stat().st_size < demo.stat().st_size / 2
+    assert [path.name for path in tmp_path.iterdir()] == ["q2.gguf"]
+    Model(target).close()
+
+
+def test_a_quantization_that_fails_leaves_nothing(demo: Path, tmp_path: Path) -> None:
+    with pytest.raises(QuantizationFailed):
+        quantize(demo, tmp_path / "missing" / "q2.gguf", "Q2_K")
+    with pytest.raises(UnknownTier):
+        quantize(demo, tmp_path / "q9.gguf", "Q9_X")
+    assert list(tmp_path.iterdir()) == []
