@@ -115,9 +115,7 @@ class AboveWindow(AccountError):
     left: int
 
     def __str__(self) -> str:
-        return (
-            f"{self.amount} is more than the {self.left} left of the window: pay for open work, or order less"
-        )
+        return f"{self.amount} is more than the {self.left} left of the window: pay for open work, or order less"
 
 
 @define
@@ -141,9 +139,7 @@ class AboveReservation(AccountError):
     total: int
 
     def __str__(self) -> str:
-        return (
-            f"order {self.order.hex()[:16]} reserved {self.amount}, less than {self.total}: dispute the rest"
-        )
+        return f"order {self.order.hex()[:16]} reserved {self.amount}, less than {self.total}: dispute the rest"
 
 
 @define

@@ -66,14 +66,25 @@ def from_json(body: object) -> Bundle:
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise NotABundle(f"this is no receipt that `idlemesh export` wrote: its format is not {FORMAT!r}")
     try:
-        raw = {name: base64.b64decode(body[name], validate=True) for name in _RAW if name in body}
-        ids = {name: _ids(body[name]) for name in ("prompt", "answer") if name in body}
-        return Bundle(**raw, **ids)
+        return Bundle(
+            offer=_bytes(body["offer"]),
+            order=_bytes(body["order"]),
+            receipt=_bytes(body["receipt"]),
+            acknowledgement=_bytes(body["acknowledgement"]) if "acknowledgement" in body else None,
+            salt=_bytes(body["salt"]) if "salt" in body else None,
+            prompt=_ids(body["prompt"]) if "prompt" in body else None,
+            answer=_ids(body["answer"]) if "answer" in body else None,
+        )
+    except KeyError as error:
+        raise NotABundle(f"the exported receipt lacks its {error.args[0]}") from None
     except (TypeError, ValueError, binascii.Error) as error:
         raise NotABundle(f"the exported receipt is damaged: {error}") from None
 
 
-_RAW: Final = ("offer", "order", "receipt", "acknowledgement", "salt")
+def _bytes(value: object) -> bytes:
+    if not isinstance(value, str):
+        raise NotABundle("records must be base64 text")
+    return base64.b64decode(value, validate=True)
 
 
 def _ids(value: object) -> tuple[int, ...]:

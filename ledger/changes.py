@@ -68,9 +68,7 @@ class InvalidChangeFields(InvalidChange):
     unexpected: frozenset[str]
 
     def __str__(self) -> str:
-        return (
-            f"change {self.kind!r} lacks {sorted(self.missing)} and must not have {sorted(self.unexpected)}"
-        )
+        return f"change {self.kind!r} lacks {sorted(self.missing)} and must not have {sorted(self.unexpected)}"
 
 
 def _is_amount(_: object, attribute: "Attribute[int]", value: object) -> None:
@@ -198,7 +196,5 @@ def decode_change(stored: Mapping[str, object]) -> Change:
     fields = {name: value for name, value in stored.items() if name != "change"}
     expected = fields_dict(_KINDS[kind]).keys()
     if fields.keys() != expected:
-        raise InvalidChangeFields(
-            kind, frozenset(expected - fields.keys()), frozenset(fields.keys() - expected)
-        )
+        raise InvalidChangeFields(kind, frozenset(expected - fields.keys()), frozenset(fields.keys() - expected))
     return _KINDS[kind](**fields)  # type: ignore[arg-type]

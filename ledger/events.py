@@ -83,9 +83,7 @@ def encode_events(events: Iterable[Event]) -> bytes:
     """An entry's payload. Raises InvalidEvents when it would be larger than an entry may be."""
     payload = codec.encode([_to_map(event) for event in events])
     if len(payload) > MAX_PAYLOAD_BYTES:
-        raise InvalidEvents(
-            f"{len(payload)} bytes in one entry, of at most {MAX_PAYLOAD_BYTES}: append in parts"
-        )
+        raise InvalidEvents(f"{len(payload)} bytes in one entry, of at most {MAX_PAYLOAD_BYTES}: append in parts")
     return payload
 
 

@@ -391,7 +391,7 @@ def open_record(raw: bytes, kind: type[R]) -> Signed[R]:
 def _reasons(error: BaseException) -> list[str]:
     try:
         return [reason[:200] for reason in cattrs.transform_error(error, format_exception=_explain)][:4]
-    except Exception:  # cattrs could not explain; the plain message does
+    except Exception:  # noqa: BLE001 - cattrs could not explain; the plain message does
         return [str(error)[:200]]
 
 

@@ -105,13 +105,14 @@ async def run_node(
         stack.callback(tokenizers.close)
         local, catalogue = await _load_model(stack, config, tokenizers, load_engine)
         session = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
-        peers = NamedPeers(book, {did_of(peer): HttpPeer(session, peer.url) for peer in config.peers}, tokenizers)
         auditor = Auditor(book, [local.engine])
+        dialled = {did_of(peer): HttpPeer(session, peer.url) for peer in config.peers}
         policy = AuditPolicy(config.audit.rate, config.audit.first)
-        settler = Settler(book, entropy, auditor, policy, peers.dial)
+        settler = Settler(book, entropy, auditor, policy, dialled.get)
         stack.push_async_callback(settler.close)
         buyer = Buyer(book, entropy, settler.settle, config.buy.patience)
         stack.push_async_callback(buyer.close)
+        peers = NamedPeers(book.identity.did, dialled, tokenizers, clock, buyer.take_grant)
         gateway = Gateway(book, entropy, [local], catalogue, peers, buyer, _policy(config))
         seller = _seller(book, entropy, config.sell, local, tokenizers)
         url = _url(config.node.host, listener)
@@ -223,7 +224,7 @@ async def _sweep(book: Book, settler: Settler) -> None:
         try:
             await book.journal.expire(book.now())
             await settler.sweep()
-        except Exception:
+        except Exception:  # noqa: BLE001 - the sweep must outlive any one failure
             _log.exception("sweeping failed; it is tried again in a minute")
 
 

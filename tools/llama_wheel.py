@@ -66,9 +66,7 @@ def cache_folder(environment: Mapping[str, str]) -> Path:
     return (named if named.is_absolute() else Path.home() / ".cache") / "idlemesh" / "wheels"
 
 
-def compiler_for(
-    environment: Mapping[str, str], find: Callable[[str], str | None] = shutil.which
-) -> list[str]:
+def compiler_for(environment: Mapping[str, str], find: Callable[[str], str | None] = shutil.which) -> list[str]:
     """The command of the C++ compiler; SetUpError that says what to install where the build cannot work."""
     named = shlex.split(environment.get("CXX", ""))
     compiler = named or [name for name in ("c++", "g++", "clang++") if find(name)][:1]

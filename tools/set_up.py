@@ -5,7 +5,7 @@ builds the few source packages is locked too and installed first, so that pip fe
 choice. llama-cpp-python, whose build takes minutes, comes from a cache (tools/llama_wheel.py).
 
 A set-up may be killed at any instant: `.venv` is marked incomplete before it is touched and complete at the
-end, and an incomplete one is thrown away, unless the user made it. Two set-ups of one clone wait for each other.
+end. An incomplete one is thrown away, unless the user made it. Two set-ups of one clone wait for each other.
 """
 
 import argparse
@@ -49,7 +49,9 @@ class Environment:
         project = tomllib.loads(self.text("pyproject.toml"))
         installed = [project["build-system"], project["project"], project["tool"]["setuptools"]]
         locks = [self.text(name) for name in (BUILD_LOCK, RUN_LOCK, DEV_LOCK)]
-        parts = [sys.version, str(self.root), self.llama.key, installed, locks]
+        # The installed project points at each of its packages; one that was added needs its own pointer.
+        packages = sorted(path.parent.name for path in self.root.glob("*/__init__.py"))
+        parts = [sys.version, str(self.root), self.llama.key, installed, locks, packages]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def mark(self) -> dict[str, object]:
@@ -85,11 +87,10 @@ class Environment:
     def works(self) -> bool:
         works = "import pip, sys; sys.exit(sys.version_info < (3, 11))"
         try:
-            return (
-                subprocess.run([self.python, "-c", works], capture_output=True, check=False).returncode == 0
-            )
+            done = subprocess.run([self.python, "-c", works], capture_output=True, check=False)
         except OSError:
             return False
+        return done.returncode == 0
 
     def create(self) -> None:
         if importlib.util.find_spec("ensurepip") is None:
@@ -125,9 +126,8 @@ class Environment:
         title = f"Installing the {len(re.findall('^[a-z]', others, re.MULTILINE)) + 1} packages of {lock}"
         watched(title, [*locked, str(wanted)], self.folder / "packages.log")
 
-        # A plain path to the clone, which finds folders that are added later as well.
-        editable = ["--config-settings", "editable_mode=compat", "--editable", str(self.root)]
-        command = [*self.pip, "install", "--no-deps", "--no-build-isolation", "--no-index", *editable]
+        command = [*self.pip, "install", "--no-deps", "--no-build-isolation", "--no-index", "--editable"]
+        command.append(str(self.root))
         watched("Installing idlemesh", command, self.folder / "idlemesh.log")
         title = f"Loading llama.cpp (if this fails, delete {wheel.parent}: it is then built again)"
         watched(title, [self.python, "-c", "import llama_cpp"], self.folder / "llama.log")

@@ -23,16 +23,12 @@ def abstention(seller: Fingerprint, checker: Fingerprint) -> str | None:
     own calibration.
     """
     if seller.sampler != SAMPLER:
-        return (
-            f"the seller's sampler is {_quoted(seller.sampler)}, not {SAMPLER!r}: no replay tells its choices"
-        )
+        return f"the seller's sampler is {_quoted(seller.sampler)}, not {SAMPLER!r}: no replay tells its choices"
     if same_engine(seller, checker):
         return None
     pairs = {name: (getattr(seller, name), getattr(checker, name)) for name in fields_dict(Fingerprint)}
     different = ", ".join(
-        f"{name} {_quoted(theirs)} not {_quoted(ours)}"
-        for name, (theirs, ours) in pairs.items()
-        if theirs != ours
+        f"{name} {_quoted(theirs)} not {_quoted(ours)}" for name, (theirs, ours) in pairs.items() if theirs != ours
     )
     return f"engines differ, uncalibrated: {different}"
 

@@ -54,9 +54,7 @@ class UnevenRows(ValueError):
         self.claimed = claimed
 
 
-def margins(
-    logits: NDArray[np.float32], claimed: Ids, sampling: Sampling, seed: int, first_position: int
-) -> Reals:
+def margins(logits: NDArray[np.float32], claimed: Ids, sampling: Sampling, seed: int, first_position: int) -> Reals:
     """The margins (N,) in logits, each finite, zero exactly if `sample` would pick the claimed token.
 
     logits (N, V): row j is what the model computed for the place of claimed token j, whose position

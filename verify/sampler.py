@@ -66,9 +66,7 @@ def sample(logits: Logits, sampling: Sampling, seed: int, position: int) -> int:
     return choice(few.ids, z)
 
 
-def contenders(
-    kept: Kept, sampling: Sampling, seed: int, position: int, bar: float = np.inf
-) -> tuple[Kept, Reals]:
+def contenders(kept: Kept, sampling: Sampling, seed: int, position: int, bar: float = np.inf) -> tuple[Kept, Reals]:
     """The kept tokens that may win or come above `bar`, and the exact z = logit + T G of each, (K,).
 
     Leaves out only tokens whose z is surely below both the largest and `bar`.

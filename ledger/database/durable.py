@@ -169,9 +169,7 @@ class Database:
     async def records_of(self, order: bytes) -> Sequence[Kept]:
         """All records of an order, oldest first."""
         records = schema.records
-        rows = await self._read(
-            sa.select(records).where(records.c.order == order).order_by(records.c.sequence)
-        )
+        rows = await self._read(sa.select(records).where(records.c.order == order).order_by(records.c.sequence))
         return [schema.kept_of(row) for row in rows]
 
     async def list_records(self, kind: str, limit: int, before: int | None = None) -> Sequence[Kept]:

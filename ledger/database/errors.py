@@ -40,9 +40,7 @@ class LedgerUnavailable(LedgerError):
     why: str
 
     def __str__(self) -> str:
-        return (
-            f"the ledger cannot be used: {self.why}. Check the disk's space and permissions, then try again"
-        )
+        return f"the ledger cannot be used: {self.why}. Check the disk's space and permissions, then try again"
 
 
 @define
@@ -80,5 +78,8 @@ def translated() -> Iterator[None]:
         if _is_damage(cause):
             raise LedgerCorrupt(None, str(cause)) from error
         raise LedgerUnavailable(str(cause)) from error
+    except UnicodeDecodeError as error:
+        # SQLite quotes what it cannot parse, and the driver cannot read the quotation.
+        raise LedgerCorrupt(None, "text in it is not UTF-8") from error
     except alembic.util.CommandError as error:
         raise LedgerTooNew(str(error)) from error

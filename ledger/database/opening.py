@@ -73,7 +73,5 @@ def _compare(sequence: int, events: Iterable[Event], stored: Iterable[Kept]) -> 
     told = {event for event in events if isinstance(event, RecordKept)}
     differences = told ^ {RecordKept(kept.kind, kept.digest, kept.order) for kept in stored}
     for odd in differences:
-        raise LedgerCorrupt(
-            sequence, f"{odd.kind} {odd.digest.hex()[:16]} is not stored as the journal tells"
-        )
+        raise LedgerCorrupt(sequence, f"{odd.kind} {odd.digest.hex()[:16]} is not stored as the journal tells")
     return len(told)

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from ledger.account import Account
 from ledger.bundle import Bundle, to_json
-from ledger.journal import BrokenChain, Kept, replay
+from ledger.journal import BrokenChain, Journal, Kept, Replay
 from ledger.money import Amount
 from ledger.records import (
     Acknowledgement,
@@ -192,20 +192,24 @@ class OwnerDoor:
 
     async def accounts(self, _request: web.Request) -> web.Response:
         """Every balance, rebuilt from the journal now; and whether the chain is whole."""
-        entries = [entry async for entry in self._book.journal.entries()]
-        try:
-            books = replay(self._book.me, entries)
-        except BrokenChain as error:
-            return web.json_response({"chain": "broken", "why": str(error), "accounts": []})
-        same = books.accounts == self._book.journal.books.accounts
-        return web.json_response(
-            {
-                "chain": "intact",
-                "entries": len(entries),
-                "balanced": same,
-                "accounts": [_account(account, self._book.me) for account in books.accounts.values()],
-            }
-        )
+        return web.json_response(await account_rows(self._book.journal, self._book.me))
+
+
+async def account_rows(journal: Journal, me: str) -> dict[str, Any]:
+    """Every balance as the journal's entries give it, whether they still chain, and whether the books agree."""
+    replaying = Replay(me)
+    try:
+        async for entry in journal.entries():
+            replaying.add(entry)
+    except BrokenChain as error:
+        return {"chain": "broken", "why": str(error), "balanced": False, "accounts": []}
+    books = replaying.books
+    return {
+        "chain": "intact",
+        "entries": replaying.head.sequence,
+        "balanced": books.accounts == journal.books.accounts,
+        "accounts": [_account(account, me) for account in books.accounts.values()],
+    }
 
 
 def _account(account: Account, me: str) -> dict[str, Any]:

@@ -124,7 +124,7 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return ApiError(405, f"{request.path[:128]} takes {allowed}", code="method_not_allowed").response()
     except web.HTTPException:
         raise
-    except Exception:
+    except Exception:  # noqa: BLE001 - whatever it was, this request alone fails
         # The traceback names no bodies; what the client hears names nothing at all.
         _log.exception("a request to %s failed", request.path[:128])
         if request.path.startswith("/mesh/"):

@@ -13,15 +13,17 @@ from typing import Final
 
 from ledger import codec
 from ledger.account import AccountError, AccountKey
-from ledger.changes import Released, Reserved
+from ledger.changes import Granted, Released, Reserved
 from ledger.commitments import SALT_BYTES
 from ledger.events import AccountChanged, Observed
+from ledger.identity import Did
 from ledger.journal import Material
 from ledger.money import cost
 from ledger.records import (
     NONCE_BYTES,
     ORDER_LIFETIME_S,
     Cancel,
+    Grant,
     Offer,
     Order,
     Receipt,
@@ -72,6 +74,13 @@ class Buyer:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return purchase
+
+    async def take_grant(self, seller: Did, grant: Grant) -> None:
+        """A seller says how much credit it gives this node; what was known before is no news."""
+        account = self._book.debt_to(seller, grant.unit)
+        if grant.sequence > account.grant_sequence:
+            granted = Granted(grant.credit, grant.window, grant.sequence)
+            await self._book.post(AccountChanged(account.key, granted))
 
     async def close(self) -> None:
         """Let running purchases end, within bounds; what they leave open is picked up at the next start."""

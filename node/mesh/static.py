@@ -2,21 +2,18 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from ledger.account import AccountError
-from ledger.changes import Granted
 from ledger.codec import Malformed
-from ledger.events import AccountChanged
 from ledger.identity import Did
 from ledger.money import Unit
 from ledger.records import Grant, Offer, Signed, check_time, open_record
-from node.exchange.book import Book
 from node.market.offers import OfferBook
 from node.models.gguf import BadModelFile
 from node.models.tokenizer import Tokenizer, TokenizerMismatch
 from node.models.tokenizers import Tokenizers
+from node.ports import Clock
 from node.wire.messages import Refused, Unreachable
 from node.wire.peer import Peer
 
@@ -33,8 +30,18 @@ class NoTokenizerToBeHad(Exception):
 class NamedPeers:
     """Keeps in touch with each named peer in the background; `trouble` says what is wrong with one now."""
 
-    def __init__(self, book: Book, peers: Mapping[Did, Peer], tokenizers: Tokenizers) -> None:
-        self._book = book
+    def __init__(
+        self,
+        me: Did,
+        peers: Mapping[Did, Peer],
+        tokenizers: Tokenizers,
+        clock: Clock,
+        take_grant: Callable[[Did, Grant], Awaitable[None]],
+    ) -> None:
+        """`take_grant` is told of each credit that a peer grants, verified; it may be told again of the same one."""
+        self._me = me
+        self._clock = clock
+        self._take_grant = take_grant
         self._peers = dict(peers)
         self._tokenizers = tokenizers
         self._offers = OfferBook()
@@ -62,34 +69,30 @@ class NamedPeers:
 
     def offers(self) -> list[Signed[Offer]]:
         """The offers that are open now."""
-        return self._offers.standing(self._book.now())
+        return self._offers.standing(self._clock.now())
 
     async def refresh(self, did: Did) -> None:
         """Fetch a peer's offers and its credit for this node. Raises Refused, Unreachable, Malformed."""
         peer = self._peers[did]
-        now = self._book.now()
+        now = self._clock.now()
         offers = [self._offers.take(raw, did, now) for raw in await peer.offers()]
         self._offers.keep_only(did, (offer.record.model for offer in offers))
         for unit in {offer.record.price.unit for offer in offers}:
-            await self._take_grant(did, unit, await peer.grant(self._book.me, unit))
+            await self._take_grant(did, self._checked(did, unit, await peer.grant(self._me, unit)))
 
-    async def _take_grant(self, did: Did, unit: Unit, raw: bytes) -> None:
+    def _checked(self, did: Did, unit: Unit, raw: bytes) -> Grant:
         grant = open_record(raw, Grant)
-        said = grant.record
-        check_time(said, self._book.now())
-        if grant.signer != did or said.buyer != self._book.me or said.unit != unit:
+        check_time(grant.record, int(self._clock.now()))
+        if (grant.signer, grant.record.buyer, grant.record.unit) != (did, self._me, unit):
             raise Malformed("the grant is not this seller's for this node")
-        account = self._book.debt_to(did, said.unit)
-        if said.sequence > account.grant_sequence:
-            granted = Granted(said.credit, said.window, said.sequence)
-            await self._book.post(AccountChanged(account.key, granted))
+        return grant.record
 
     async def _keep_in_touch(self, did: Did) -> None:
         wait_s = _FIRST_RETRY_S
         while True:
             try:
                 await self.refresh(did)
-            except (Refused, Unreachable, Malformed, AccountError) as error:
+            except (Refused, Unreachable, Malformed) as error:
                 if self.trouble.get(did) != str(error):
                     _log.warning("peer %s: %s", did, error)
                 self.trouble[did] = str(error)

@@ -86,9 +86,7 @@ class GgufTooLarge(BadModelFile):
     """Some count or length in the file is above what any honest model needs."""
 
     def __init__(self, path: str, what: str, size: int, limit: int) -> None:
-        super().__init__(
-            path, f"{what} is {size}, at most {limit} allowed", "Get it from a source you trust."
-        )
+        super().__init__(path, f"{what} is {size}, at most {limit} allowed", "Get it from a source you trust.")
         self.what, self.size, self.limit = what, size, limit
 
 
@@ -285,9 +283,7 @@ class _Reader:
     def _tensor_size(self, name: str, shape: tuple[int, ...], kind: int) -> int:
         stored = TENSOR_TYPES.get(kind)
         if stored is None:
-            raise UnsupportedGguf(
-                self._path, f"tensor {name!r} has the unknown type {kind}", "Update idlemesh."
-            )
+            raise UnsupportedGguf(self._path, f"tensor {name!r} has the unknown type {kind}", "Update idlemesh.")
         if shape[0] % stored.block:
             raise MalformedGguf(self._path, f"rows of tensor {name!r} are no whole blocks of {stored.name}")
         return math.prod(shape) // stored.block * stored.size

@@ -2,8 +2,8 @@
 
 Everything C++ would answer with undefined behaviour (a closed model, an id outside the vocabulary, a file
 that is no GGUF) is refused here. The library is loaded at first use, so that importing this module does
-nothing; its log goes to Python's logging at debug level. A `Context` belongs to one thread at a time; a
-`Vocab` may be used from any.
+nothing; its log goes to Python's logging at debug level. What may be asked of a loaded file stands in
+`node.models.vocab` and `node.models.weights`.
 """
 
 import ctypes
@@ -49,17 +49,15 @@ class LlamaClosed(RuntimeError):
 
 def build() -> str:
     """Which llama.cpp computes here, for the engine fingerprint; at most 64 characters."""
-    return f"llama-cpp-python {version('llama_cpp_python')}, llama.cpp {library().llama_version().decode()}"[
-        :64
-    ]
+    return f"llama-cpp-python {version('llama_cpp_python')}, llama.cpp {library().llama_version().decode()}"[:64]
 
 
 def backend(gpu_layers: int = -1) -> str:
     """What the weights are multiplied on, for the engine fingerprint: "cpu", "cuda", "metal" and so on."""
-    library = library()
-    if gpu_layers == 0 or not library.llama_supports_gpu_offload():
+    llama = library()
+    if gpu_layers == 0 or not llama.llama_supports_gpu_offload():
         return "cpu"
-    return str(library.llama_print_system_info().decode().split(" :", 1)[0].strip().lower())
+    return str(llama.llama_print_system_info().decode().split(" :", 1)[0].strip().lower())
 
 
 def quantize(source: Path, target: Path, file_type: str, threads: int = 0) -> None:
@@ -69,13 +67,13 @@ def quantize(source: Path, target: Path, file_type: str, threads: int = 0) -> No
     Raises BadModelFile, UnknownTier. `target` appears only when it is complete.
     """
     read_gguf(source)
-    library = library()
-    settings = library.llama_model_quantize_default_params()
+    llama = library()
+    settings = llama.llama_model_quantize_default_params()
     settings.ftype = file_type_number(file_type)
     settings.allow_requantize, settings.nthread = True, threads
     partial = target.with_name(f"{target.name}.partial")
     _first_error.text = ""
-    if library.llama_model_quantize(bytes(source), bytes(partial), ctypes.byref(settings)) != 0:
+    if llama.llama_model_quantize(bytes(source), bytes(partial), ctypes.byref(settings)) != 0:
         partial.unlink(missing_ok=True)
         raise QuantizationFailed(source, file_type, _first_error.text)
     partial.replace(target)
@@ -120,32 +118,34 @@ class Handle:
 
 
 def load(path: Path, *, vocab_only: bool, gpu_layers: int = -1) -> Handle:
+    """Load a file. Raises BadModelFile, OSError."""
     read_gguf(path)  # llama.cpp aborts the process on some broken files: they go no further
-    library = library()
-    settings = library.llama_model_default_params()
+    llama = library()
+    settings = llama.llama_model_default_params()
     settings.vocab_only, settings.n_gpu_layers = vocab_only, gpu_layers
     _first_error.text = ""
-    pointer = library.llama_model_load_from_file(bytes(path), settings)
+    pointer = llama.llama_model_load_from_file(bytes(path), settings)
     if not pointer:
         raise LlamaRefused(path, _first_error.text)
     return Handle(pointer)
 
 
 def library() -> ModuleType:
+    """llama_cpp's low-level functions, for `vocab` and `weights`; started at the first call."""
     with _loading:
-        return _startlibrary()
+        return _start()
 
 
 @lru_cache(maxsize=1)
-def _startlibrary() -> ModuleType:
-    import llama_cpp.llama_cpp as library
+def _start() -> ModuleType:
+    import llama_cpp.llama_cpp as llama
 
-    callback = library.llama_log_callback(_on_log)
+    callback = llama.llama_log_callback(_on_log)
     # llama.cpp keeps the bare pointer: without a reference from here the callback would be collected.
     _on_log.callback = callback  # type: ignore[attr-defined]
-    library.llama_log_set(callback, ctypes.c_void_p(0))
-    library.llama_backend_init()
-    return library
+    llama.llama_log_set(callback, ctypes.c_void_p(0))
+    llama.llama_backend_init()
+    return llama
 
 
 def _on_log(level: int, text: bytes, _data: object) -> None:

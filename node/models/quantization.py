@@ -121,9 +121,7 @@ class UnknownTier(ValueError):
     """A quantization that stands in no tier, so that nobody can say whether it is good enough."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(
-            f"{name!r} is no known quantization; name one such as Q4_K_M, or a family such as Q5"
-        )
+        super().__init__(f"{name!r} is no known quantization; name one such as Q4_K_M, or a family such as Q5")
         self.name = name
 
 

@@ -46,9 +46,7 @@ class TemplateTooSlow(TemplateError):
     """The template did not end in time."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(
-            f"the model's chat template did not end in {seconds:g} s; use another file of this model"
-        )
+        super().__init__(f"the model's chat template did not end in {seconds:g} s; use another file of this model")
         self.seconds = seconds
 
 
@@ -56,18 +54,14 @@ class RendererFailed(TemplateError):
     """The worker process does not start."""
 
     def __init__(self) -> None:
-        super().__init__(
-            "the process that renders chat templates does not start; is the installation complete?"
-        )
+        super().__init__("the process that renders chat templates does not start; is the installation complete?")
 
 
 class TextTooLong(TemplateError):
     """The conversation, or what the template makes of it, is too long."""
 
     def __init__(self, size: int, limit: int) -> None:
-        super().__init__(
-            f"the conversation is too long ({size} where {limit} is the limit); leave older messages out"
-        )
+        super().__init__(f"the conversation is too long ({size} where {limit} is the limit); leave older messages out")
         self.size, self.limit = size, limit
 
 

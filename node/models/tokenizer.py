@@ -33,9 +33,7 @@ class TokenizerMismatch(ValueError):
     """A tokenizer file that is not the one its digest names."""
 
     def __init__(self, expected: bytes, got: bytes) -> None:
-        super().__init__(
-            f"this tokenizer is {got.hex()[:16]}…, not {expected.hex()[:16]}…; fetch it from another peer"
-        )
+        super().__init__(f"this tokenizer is {got.hex()[:16]}…, not {expected.hex()[:16]}…; fetch it from another peer")
         self.expected, self.got = expected, got
 
 
@@ -73,9 +71,7 @@ class Tokenizer:
         """The chat template."""
         return self._vocab.chat_template or PLAIN_TEMPLATE
 
-    async def encode(
-        self, messages: Sequence[Message], tools: Sequence[Message] | None = None
-    ) -> tuple[int, ...]:
+    async def encode(self, messages: Sequence[Message], tools: Sequence[Message] | None = None) -> tuple[int, ...]:
         """The prompt of a conversation, up to where the answer begins. Raises TemplateError."""
         text = await self._renderer.render(
             self.template,

@@ -14,9 +14,7 @@ class UnknownToken(ValueError):
     """An id outside the vocabulary."""
 
     def __init__(self, token: int, size: int) -> None:
-        super().__init__(
-            f"token id {token} is outside the vocabulary of {size}; is this the right tokenizer?"
-        )
+        super().__init__(f"token id {token} is outside the vocabulary of {size}; is this the right tokenizer?")
         self.token, self.size = token, size
 
 
@@ -48,9 +46,7 @@ class Vocab:
             count = library().llama_tokenize(vocab, raw, len(raw), ids, room, add_special, parse_special)
             if count < 0:
                 ids = (ctypes.c_int32 * -count)()
-                count = library().llama_tokenize(
-                    vocab, raw, len(raw), ids, -count, add_special, parse_special
-                )
+                count = library().llama_tokenize(vocab, raw, len(raw), ids, -count, add_special, parse_special)
         return ids[:count]
 
     def piece(self, token: int) -> bytes:

@@ -8,7 +8,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from node.models.llama import Handle, LlamaClosed, library, load
+from node.models.llama import LlamaClosed, library, load
 from node.models.vocab import Vocab
 
 KvType = Literal["f16", "q8_0"]
@@ -51,22 +51,20 @@ class Model:
 class Context:
     """One sequence's KV cache and the computation over it. Of one thread at a time."""
 
-    def __init__(
-        self, model: int, vocabulary: int, tokens: int, batch: int, threads: int, kv: KvType
-    ) -> None:
-        library = library()
-        settings = library.llama_context_default_params()
+    def __init__(self, model: int, vocabulary: int, tokens: int, batch: int, threads: int, kv: KvType) -> None:
+        llama = library()
+        settings = llama.llama_context_default_params()
         settings.n_ctx, settings.n_batch, settings.n_ubatch, settings.n_seq_max = tokens, batch, batch, 1
         settings.n_threads = settings.n_threads_batch = threads
         settings.type_k = settings.type_v = _KV_TYPES[kv]
         settings.no_perf = True
         if kv != "f16":
             settings.flash_attn_type = _FLASH_ATTENTION_ON
-        self._pointer = library.llama_init_from_model(model, settings)
+        self._pointer = llama.llama_init_from_model(model, settings)
         if not self._pointer:
             raise MemoryError(f"no room for a context of {tokens} tokens; choose a smaller one")
         self.tokens, self.batch, self._vocabulary = tokens, batch, vocabulary
-        self._batch = library.llama_batch_init(batch, 0, 1)
+        self._batch = llama.llama_batch_init(batch, 0, 1)
         self._prepare_batch()
 
     def _prepare_batch(self) -> None:
@@ -89,9 +87,7 @@ class Context:
             raise LlamaClosed("this context is closed; open it again")
         count = len(ids)
         if not (0 < count <= self.batch and 0 <= rows <= count and position + count <= self.tokens):
-            raise ValueError(
-                f"{count} ids at position {position} do not fit batch {self.batch}, context {self.tokens}"
-            )
+            raise ValueError(f"{count} ids at position {position} do not fit batch {self.batch}, context {self.tokens}")
         self._ids[:count] = ids
         self._positions[:count] = np.arange(position, position + count)
         self._wanted[: count - rows], self._wanted[count - rows : count] = 0, 1
@@ -112,8 +108,8 @@ class Context:
         """Forget the sequence, so that the next one can tell nothing from it. Raises LlamaClosed."""
         if self._pointer is None:
             raise LlamaClosed("this context is closed; open it again")
-        library = library()
-        library.llama_memory_clear(library.llama_get_memory(self._pointer), True)
+        llama = library()
+        llama.llama_memory_clear(llama.llama_get_memory(self._pointer), True)
 
     def close(self) -> None:
         """Free the memory; again does nothing."""

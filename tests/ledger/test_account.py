@@ -233,9 +233,7 @@ class TestStoredChanges:
             ({"change": "Released", "order": "1" * 32}, InvalidOrderDigest),
         ],
     )
-    def test_what_was_never_stored_is_refused(
-        self, stored: dict[str, object], broken: type[InvalidChange]
-    ) -> None:
+    def test_what_was_never_stored_is_refused(self, stored: dict[str, object], broken: type[InvalidChange]) -> None:
         with pytest.raises(broken):
             decode_change(stored)
 
@@ -412,9 +410,7 @@ def test_a_broken_guard_says_both_of_its_values(broken: AccountError) -> None:
     assert "7002" in str(broken)
 
 
-@pytest.mark.parametrize(
-    "broken", [guards.OrderKnown(ORDER), guards.OrderUnknown(ORDER), guards.OrderClosed(ORDER)]
-)
+@pytest.mark.parametrize("broken", [guards.OrderKnown(ORDER), guards.OrderUnknown(ORDER), guards.OrderClosed(ORDER)])
 def test_a_broken_guard_names_its_order(broken: AccountError) -> None:
     assert ORDER.hex()[:16] in str(broken)
 

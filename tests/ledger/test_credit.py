@@ -72,9 +72,7 @@ def test_only_the_payer_makes_a_voucher() -> None:
         ({"total": 59}, TotalTooLow),
     ],
 )
-def test_a_voucher_for_something_else_is_refused(
-    altered: dict[str, Any], broken: type[VoucherRefused]
-) -> None:
+def test_a_voucher_for_something_else_is_refused(altered: dict[str, Any], broken: type[VoucherRefused]) -> None:
     right = Voucher(PAYER.did, PAYEE.did, "credit", "", "", "msat", 60)
     with pytest.raises(broken) as refused:
         RAIL.check_voucher(sign(evolve(right, **altered), PAYER), owing(60), at_least=60)

@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -187,9 +188,7 @@ class TestTampering:
     async def test_a_record_that_the_journal_does_not_tell_of_is_found(self, written: Path) -> None:
         forged = Kept("receipt", b"forged", order(5), 3)
         values = forged.digest, forged.kind, forged.order, forged.sequence, forged.raw
-        alter(
-            written, 'INSERT INTO records (digest, kind, "order", sequence, raw) VALUES (?,?,?,?,?)', *values
-        )
+        alter(written, 'INSERT INTO records (digest, kind, "order", sequence, raw) VALUES (?,?,?,?,?)', *values)
         with pytest.raises(LedgerCorrupt):
             await Database.open(written, NODE)
 
@@ -326,6 +325,17 @@ def write_and_kill(path: Path, after: int) -> list[str]:
     return lines
 
 
+class SlowLane(Lane):
+    """A lane to a slow disk: every piece of work takes a while before it begins."""
+
+    async def run(self, work: Callable[[sa.Connection], T]) -> T:
+        def slow(connection: sa.Connection) -> T:
+            time.sleep(0.02)
+            return work(connection)
+
+        return await super().run(slow)
+
+
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
     """While inside, no file of this process grows beyond `size` bytes: a disk that is full."""
@@ -375,6 +385,17 @@ class TestTroubleWithTheDisk:
             assert entry.sequence == 13
             assert database.books.account(KEY).owed == 84
             assert replay(NODE, await entries_of(database)) == database.books
+
+    async def test_a_caller_that_gave_up_does_not_stop_the_next(self, written: Path) -> None:
+        engine = make_engine(written)
+        writer, reader = SlowLane(engine, writes=True), Lane(engine, writes=False)
+        verified = await reader.run(lambda connection: verify(connection, NODE))
+        async with Database(writer, reader, verified) as database:
+            task = asyncio.ensure_future(database.append(trade(11), time_ms=1))
+            await asyncio.sleep(0.005)
+            task.cancel()
+            assert (await database.append(trade(12), time_ms=2)).sequence == 13
+            assert task.cancelled()
 
     async def test_a_second_writer_on_the_same_file_is_refused(self, written: Path) -> None:
         async with await Database.open(written, NODE) as first, await Database.open(written, NODE) as second:

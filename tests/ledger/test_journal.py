@@ -109,9 +109,7 @@ class TestChain:
 
 
 texts, digests = st.text(max_size=20), st.binary(min_size=32, max_size=32)
-facts = st.dictionaries(
-    texts, st.one_of(st.integers(-(2**63), 2**63 - 1), texts, st.binary(max_size=9)), max_size=4
-)
+facts = st.dictionaries(texts, st.one_of(st.integers(-(2**63), 2**63 - 1), texts, st.binary(max_size=9)), max_size=4)
 any_event: st.SearchStrategy[Event] = st.one_of(
     st.builds(RecordKept, texts, digests, st.none() | digests),
     st.builds(Observed, texts, texts, facts),
@@ -183,9 +181,7 @@ class TestBooks:
 @pytest.fixture(params=["memory", "disk"])
 async def journal(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Journal]:
     opened: Journal = (
-        MemoryJournal(NODE)
-        if request.param == "memory"
-        else await Database.open(tmp_path / "ledger.db", NODE)
+        MemoryJournal(NODE) if request.param == "memory" else await Database.open(tmp_path / "ledger.db", NODE)
     )
     yield opened
     await opened.close()
@@ -231,10 +227,7 @@ class TestEveryJournal:
     async def test_of_two_orders_that_race_for_the_last_credit_one_gets_it(self, journal: Journal) -> None:
         await journal.append([GRANTED], time_ms=1)
         outcomes = await asyncio.gather(
-            *(
-                journal.append([AccountChanged(KEY, Reserved(order, 60, 9))], time_ms=2)
-                for order in (ORDER, OTHER)
-            ),
+            *(journal.append([AccountChanged(KEY, Reserved(order, 60, 9))], time_ms=2) for order in (ORDER, OTHER)),
             return_exceptions=True,
         )
         assert sorted(type(outcome).__name__ for outcome in outcomes) == ["AboveCapacity", "Entry"]

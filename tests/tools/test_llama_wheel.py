@@ -90,9 +90,7 @@ def test_wheels_are_kept_where_xdg_says_or_under_the_home_folder(tmp_path: Path)
 
 
 def test_a_machine_without_tools_is_told_what_to_install() -> None:
-    with pytest.raises(
-        SetUpError, match=r"a C\+\+ compiler and cmake and make\.\nDebian.*apt install"
-    ) as said:
+    with pytest.raises(SetUpError, match=r"a C\+\+ compiler and cmake and make\.\nDebian.*apt install") as said:
         compiler_for({}, find=nothing_installed)
     assert "brew install cmake" in str(said.value)
 

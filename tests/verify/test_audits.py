@@ -11,9 +11,7 @@ rates = st.floats(0, 1)
 
 
 @given(rates, st.integers(0, 4), entropies)
-def test_the_first_receipts_are_audited_before_they_are_paid(
-    rate: float, earlier: int, entropy: bytes
-) -> None:
+def test_the_first_receipts_are_audited_before_they_are_paid(rate: float, earlier: int, entropy: bytes) -> None:
     assert plan(rate, earlier, 5, entropy) == AuditPlan(audit=True, before_payment=True)
 
 

@@ -117,9 +117,7 @@ def test_a_verdict_carries_the_evidence_in_thousandths() -> None:
 
 
 def test_a_summary_is_in_millionths_and_clips_the_mean_alone() -> None:
-    assert summarise(np.array([0.0, 0.05, 0.2, 13.0])) == Margins(
-        tokens=4, odd=2, mean=187_500, largest=13_000_000
-    )
+    assert summarise(np.array([0.0, 0.05, 0.2, 13.0])) == Margins(tokens=4, odd=2, mean=187_500, largest=13_000_000)
 
 
 def test_a_summary_of_nothing_is_all_zero() -> None:
@@ -130,9 +128,7 @@ ids = st.lists(st.integers(0, 5), max_size=8)
 
 
 @given(ids, ids)
-def test_each_answer_token_has_the_context_of_all_that_stands_before_it(
-    prompt: list[int], answer: list[int]
-) -> None:
+def test_each_answer_token_has_the_context_of_all_that_stands_before_it(prompt: list[int], answer: list[int]) -> None:
     found = contexts(prompt, answer)
     assert [len(context) for context in found] == [8] * len(answer)
     for index, context in enumerate(found):

@@ -17,9 +17,7 @@ VOCABULARY = 150_000
 words = st.integers(0, 2**64 - 1)
 
 
-@pytest.mark.parametrize(
-    "vector", VECTORS["noise"], ids=lambda v: f"{v['seed']}-{v['position']}-{v['token']}"
-)
+@pytest.mark.parametrize("vector", VECTORS["noise"], ids=lambda v: f"{v['seed']}-{v['position']}-{v['token']}")
 def test_noise_is_what_the_vectors_say(vector: dict[str, Any]) -> None:
     seed, position = int(vector["seed"], 16), int(vector["position"], 16)
     token = np.array([vector["token"]])

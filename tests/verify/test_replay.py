@@ -35,13 +35,9 @@ samplings = st.builds(
 )
 
 
-def all_margins(
-    logits: NDArray[np.float32], sampling: Sampling, seed: int, position: int
-) -> NDArray[np.float64]:
+def all_margins(logits: NDArray[np.float32], sampling: Sampling, seed: int, position: int) -> NDArray[np.float64]:
     """The margin that each token of the vocabulary would have, claimed for one position."""
-    return np.array(
-        [margins(logits[None, :], np.array([c]), sampling, seed, position)[0] for c in range(logits.size)]
-    )
+    return np.array([margins(logits[None, :], np.array([c]), sampling, seed, position)[0] for c in range(logits.size)])
 
 
 def literal_margins(logits: NDArray[np.float32], s: Sampling, seed: int, position: int) -> list[float]:
@@ -86,9 +82,7 @@ def test_margins_are_what_the_vectors_say(vector: dict[str, Any]) -> None:
 
 @settings(deadline=None, max_examples=300)
 @given(vocabularies, samplings, seeds, positions)
-def test_margins_follow_the_formula(
-    values: list[float], sampling: Sampling, seed: int, position: int
-) -> None:
+def test_margins_follow_the_formula(values: list[float], sampling: Sampling, seed: int, position: int) -> None:
     logits = np.array(values, np.float32)
     expected = literal_margins(logits, sampling, seed, position)
     assert all_margins(logits, sampling, seed, position) == pytest.approx(expected, abs=1e-6)
@@ -123,9 +117,7 @@ def test_a_margin_is_zero_exactly_for_the_token_that_sampling_picks(
     ),
     seeds,
 )
-def test_margins_are_finite_at_any_logits_and_settings(
-    values: list[float], sampling: Sampling, seed: int
-) -> None:
+def test_margins_are_finite_at_any_logits_and_settings(values: list[float], sampling: Sampling, seed: int) -> None:
     found = all_margins(np.array(values, np.float32), sampling, seed, 0)
     assert np.isfinite(found).all()
     assert (found <= MASKED).all()

@@ -10,7 +10,7 @@ import pytest
 
 from ledger.records import Sampling
 from node.engine.llamacpp import LlamaEngine
-from node.engine.port import BadPrompt, Engine, EngineBusy, EngineClosed, Job, PromptTooLong
+from node.engine.port import BadPrompt, Engine, EngineBusy, EngineClosed, EngineFailed, Job, PromptTooLong
 from node.models.gguf import NotGguf
 from node.models.llama import build, quantize
 from node.models.manifest import Manifest
@@ -149,9 +149,7 @@ async def test_a_full_line_is_refused_and_served_when_it_moves(
     assert all(await asyncio.gather(*waiting))
 
 
-async def test_jobs_asked_for_at_once_do_not_mix(
-    engine: LlamaEngine, story: tuple[int, ...], hot: Sampling
-) -> None:
+async def test_jobs_asked_for_at_once_do_not_mix(engine: LlamaEngine, story: tuple[int, ...], hot: Sampling) -> None:
     alone = [await answer(engine, Job(story, hot, seed, 30)) for seed in range(3)]
     together = await asyncio.gather(*(answer(engine, Job(story, hot, seed, 30)) for seed in range(3)))
     assert together == alone
@@ -178,6 +176,13 @@ async def test_prompts_it_cannot_take_are_refused_at_once(engine: LlamaEngine, h
         engine.score((5,), (1_024,))
 
 
+async def test_a_job_that_fails_fails_alone(engine: LlamaEngine, story: tuple[int, ...], hot: Sampling) -> None:
+    no_seed = 2**64
+    with pytest.raises(EngineFailed, match="NotUnsigned64"):
+        await answer(engine, Job(story, hot, no_seed, 5))
+    assert await answer(engine, Job(story, hot, 1, 5))
+
+
 async def test_nothing_claimed_is_nothing_to_score(engine: LlamaEngine) -> None:
     assert [rows async for rows in engine.score((5,), ())] == []
 
@@ -197,9 +202,7 @@ async def test_a_closed_engine_ends_its_jobs_and_takes_no_more(
     assert engine.free_slots() == 0
 
 
-async def test_a_file_that_is_no_model_is_refused_before_anything_starts(
-    manifest: Manifest, tmp_path: Path
-) -> None:
+async def test_a_file_that_is_no_model_is_refused_before_anything_starts(manifest: Manifest, tmp_path: Path) -> None:
     path = tmp_path / "garbage.gguf"
     path.write_bytes(bytes(1_000))
     with pytest.raises(NotGguf):

@@ -121,9 +121,7 @@ def test_a_download_cut_in_its_last_tensor_is_called_cut_short(demo: Path) -> No
 @pytest.mark.parametrize(
     "counts", [{"pair_count": MAX_PAIRS + 1}, {"tensor_count": MAX_TENSORS + 1}, {"pair_count": 2**64 - 1}]
 )
-def test_counts_above_the_limits_are_refused_before_anything_is_read(
-    build_gguf: Build, counts: dict[str, int]
-) -> None:
+def test_counts_above_the_limits_are_refused_before_anything_is_read(build_gguf: Build, counts: dict[str, int]) -> None:
     with pytest.raises(GgufTooLarge):
         read_gguf(build_gguf(**counts))
 
@@ -181,9 +179,7 @@ def test_a_tensor_outside_the_file_is_called_cut_short(build_gguf: Build) -> Non
 
 
 @pytest.mark.parametrize("value", ["../../etc", "", "Llama", "a" * 65])
-def test_an_architecture_that_is_no_word_is_malformed(
-    build_gguf: Build, encode_text: Text, value: str
-) -> None:
+def test_an_architecture_that_is_no_word_is_malformed(build_gguf: Build, encode_text: Text, value: str) -> None:
     gguf = read_gguf(build_gguf([("general.architecture", STRING, encode_text(value))]))
     with pytest.raises(MalformedGguf):
         _ = gguf.architecture
@@ -191,9 +187,7 @@ def test_an_architecture_that_is_no_word_is_malformed(
 
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(st.tuples(st.integers(0, 34_000), st.binary(min_size=1, max_size=9)), max_size=4))
-def test_a_mutated_model_is_read_or_refused_and_nothing_else(
-    demo: Path, changes: list[tuple[int, bytes]]
-) -> None:
+def test_a_mutated_model_is_read_or_refused_and_nothing_else(demo: Path, changes: list[tuple[int, bytes]]) -> None:
     raw = bytearray(demo.read_bytes()[:34_000])
     for at, replacement in changes:
         raw[at : at + len(replacement)] = replacement

@@ -89,9 +89,7 @@ def test_a_cleared_context_remembers_nothing(demo: Path) -> None:
     model.close()
 
 
-@pytest.mark.parametrize(
-    ("ids", "position", "rows"), [([], 0, 0), ([1] * 17, 0, 1), ([1], 64, 1), ([1, 2], 0, 3)]
-)
+@pytest.mark.parametrize(("ids", "position", "rows"), [([], 0, 0), ([1] * 17, 0, 1), ([1], 64, 1), ([1, 2], 0, 3)])
 def test_batches_that_do_not_fit_are_refused(demo: Path, ids: list[int], position: int, rows: int) -> None:
     model = Model(demo)
     context = model.context(tokens=64, batch=16, threads=1)

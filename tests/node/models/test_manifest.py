@@ -120,9 +120,7 @@ def test_the_tokenizer_file_gives_the_same_ids_as_the_model(demo: Path, tmp_path
     for text in ("Tell me a story about a fox.", "<|user|>Grüße 🦊\n\n  x<|end|>", "", "a" * 5_000):
         for special in (True, False):
             assert whole.tokenize(text, parse_special=special) == alone.tokenize(text, parse_special=special)
-    assert [whole.piece(token) for token in range(whole.size)] == [
-        alone.piece(token) for token in range(alone.size)
-    ]
+    assert [whole.piece(token) for token in range(whole.size)] == [alone.piece(token) for token in range(alone.size)]
     assert (whole.eog, whole.control, whole.chat_template) == (alone.eog, alone.control, alone.chat_template)
     whole.close()
     alone.close()

@@ -1,0 +1,50 @@
+"""How commands speak: a table or line for people, JSON for scripts, and one clear line when something is wrong."""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+
+class CommandFailed(Exception):
+    """A command cannot do what it was asked; the message tells what to do."""
+
+
+def print_json(body: object) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(json.dumps(body, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], empty: str) -> None:
+    """A table, or a line that says what an empty one means."""
+    if not rows:
+        Console().print(empty)
+        return
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    Console().print(table)
+
+
+def print_facts(facts: dict[str, Any]) -> None:
+    """One thing, a line for each of its facts."""
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        typer.echo(f"{name.replace('_', ' '):{width}}  {value}")
+
+
+def fail(error: BaseException | str) -> NoReturn:
+    """Say what is wrong, and end with status 1."""
+    typer.secho(f"idlemesh: {error}", err=True, fg=typer.colors.RED)
+    raise typer.Exit(1)
+
+
+def short(did: str | None) -> str:
+    """A did:key short enough for a table; its end tells identities apart."""
+    return f"…{did[-10:]}" if did else ""

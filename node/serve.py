@@ -1,0 +1,54 @@
+"""Run a node as a process: until Ctrl-C or a termination signal."""
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+
+from node.app import LoadEngine, Node, load_llama, run_node
+from node.config import Config
+from node.home import Home
+
+Started = Callable[[Node, Config], None]
+
+
+def say_started_json(node: Node, config: Config) -> None:
+    """Tell scripts, in one line."""
+    body = {"url": node.url, "did": node.did, "sells": config.sell.price is not None}
+    sys.stdout.write(json.dumps(body) + "\n")
+    sys.stdout.flush()
+
+
+def serve(home: Home, config: Config, started: Started, load_engine: LoadEngine = load_llama) -> None:
+    """Run a node until it is told to stop. Raises what `run_node` raises."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(home, config, started, load_engine))
+
+
+async def _serve(home: Home, config: Config, started: Started, load_engine: LoadEngine) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    with Console(stderr=True).status("Loading the model…"):
+        context = run_node(home, config, load_engine)
+        node = await context.__aenter__()
+    try:
+        started(node, config)
+        await stop.wait()
+    finally:
+        await context.__aexit__(None, None, None)
+
+
+def _loop_factory() -> Callable[[], Any] | None:
+    try:
+        import uvloop
+    except ImportError:  # not made for this system: asyncio's own loop does the same, a little slower
+        return None
+    return uvloop.new_event_loop
