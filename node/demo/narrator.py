@@ -51,7 +51,7 @@ class Narrator:
         self._console.print(
             Panel(
                 "Three nodes on this machine, each a process of its own: yours, an honest seller, and "
-                f"{third}.\nYour node buys stories, replays what it bought on its own weights, and pays for honest work.",
+                f"{third}.\nYour node buys stories, replays them on its own weights, and pays for honest work.",
                 title="idlemesh",
                 title_align="left",
             )
