@@ -147,10 +147,12 @@ def _acknowledgement(
     fits = (
         ack.signer == voucher.signer == order.signer == paid.payer
         and paid.payee == offer.signer
+        and paid.rail == order.record.rail
         and paid.unit == receipt.record.unit
         and said.order == order.digest
         and said.of == receipt.digest
         and said.amount <= receipt.record.cost
+        and (said.amount == receipt.record.cost or not said.accepted)
     )
     words = "accepted" if said.accepted else f"disputed: {said.reason}"
     yield Check("acknowledgement", fits, f"{words}; {said.amount}{paid.unit} of it, {paid.total}{paid.unit} in all")

@@ -5,6 +5,9 @@ Theory of operation. A record travels as `18([protected, {}, payload, signature]
 so nothing that matters is left unsigned. The payload is one CBOR map with text keys. Bytes are accepted in one form
 only: they are decoded, encoded again and compared, so that two byte strings never say the same thing. They are then
 kept as received, for signature and digest never depend on encoding again what was decoded.
+
+Bytes of strangers are walked head by head before a value is made of them. Tags are refused there, since by shared and
+repeated values (tags 25, 28, 29) a few hundred bytes can stand for more than any memory holds; so are too many items.
 """
 
 from typing import Any, Final
@@ -16,7 +19,10 @@ from ledger.identity import BadSignature, Did, Identity, NotADid, parse_did, ver
 
 # Enough for every record, and little enough that a hostile one costs nothing.
 MAX_DEPTH: Final = 16
+# Of any message, and decoded in well under a second; a message of a known shape gives its own, smaller number.
+MAX_ITEMS: Final = 131_072
 _COSE_SIGN1: Final = 18
+_TAG_18: Final = b"\xd2"
 _EDDSA: Final = -8
 _ALGORITHM, _CONTENT_TYPE, _KID = 1, 3, 4
 _MAX_HEADER: Final = 256
@@ -51,22 +57,43 @@ def encode(value: object) -> bytes:
     return cbor2.dumps(value, canonical=True)
 
 
-def decode(raw: bytes, limit: int) -> Any:
-    """Decode CBOR from a stranger. Raises TooLarge, NotCanonical, Malformed; never anything else."""
+def decode(raw: bytes, limit: int, items: int = MAX_ITEMS) -> Any:
+    """Decode CBOR from a stranger: at most `limit` bytes and `items` values in all, map keys and containers counted.
+
+    Raises TooLarge, NotCanonical, Malformed; never anything else.
+    """
     if len(raw) > limit:
         raise TooLarge(len(raw), limit)
-    value = _loads(raw)
+    value = _loads(raw, items)
     _check_types(value)
     if encode(value) != raw:
         raise NotCanonical
     return value
 
 
-def _loads(raw: bytes) -> Any:
+def _loads(raw: bytes, items: int = MAX_ITEMS) -> Any:
+    _walk(raw, items)
     try:
         return cbor2.loads(raw, max_depth=MAX_DEPTH, allow_indefinite=False, allow_duplicate_keys=False)
     except (cbor2.CBORError, ValueError, TypeError, OverflowError, ArithmeticError, RecursionError) as error:
         raise Malformed(f"not CBOR: {error}") from None
+
+
+def _walk(raw: bytes, items: int) -> None:
+    """Look at each head (RFC 8949, 3) in turn: no tag, no indefinite length, no more than so many of them."""
+    at = seen = 0
+    while at < len(raw):
+        major, extra = raw[at] >> 5, raw[at] & 0x1F
+        seen += 1
+        if seen > items:
+            raise Malformed(f"more than {items} items")
+        if major == 6:
+            raise Malformed("tags have no place in a message")
+        if extra > 27:
+            raise Malformed("not CBOR: a head of indefinite length, or of a kind that does not exist")
+        size = 1 << (extra - 24) if extra >= 24 else 0
+        argument = int.from_bytes(raw[at + 1 : at + 1 + size], "big") if size else extra
+        at += 1 + size + (argument if major in (2, 3) else 0)
 
 
 def _check_types(value: object) -> None:
@@ -115,12 +142,14 @@ def unwrap(raw: bytes, limit: int) -> Envelope:
     """
     if len(raw) > limit:
         raise TooLarge(len(raw), limit)
-    match _loads(raw):
-        case cbor2.CBORTag(tag=18, value=[bytes(protected), unprotected, bytes(payload), bytes(signature)]):
+    if raw[:1] != _TAG_18:
+        raise Malformed("not a tagged COSE_Sign1 object (RFC 9052, 4.2)")
+    match _loads(raw[1:]):
+        case [bytes(protected), dict(unprotected), bytes(payload), bytes(signature)]:
             pass
         case _:
             raise Malformed("not a tagged COSE_Sign1 object (RFC 9052, 4.2)")
-    if unprotected or not isinstance(unprotected, dict | cbor2.frozendict):
+    if unprotected:
         raise Malformed("the unprotected header must be an empty map: all headers are protected")
     if encode(cbor2.CBORTag(_COSE_SIGN1, [protected, {}, payload, signature])) != raw:
         raise NotCanonical
@@ -140,13 +169,14 @@ def _read_header(protected: bytes) -> tuple[Did, str]:
     header = _loads(protected)
     if not isinstance(header, dict) or set(header) != {_ALGORITHM, _CONTENT_TYPE, _KID}:
         raise Malformed("the protected header has exactly algorithm (1), content type (3) and kid (4)")
-    if encode(header) != protected:
-        raise NotCanonical
     match header[_ALGORITHM], header[_CONTENT_TYPE], header[_KID]:
         case -8, str(content_type), bytes(kid):
             pass
         case _:
             raise Malformed("the protected header needs EdDSA (-8), a text content type and a kid of bytes")
+    # From the constants, and not from what was decoded: 1 equals True and 1.0 there.
+    if encode({_ALGORITHM: _EDDSA, _CONTENT_TYPE: content_type, _KID: kid}) != protected:
+        raise NotCanonical
     try:
         return parse_did(kid.decode()), content_type
     except (NotADid, UnicodeDecodeError):

@@ -4,7 +4,8 @@ Money is integers only: `msat` (thousandths of a satoshi) or `uusd` (millionths 
 amounts with their unit (`0.05usd`, `250000msat`, `12sat`); a number without a unit is refused.
 """
 
-from decimal import Decimal, InvalidOperation
+import re
+from fractions import Fraction
 from typing import Final, Literal, get_args
 
 from attrs import field, frozen, validators
@@ -24,6 +25,8 @@ _WRITTEN: Final[dict[str, tuple[Unit, int]]] = {
     "uusd": ("uusd", 1),
     "usd": ("uusd", MILLION),
 }
+# Digits enough for any amount; without an exponent, which nobody means and which can stand for a number of any size.
+_NUMBER: Final = re.compile(r"[0-9]{1,24}(\.[0-9]{0,24})?|\.[0-9]{1,24}")
 
 
 class MoneyError(ValueError):
@@ -71,13 +74,12 @@ def parse_amount(text: str) -> Amount:
     if suffix not in _WRITTEN:
         raise MoneyError(f"{text!r} has no unit: write an amount as 0.05usd, 250000msat or 12sat")
     unit, scale = _WRITTEN[suffix]
-    try:
-        value = Decimal(number) * scale
-    except InvalidOperation:
-        raise MoneyError(f"{text!r} is not an amount: write it as 0.05usd, 250000msat or 12sat") from None
-    if not value.is_finite() or not 0 <= value <= MAX_AMOUNT:
+    if not _NUMBER.fullmatch(number.strip()):
+        raise MoneyError(f"{text[:80]!r} is not an amount: write it as 0.05usd, 250000msat or 12sat")
+    value = Fraction(number) * scale
+    if value > MAX_AMOUNT:
         raise MoneyError(f"{text!r} is out of range: an amount lies between 0 and {MAX_AMOUNT}{unit}")
-    if value != int(value):
+    if value.denominator != 1:
         raise MoneyError(f"{text!r} is finer than the smallest unit: one {unit}")
     return Amount(int(value), unit)
 

@@ -11,7 +11,7 @@ the offer names. Sampling parameters are integers, in millionths, so that no two
 
 import hashlib
 from collections.abc import Callable, Sized
-from typing import Annotated, Any, ClassVar, Final, Generic, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Final, Generic, Literal, TypeVar, get_args, get_origin
 
 import cattrs
 from attrs import Attribute, frozen
@@ -67,6 +67,11 @@ def _items(most: int, longest: int) -> Callable[[tuple[str, ...]], None]:
 def _did(value: str) -> None:
     _sized(DID_LENGTH, DID_LENGTH)(value)
     parse_did(value)
+
+
+def _digest_if_any(value: bytes | None) -> None:
+    if value is not None:
+        _sized(DIGEST_BYTES, DIGEST_BYTES)(value)
 
 
 # The types of fields: what a stranger's value must be to get in.
@@ -239,7 +244,7 @@ class Acknowledgement:
     accepted: bool
     reason: Reason
     amount: Money  # the undisputed part of this order's cost
-    previous: bytes | None  # the digest of the acknowledgement before this one on the same account
+    previous: Annotated[bytes | None, _digest_if_any]  # the digest of the acknowledgement before this one on the same account
     voucher: Annotated[bytes, _sized(1, Voucher.limit)]
 
 
@@ -325,8 +330,13 @@ def _strict(kind: type) -> Any:
     return hook
 
 
+def _is_tuple(kind: Any) -> bool:
+    origin: Any = get_origin(kind)
+    return origin is tuple
+
+
 def strict_converter() -> cattrs.Converter:
-    """A cattrs converter that takes each value for what it is: no text for numbers, no numbers for booleans."""
+    """A cattrs converter that takes each value for what it is: no text for numbers, nor for a list of letters."""
     converter = cattrs.Converter(detailed_validation=True)
     for kind in (int, str, bytes, bool):
         converter.register_structure_hook(kind, _strict(kind))
@@ -334,6 +344,13 @@ def strict_converter() -> cattrs.Converter:
     converter.register_structure_hook(
         bytes | None, lambda value, kind: None if value is None else optional_bytes(value, kind)
     )
+
+    def listed(value: object, kind: Any) -> tuple[object, ...]:
+        if type(value) is not list:
+            raise TypeError(f"must be a list, not {type(value).__name__}")
+        return tuple(converter.structure(item, get_args(kind)[0]) for item in value)
+
+    converter.register_structure_hook_func(_is_tuple, listed)
     return converter
 
 

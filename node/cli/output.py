@@ -22,14 +22,14 @@ def print_json(body: object) -> None:
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], empty: str) -> None:
     """A table, or a line that says what an empty one means."""
     if not rows:
-        Console().print(empty)
+        Console(markup=False, emoji=False).print(empty)
         return
     table = Table(title=title, title_justify="left", header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 def print_facts(facts: dict[str, Any]) -> None:

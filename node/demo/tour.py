@@ -61,7 +61,7 @@ class Tour:
         self._honest_only = honest_only
         self._once = once
         self._port = port if port is not None else 0 if once else DEFAULT_PORT
-        self._say = Narrator(Console(quiet=quiet, highlight=False))
+        self._say = Narrator(Console(quiet=quiet, highlight=False, emoji=False))
 
     def run(self) -> dict[str, Any]:
         """Go through it; the figures are returned once it has ended. Raises TourFailed."""

@@ -47,6 +47,8 @@ from node.wire.sealing import KEY_BYTES, CannotOpen, KeyPair, RequestBinding, bu
 DRAIN_S: Final = 5.0
 # How long a seller may go on without a single token, signs of life or not.
 PATIENCE_S: Final = 60.0
+# How long the end of the stream may take after its last frame.
+_END_S: Final = 1.0
 # Token ids of an order are kept so long for audits and exports.
 MATERIAL_LIFETIME_S: Final = 7 * 24 * 3600
 
@@ -226,10 +228,13 @@ class _Receiving:
                             if len(self.incoming.ids) > before and not self._purchase.cancelled:
                                 deadline.reschedule(loop.time() + self._patience_s)
                             if self._reader.finished:
-                                break
+                                # Only the end of the HTTP body is still to come; with it, the connection can be reused.
+                                deadline.reschedule(loop.time() + _END_S)
                 finally:
                     watcher.cancel()
         except TimeoutError:
+            if self._reader.finished:
+                return
             raise Unreachable(f"no token came for {self._patience_s:.0f} seconds") from None
         self._reader.close()
 

@@ -36,7 +36,7 @@ class HttpPeer:
     async def offers(self) -> Sequence[bytes]:
         raw = await self._call("GET", "/offers", limit=MAX_OFFERS * (Offer.limit + 8))
         try:
-            offers = codec.decode(raw, len(raw))
+            offers = codec.decode(raw, len(raw), 1 + MAX_OFFERS)
         except codec.Malformed as error:
             raise Unreachable(f"{self.url} answers no offers: {error}") from None
         if not isinstance(offers, list) or len(offers) > MAX_OFFERS or not all(isinstance(o, bytes) for o in offers):

@@ -22,6 +22,7 @@ from node.wire.sealing import HEADER_BYTES, CannotOpen, OpeningStream, SealingSt
 
 MAX_FRAME: Final = 65_536
 _IDS, _CHECKPOINT, _RECEIPT, _CANCEL = range(4)
+_FRAME_ITEMS: Final = 3  # the array, the number, the byte string
 
 
 class StreamError(ValueError):
@@ -89,18 +90,19 @@ class AnswerWriter:
 
 
 class AnswerReader:
-    """Turns bytes from the wire into frames. After an error, or the last frame, it takes nothing more."""
+    """Turns bytes from the wire into frames. After an error it gives nothing more, after the last frame only errors."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
         self._buffer = bytearray()
         self._stream: OpeningStream | None = None
+        self._broken: StreamError | None = None
         self.finished = False
 
-    def feed(self, received: bytes) -> list[Frame]:
-        """Take what arrived; give the frames that are complete. Raises StreamError."""
+    def feed(self, received: bytes) -> Iterator[Frame]:
+        """Take what arrived; give the frames that are complete. Raises StreamError, after the frames before it."""
         self._buffer += received
-        return list(self._frames())
+        return self._frames()
 
     def close(self) -> None:
         """Say that nothing more comes. Raises StreamCut if the answer had not ended."""
@@ -108,13 +110,15 @@ class AnswerReader:
             raise StreamCut
 
     def _frames(self) -> Iterator[Frame]:
-        while (item := self._next_item()) is not None:
-            if self.finished:
-                raise StreamError("the seller's stream goes on after its end")
-            if self._stream is None:
-                self._stream = self._open(item)
-            else:
-                yield self._decrypt(self._stream, item)
+        try:
+            while (item := self._next_item()) is not None:
+                if self._stream is None:
+                    self._stream = self._open(item)
+                else:
+                    yield self._decrypt(self._stream, item)
+        except StreamError as error:
+            self._broken = error
+            raise
 
     def _open(self, header: bytes) -> OpeningStream:
         if len(header) != HEADER_BYTES:
@@ -126,13 +130,18 @@ class AnswerReader:
             plain, final = stream.pull(item)
         except CannotOpen as error:
             raise StreamError(f"a frame of the stream cannot be opened: {error}") from None
+        frame = _parse(plain, final)
         self.finished = final
-        return _parse(plain, final)
+        return frame
 
     def _next_item(self) -> bytes | None:
         """The next complete byte string, taken out of the buffer."""
+        if self._broken is not None:
+            raise self._broken
         if not self._buffer:
             return None
+        if self.finished:
+            raise StreamError("the seller's stream goes on after its end")
         head = _head_size(self._buffer[0])
         if len(self._buffer) < 1 + head:
             return None
@@ -159,7 +168,7 @@ def _head_size(initial: int) -> int:
 
 def _parse(plain: bytes, final: bool) -> Frame:
     try:
-        match codec.decode(plain, MAX_FRAME), final:
+        match codec.decode(plain, MAX_FRAME, _FRAME_ITEMS), final:
             case [0, bytes(packed)], False:
                 return Ids(ids_from_bytes(packed))
             case [1, bytes(raw)], False:

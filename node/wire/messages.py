@@ -15,6 +15,12 @@ MAX_REQUEST: Final = 4 * 262_144 + 32_768
 MAX_SEALED: Final = MAX_REQUEST + 256
 MAX_ENVELOPE: Final = MAX_SEALED + Order.limit + 64
 MAX_REFUSAL: Final = 4_096
+MAX_REFUSAL_CHARS: Final = 512
+# Containers, keys and values of each message, so that a large one cannot keep its reader busy.
+_REQUEST_ITEMS: Final = 7 + MAX_STOPS
+_ENVELOPE_ITEMS: Final = 3
+_REFUSAL_ITEMS: Final = 64
+_MAX_RETRY_S: Final = 86_400
 
 RefusalCode = Literal[
     "malformed",
@@ -71,10 +77,14 @@ def encode_request(request: Request) -> bytes:
 
 
 def decode_request(raw: bytes) -> Request:
-    """Read an opened request. Raises codec.Malformed, without a word of its content."""
-    match codec.decode(raw, MAX_REQUEST):
-        case {"salt": bytes(salt), "prompt": bytes(prompt), "stop": list(stop)} if len(salt) == SALT_BYTES:
-            pass
+    """Read an opened request. Raises codec.Malformed, without a word of its content.
+
+    An unknown field is refused: each one there (a grammar, a penalty) would change what the answer has to be.
+    """
+    match codec.decode(raw, MAX_REQUEST, _REQUEST_ITEMS):
+        case {"salt": bytes(salt), "prompt": bytes(prompt), "stop": list(stop), **unknown} if len(salt) == SALT_BYTES:
+            if unknown:
+                raise codec.Malformed("the request asks for something that is not known here")
         case _:
             raise codec.Malformed(f"a request needs a salt of {SALT_BYTES} bytes, a prompt and a list of stop strings")
     if len(stop) > MAX_STOPS or not all(isinstance(s, str) and 0 < len(s) <= MAX_STOP_CHARS for s in stop):
@@ -91,7 +101,7 @@ def encode_envelope(order: bytes, sealed: bytes) -> bytes:
 
 def decode_envelope(raw: bytes) -> tuple[bytes, bytes]:
     """The signed order and the sealed request. Raises codec.Malformed."""
-    match codec.decode(raw, MAX_ENVELOPE):
+    match codec.decode(raw, MAX_ENVELOPE, _ENVELOPE_ITEMS):
         case [bytes(order), bytes(sealed)]:
             return order, sealed
     raise codec.Malformed("an order's envelope is an array of two byte strings: the order and the sealed request")
@@ -99,17 +109,24 @@ def decode_envelope(raw: bytes) -> tuple[bytes, bytes]:
 
 def encode_refusal(refusal: Refused) -> bytes:
     """The body of an HTTP answer that says no."""
-    body: dict[str, Any] = {"code": refusal.code, "message": refusal.message[:512]}
+    body: dict[str, Any] = {"code": refusal.code, "message": refusal.message[:MAX_REFUSAL_CHARS]}
     if refusal.retry_after is not None:
         body["retry_after"] = refusal.retry_after
     return codec.encode(body)
 
 
 def decode_refusal(raw: bytes) -> Refused:
-    """Read a refusal from a stranger. Raises codec.Malformed."""
-    body = codec.decode(raw, MAX_REFUSAL)
+    """Read a refusal from a stranger; a code that is not known here stands for "failed". Raises codec.Malformed."""
+    body = codec.decode(raw, MAX_REFUSAL, _REFUSAL_ITEMS)
     match body:
-        case {"code": str(code), "message": str(message)} if code in _CODES:
+        case {"code": str(code), "message": str(message)}:
+            known: RefusalCode = code if code in _CODES else "failed"  # type: ignore[assignment]
             retry = body.get("retry_after")
-            return Refused(code, message[:512], retry if isinstance(retry, int) and 0 <= retry <= 86_400 else None)  # type: ignore[arg-type]
+            wait = retry if type(retry) is int and 0 <= retry <= _MAX_RETRY_S else None
+            return Refused(known, _shown(message[:MAX_REFUSAL_CHARS]), wait)
     raise codec.Malformed("not a refusal")
+
+
+def _shown(message: str) -> str:
+    """A stranger's words without what would move a terminal's cursor, or hide."""
+    return "".join(letter if letter.isprintable() else " " for letter in message)

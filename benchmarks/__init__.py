@@ -1,0 +1,1 @@
+"""What README and CHANGELOG claim about speed, one script each: `python -m benchmarks.NAME [--json]`."""
