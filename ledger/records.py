@@ -244,7 +244,8 @@ class Acknowledgement:
     accepted: bool
     reason: Reason
     amount: Money  # the undisputed part of this order's cost
-    previous: Annotated[bytes | None, _digest_if_any]  # the digest of the acknowledgement before this one on the same account
+    # The digest of the acknowledgement before this one on the same account.
+    previous: Annotated[bytes | None, _digest_if_any]
     voucher: Annotated[bytes, _sized(1, Voucher.limit)]
 
 

@@ -19,7 +19,7 @@ from ledger.money import Amount
 from node.api.chat import ChatDoor
 from node.api.mesh import MeshDoor
 from node.api.owner import OwnerDoor
-from node.api.server import Keys, build_app, is_loopback
+from node.api.server import Keys, build_app, is_loopback, is_wildcard
 from node.config import Config, SellSettings, default_credit, did_of
 from node.engine.llamacpp import LlamaEngine
 from node.engine.port import Engine
@@ -28,10 +28,13 @@ from node.exchange.book import Book
 from node.exchange.buyer import Buyer
 from node.exchange.seller import Credit, Seller, Ware
 from node.exchange.settler import AuditPolicy, Settler
-from node.gateway.gateway import Gateway, Local, Policy
+from node.gateway.gateway import Gateway
+from node.gateway.question import Policy
+from node.gateway.supply import Local, Supply
 from node.home import Home, HomeError, Running
 from node.mesh.static import NamedPeers
 from node.models.catalogue import Catalogue, Entry, shipped
+from node.models.gguf import BadModelFile
 from node.models.manifest import Manifest, manifest_of
 from node.models.template import TemplateRenderer
 from node.models.tokenizers import Tokenizers
@@ -113,20 +116,20 @@ async def run_node(
         buyer = Buyer(book, entropy, settler.settle, config.buy.patience)
         stack.push_async_callback(buyer.close)
         peers = NamedPeers(book.identity.did, dialled, tokenizers, clock, buyer.take_grant)
-        gateway = Gateway(book, entropy, [local], catalogue, peers, buyer, _policy(config))
+        gateway = Gateway(Supply(book, [local], catalogue, peers, buyer), entropy, _policy(config))
         seller = _seller(book, entropy, config.sell, local, tokenizers)
-        url = _url(config.node.host, listener)
         if seller is not None:
-            seller.url = url
+            seller.url = "" if is_wildcard(config.node.host) else _url(config.node.host, listener)
             await seller.start()
+        url = _url("127.0.0.1" if is_wildcard(config.node.host) else config.node.host, listener)
         await settler.recover()
         peers.start()
         stack.push_async_callback(peers.close)
-        chat = ChatDoor(gateway, clock, entropy, config.api.privacy, config.api.route, config.api.max_tokens)
+        chat = ChatDoor(gateway, clock, entropy, config.api.privacy, config.api.route)
         owner = OwnerDoor(book, gateway, peers, auditor, seller.offers if seller else _no_offers)
         app = build_app(chat, MeshDoor(seller), owner, keys, clock)
         await _serve(stack, app, listener)
-        _in_background(stack, _sweep(book, settler))
+        _in_background(stack, _sweep(book, settler, seller))
         home.announce(Running(url, keys.token, book.me))
         stack.callback(home.withdraw)
         yield Node(url, book.identity.did, book, gateway, peers, settler, keys.token)
@@ -175,7 +178,10 @@ async def _load_model(
 ) -> tuple[Local, Catalogue]:
     """The node's model: the owner's, else the one that comes with idlemesh."""
     path = (config.node.model or DEMO_MODEL).expanduser()
-    manifest = await asyncio.to_thread(manifest_of, path)
+    try:
+        manifest = await asyncio.to_thread(manifest_of, path)
+    except OSError as error:
+        raise BadModelFile(str(path), f"it cannot be read: {error.strerror}", "Name a .gguf model file.") from None
     catalogue = _catalogue(config).add_own(manifest, path.stem)
     tokenizer = tokenizers.open(tokenizers.add_own(path))
     engine = await load_engine(path, manifest, config)
@@ -192,7 +198,7 @@ def _catalogue(config: Config) -> Catalogue:
 
 
 def _policy(config: Config) -> Policy:
-    return Policy(config.buy.limits(), config.buy.weights, config.buy.busy_wait)
+    return Policy(config.buy.limits(), config.buy.weights, config.buy.busy_wait, config.api.max_tokens)
 
 
 def _seller(book: Book, entropy: Entropy, sell: SellSettings, local: Local, tokenizers: Tokenizers) -> Seller | None:
@@ -218,12 +224,14 @@ async def _serve(stack: contextlib.AsyncExitStack, app: web.Application, listene
     await web.SockSite(runner, listener).start()
 
 
-async def _sweep(book: Book, settler: Settler) -> None:
+async def _sweep(book: Book, settler: Settler, seller: Seller | None) -> None:
     while True:
         await asyncio.sleep(_SWEEP_S)
         try:
-            await book.journal.expire(book.now())
+            await book.sweep()
             await settler.sweep()
+            if seller is not None:
+                await seller.offers()  # lets go of the prekeys of offers that are over
         except Exception:  # noqa: BLE001 - the sweep must outlive any one failure
             _log.exception("sweeping failed; it is tried again in a minute")
 

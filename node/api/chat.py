@@ -12,7 +12,8 @@ from node.api.errors import ApiError, internal_error
 from node.api.openai import chunk, completion, facts, parse_request, privacy_of, usage
 from node.engine.port import BadPrompt, EngineBusy, EngineError, PromptTooLong
 from node.gateway.answer import Answer, AnswerCut
-from node.gateway.gateway import ContextExceeded, Gateway, Question, UnknownModel, Unservable
+from node.gateway.gateway import Gateway
+from node.gateway.question import ContextExceeded, Question, UnknownModel, Unservable
 from node.market.candidates import Route
 from node.models.template import TemplateError
 from node.ports import Clock, Entropy
@@ -33,14 +34,12 @@ class ChatDoor:
         entropy: Entropy,
         default_privacy: Privacy,
         default_route: Route,
-        default_max_tokens: int,
     ) -> None:
         self._gateway = gateway
         self._clock = clock
         self._entropy = entropy
         self._default_privacy = default_privacy
         self._default_route = default_route
-        self._default_max_tokens = default_max_tokens
 
     def routes(self) -> list[web.RouteDef]:
         """What it serves."""
@@ -74,7 +73,7 @@ class ChatDoor:
             messages=[message.plain() for message in asked.messages],
             model=asked.model,
             sampling=asked.sampling(),
-            max_tokens=asked.most_tokens(self._default_max_tokens),
+            max_tokens=asked.most_tokens(),
             privacy=privacy_of(request.headers.get("X-IdleMesh-Privacy"), asked.metadata, self._default_privacy),
             route=self._route(request),
             stop=asked.stops(),
@@ -136,6 +135,16 @@ class ChatDoor:
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", **_headers(answer)}
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
+        # Where sending fails, the client is gone; the answer is closed by our caller.
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            await self._send_all(response, identifier, created, answer, with_usage)
+            await response.write(b"data: [DONE]\n\n")
+            await response.write_eof()
+        return response
+
+    async def _send_all(
+        self, response: web.StreamResponse, identifier: str, created: int, answer: Answer, with_usage: bool
+    ) -> None:
         try:
             await _send(response, chunk(identifier, created, answer, {"role": "assistant", "content": ""}))
             async for text in answer.text():
@@ -152,12 +161,6 @@ class ChatDoor:
             await _send(response, cut.body())
         except EngineError:
             await _send(response, internal_error().body())
-        except ConnectionError:
-            return response  # the client is gone; the answer is closed by our caller
-        with contextlib.suppress(ConnectionError):
-            await response.write(b"data: [DONE]\n\n")
-            await response.write_eof()
-        return response
 
 
 async def _send(response: web.StreamResponse, event: dict[str, Any]) -> None:
@@ -166,13 +169,13 @@ async def _send(response: web.StreamResponse, event: dict[str, Any]) -> None:
 
 
 def _headers(answer: Answer) -> dict[str, str]:
-    return {
-        f"x-idlemesh-{name}": value.encode("ascii", "replace")
-        .decode()
-        .replace("\n", " ")
-        .replace("\r", " ")[:_MAX_HEADER]
-        for name, value in facts(answer).items()
-    } | ({"x-idlemesh-cost": "0"} if answer.route == "local" else {})
+    known = facts(answer) | ({"cost": "0"} if answer.route == "local" else {})
+    return {f"x-idlemesh-{name}": _plain(value) for name, value in known.items()}
+
+
+def _plain(value: str) -> str:
+    """Text as a header may carry it: it can hold words of a peer, and those can hold anything."""
+    return "".join(c if " " <= c <= "~" else "?" for c in value[:_MAX_HEADER])
 
 
 def _may_degrade(request: web.Request) -> bool:

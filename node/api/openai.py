@@ -113,9 +113,9 @@ class ChatRequest(BaseModel):
         """The seed as 64 unsigned bits."""
         return None if self.seed is None else self.seed % 2**64
 
-    def most_tokens(self, default: int) -> int:
-        """The most output tokens; the newer name wins."""
-        return self.max_completion_tokens or self.max_tokens or default
+    def most_tokens(self) -> int | None:
+        """The most output tokens, if the request says; the newer name wins."""
+        return self.max_completion_tokens or self.max_tokens
 
 
 def _millionths(value: float) -> int:

@@ -185,10 +185,7 @@ class OwnerDoor:
         if bought is None:
             raise ApiError(404, "the token ids of this receipt are not kept here (any more)", code="ids_gone")
         audit = await self._auditor.audit(bought.terms, receipt.digest, bought.answer)
-        body: dict[str, Any] = {"outcome": audit.outcome, "reason": audit.reason, "abstained": audit.verdict is None}
-        if audit.verdict is not None:
-            body |= _verdict(audit.verdict)
-        return web.json_response(body)
+        return web.json_response(_verdict(audit.verdict) | {"abstained": audit.abstained})
 
     async def accounts(self, _request: web.Request) -> web.Response:
         """Every balance, rebuilt from the journal now; and whether the chain is whole."""

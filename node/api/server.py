@@ -42,12 +42,28 @@ class Keys:
     api: str | None = field(repr=False, default=None)
 
 
+def _names_this_machine(url: str) -> bool:
+    """Whether a URL's host is this machine's own; one that cannot be read is not."""
+    try:
+        return is_loopback(urlsplit(url).hostname or "")
+    except ValueError:
+        return False
+
+
 def is_loopback(host: str) -> bool:
     """Whether an address or name is this machine's own."""
     if host == "localhost":
         return True
     try:
         return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def is_wildcard(host: str) -> bool:
+    """Whether an address stands for all of this machine's addresses."""
+    try:
+        return ip_address(host.strip("[]")).is_unspecified
     except ValueError:
         return False
 
@@ -90,20 +106,21 @@ def build_app(chat: ChatDoor, mesh: MeshDoor, owner: OwnerDoor, keys: Keys, cloc
 
 
 def _check_owner(request: web.Request, keys: Keys) -> None:
-    offered = request.headers.get("Authorization", "").removeprefix("Bearer ")
-    has_token = hmac.compare_digest(offered.encode(), keys.token.encode())
+    # Headers are bytes; those that are not UTF-8 come as surrogates.
+    offered = request.headers.get("Authorization", "").removeprefix("Bearer ").encode("utf-8", "surrogateescape")
+    has_token = hmac.compare_digest(offered, keys.token.encode())
     if request.path.startswith("/node/"):
         if not has_token:
             raise ApiError(401, "this needs the token in the node's home folder", code="no_token")
         return
     if keys.api is not None:
-        if not has_token and not hmac.compare_digest(offered.encode(), keys.api.encode()):
+        if not has_token and not hmac.compare_digest(offered, keys.api.encode()):
             raise ApiError(401, "this needs the API key: `idlemesh key api` shows it", code="invalid_api_key")
         return
     origin = request.headers.get("Origin")
-    if origin is not None and not is_loopback(urlsplit(origin).hostname or ""):
+    if origin is not None and not _names_this_machine(origin):
         raise ApiError(403, "web pages of other sites may not use this node", code="foreign_origin")
-    if not is_loopback(urlsplit(f"//{request.host}").hostname or ""):
+    if not _names_this_machine(f"//{request.host}"):
         raise ApiError(403, "the Host header must name this machine: use 127.0.0.1 or localhost", code="foreign_host")
 
 

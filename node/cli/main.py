@@ -15,6 +15,7 @@ from node.cli.output import CommandFailed, fail, print_json
 from node.config import BadConfig, load_config, parse_peer
 from node.demo.tour import Tour, TourFailed
 from node.home import Home, HomeError, NotRunning, open_home
+from node.models.catalogue import NameTaken
 from node.models.gguf import BadModelFile
 from node.ports import SystemEntropy
 from node.serve import say_started_json, serve
@@ -37,7 +38,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts
 ReceiptArgument = Annotated[str, typer.Argument(help="The receipt's id, or at least its first 6 digits.")]
 
 # What goes wrong for reasons that the user can mend: said in one line, without a traceback.
-_EXPECTED: Final = (CommandFailed, HomeError, BadConfig, BadModelFile, LedgerError, TourFailed)
+_EXPECTED: Final = (CommandFailed, HomeError, BadConfig, BadModelFile, NameTaken, LedgerError, TourFailed)
 
 
 @app.command()
@@ -270,11 +271,6 @@ def _plain(receipt: str) -> str:
 def main() -> None:
     """Run the command line."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as end:
-        raise SystemExit(end.exit_code) from None
+        app(prog_name="idlemesh")
     except _EXPECTED as error:
-        try:
-            fail(error)
-        except typer.Exit as end:
-            raise SystemExit(end.exit_code) from None
+        fail(error)

@@ -86,6 +86,8 @@ def receipt(body: Body) -> None:
 
 
 def _verdict_line(verdict: Body) -> str:
+    if not verdict["tokens"]:
+        return f"audit: {verdict['reason']}"
     return (
         f"audit: {verdict['outcome']}: {verdict['reason']} ({verdict['tokens']} tokens checked, {verdict['odd']} odd, "
         f"mean margin {verdict['margin_mean']:.6f}, largest {verdict['margin_max']:.3f})"
@@ -94,10 +96,7 @@ def _verdict_line(verdict: Body) -> str:
 
 def audit(body: Body) -> None:
     """What an audit found."""
-    if body["abstained"]:
-        typer.echo(f"The audit abstains: {body['reason']}")
-    else:
-        typer.echo(_verdict_line(body))
+    typer.echo(_verdict_line(body))
 
 
 def accounts(body: Body) -> None:

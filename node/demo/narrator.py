@@ -36,7 +36,9 @@ class StoryLine:
         self._show(f"\n      [{colour}]{name}[/] · {facts.get('cost', 'free')} · receipt {receipt}")
 
     def _show(self, tail: str) -> None:
-        self._live.update(Text.from_markup(f"[dim]{self._head}[/] {escape(self._text)}{tail}", emoji=False), refresh=True)
+        self._live.update(
+            Text.from_markup(f"[dim]{self._head}[/] {escape(self._text)}{tail}", emoji=False), refresh=True
+        )
 
 
 class Narrator:

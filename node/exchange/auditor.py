@@ -21,15 +21,24 @@ from verify.replay import margins
 
 @frozen
 class Audit:
-    """What an audit came to; `verdict` is None when the auditor abstains, and `reason` says why."""
+    """What an audit came to: a signed Verdict. One over no tokens is an abstention, and its reason says why."""
 
-    verdict: Signed[Verdict] | None
-    reason: str
+    verdict: Signed[Verdict]
 
     @property
     def outcome(self) -> Outcome:
-        """The verdict's outcome; an abstention leaves it undecided."""
-        return self.verdict.record.outcome if self.verdict else "undecided"
+        """The verdict's outcome; an abstention is undecided."""
+        return self.verdict.record.outcome
+
+    @property
+    def reason(self) -> str:
+        """The verdict's reason."""
+        return self.verdict.record.reason
+
+    @property
+    def abstained(self) -> bool:
+        """Whether nothing could be checked."""
+        return self.verdict.record.margins.tokens == 0
 
 
 class Auditor:
@@ -45,20 +54,37 @@ class Auditor:
 
         Auditing the same answer again gives a verdict, but no new evidence: each context counts once.
         """
-        offer = terms.offer.record
-        engine = self._engines.get(offer.model)
+        engine = self._engines.get(terms.offer.record.model)
         if engine is None:
-            return Audit(None, "the weights of this model are not here")
-        reason = abstention(offer.engine, engine.fingerprint)
+            return await self._abstain(terms, receipt, "the weights of this model are not here")
+        reason = abstention(terms.offer.record.engine, engine.fingerprint)
+        if reason is None and not answer:
+            reason = "there is no token to check"
         if reason is not None:
-            return Audit(None, reason)
-        if not answer:
-            return Audit(None, "there is no token to check")
+            return await self._abstain(terms, receipt, reason)
         async with self._one_at_a_time:
             try:
                 return await self._replay(engine, terms, receipt, answer)
             except EngineError as error:
-                return Audit(None, f"the replay failed: {error}")
+                return await self._abstain(terms, receipt, f"the replay failed: {error}")
+
+    async def _abstain(self, terms: Terms, receipt: bytes, why: str) -> Audit:
+        verdict = sign(
+            Verdict(
+                receipt=receipt,
+                seller=terms.seller,
+                model=terms.offer.record.model,
+                margins=Margins(0, 0, 0, 0),
+                evidence=self._book.experience.evidence(terms.seller, terms.offer.record.model).thousandths,
+                outcome="undecided",
+                reason=f"the audit abstains: {why}"[:256],
+                engine=terms.offer.record.engine,
+                issued=self._book.now(),
+            ),
+            self._book.identity,
+        )
+        await self._book.post(records=(kept(verdict, terms.order.digest),))
+        return Audit(verdict)
 
     async def _replay(self, engine: Engine, terms: Terms, receipt: bytes, answer: Sequence[int]) -> Audit:
         order, prompt = terms.order.record, terms.request.prompt
@@ -78,7 +104,7 @@ class Auditor:
         counted = [context for context, new in zip(seen, counts, strict=True) if new]
         observed = experience.audited(seller, model, evidence.outcome, evidence, counted)
         await self._book.post(observed, records=(kept(verdict, terms.order.digest),))
-        return Audit(verdict, verdict.record.reason)
+        return Audit(verdict)
 
     def _verdict(
         self, engine: Engine, terms: Terms, receipt: bytes, summary: Margins, evidence: Evidence

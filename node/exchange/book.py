@@ -12,7 +12,7 @@ from nacl.secret import SecretBox
 
 from ledger import codec
 from ledger.account import Account, AccountKey
-from ledger.changes import Authorized
+from ledger.changes import Authorized, Forgotten
 from ledger.commitments import ids_bytes, ids_from_bytes
 from ledger.events import AccountChanged, Event, decode_events
 from ledger.identity import Identity
@@ -25,6 +25,8 @@ from node.wire.messages import MAX_REQUEST, Request
 
 RAIL: Final = "credit"
 _DAY_MS: Final = 86_400_000
+# A closed order can still be acknowledged so long: its buyer may have been away.
+REMEMBERED_S: Final = 7 * 24 * 3600
 
 
 class Book:
@@ -99,6 +101,15 @@ class Book:
             if key.payer == self.me:
                 spent[key.unit] = spent.get(key.unit, 0) + account.reserved
         return spent
+
+    async def sweep(self) -> None:
+        """Drop nonces and token ids past their time, and orders that are long closed."""
+        now = self.now()
+        await self.journal.expire(now)
+        before = now - REMEMBERED_S
+        for key, account in list(self.journal.books.accounts.items()):
+            if any(not order.open and order.expires < before for order in account.orders.values()):
+                await self.post(AccountChanged(key, Forgotten(before)))
 
     def sealed_material(self, order: bytes, request: Request, answer: Sequence[int], expires: int) -> Material:
         """Prompt and answer of an order, encrypted for this node alone, to be kept until its audit window closes."""

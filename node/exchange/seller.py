@@ -56,6 +56,8 @@ from node.wire.sealing import KEY_BYTES, CannotOpen, KeyPair, RequestBinding, op
 OFFER_LIFETIME_S: Final = 3600
 GRANT_LIFETIME_S: Final = 24 * 3600
 RETRY_AFTER_BUSY_S: Final = 2
+# Each one is kept for good, so one order must not bring any number of them.
+MAX_ACKNOWLEDGEMENTS: Final = 16
 
 
 @frozen
@@ -246,6 +248,9 @@ class Seller:
         order = await self._order_of(said.order)
         if order is None or order.signer != ack.signer:
             raise Refused("unknown_order", "no such order of yours is known here")
+        kept_already = await self._book.journal.records_of(said.order)
+        if sum(1 for record in kept_already if record.kind == Acknowledgement.kind) >= MAX_ACKNOWLEDGEMENTS:
+            raise Refused("malformed", "this order has been acknowledged often enough")
         unit = await self._unit_of(order)
         account = self._book.debt_of(ack.signer, unit)
         try:

@@ -9,6 +9,7 @@ from attrs import frozen
 from ledger.money import Amount
 from ledger.records import amount_of
 from node.engine.port import Engine, Job
+from node.exchange.delivery import Delivery
 from node.exchange.purchase import NotPlaced, Purchase
 from node.models.text import TextStream
 
@@ -75,6 +76,10 @@ class BoughtSource:
         finally:
             if not ended:
                 self._purchase.cancel()
+
+    async def outcome(self) -> Delivery:
+        """How the purchase ended. Raises NotPlaced if it brought nothing."""
+        return await self._purchase.outcome()
 
     async def paper(self) -> tuple[bytes | None, Amount | None]:
         try:

@@ -57,6 +57,7 @@ class Candidate:
     name: str
     quality: float
     relation: Relation
+    context: int  # prompt and answer together, in tokens
     offer: Signed[Offer] | None = None
     reputation: float = 1.0
     condemned: bool = False
@@ -92,10 +93,12 @@ def rule_out(candidate: Candidate, wish: Wish, limits: Limits) -> str | None:
         return "runs another model"
     if not may_see(candidate.relation, wish.privacy):
         return f"may see prompts up to {CEILINGS[candidate.relation]}, and this one is {wish.privacy}"
+    if wish.route == ("peers" if candidate.offer is None else "local"):
+        return f"the route is {wish.route}"
+    if wish.prompt_tokens + wish.max_tokens > candidate.context:
+        return f"has a context of {candidate.context} tokens, and {wish.prompt_tokens + wish.max_tokens} are needed"
     if candidate.offer is None:
-        return "the route is peers" if wish.route == "peers" else None
-    if wish.route == "local":
-        return "the route is local"
+        return None
     return _breaks_limits(candidate, candidate.offer.record, wish, limits)
 
 
@@ -108,8 +111,6 @@ def _breaks_limits(candidate: Candidate, offer: Offer, wish: Wish, limits: Limit
         return f"has a reputation of {candidate.reputation:.2f}, under the least of {limits.min_reputation:.2f}"
     if "credit" not in offer.rails:
         return "takes no credit, the one way to pay so far"
-    if wish.prompt_tokens + wish.max_tokens > offer.context:
-        return f"has a context of {offer.context} tokens, and {wish.prompt_tokens + wish.max_tokens} are needed"
     unit = offer.price.unit
     price = candidate.cost(wish.prompt_tokens, wish.max_tokens)
     over_a_day = wish.spent_today.get(unit, 0) + price

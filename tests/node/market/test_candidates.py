@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,8 +8,8 @@ from hypothesis import strategies as st
 from ledger.money import Amount, Price
 from ledger.records import Offer, Privacy, Signed
 from node.market.candidates import Candidate, Limits, Weights, Wish, quality_of, rank, rule_out
+from tests.node.market.conftest import MakeOffer, offer_by
 
-MakeOffer = Callable[..., Signed[Offer]]
 MODEL = bytes([7]) * 32
 ANYTHING = Wish(models=None, prompt_tokens=1_000, max_tokens=500, privacy="public")
 
@@ -162,8 +161,6 @@ def place(of: Candidate, among: list[Candidate]) -> int:
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_asking_more_never_improves_the_rank(data: st.DataObject) -> None:
-    from tests.node.market.conftest import offer_by
-
     among = data.draw(candidates(offer_by))
     index = data.draw(st.integers(0, len(among) - 1))
     price = among[index].offer.record.price  # type: ignore[union-attr]
@@ -178,8 +175,6 @@ def test_asking_more_never_improves_the_rank(data: st.DataObject) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.data(), st.sampled_from(["reputation", "quality"]))
 def test_a_worse_reputation_or_quality_never_improves_the_rank(data: st.DataObject, part: str) -> None:
-    from tests.node.market.conftest import offer_by
-
     among = data.draw(candidates(offer_by))
     index = data.draw(st.integers(0, len(among) - 1))
     worse = evolve(among[index], **{part: data.draw(st.floats(0, getattr(among[index], part)))})
@@ -192,8 +187,6 @@ def test_a_worse_reputation_or_quality_never_improves_the_rank(data: st.DataObje
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_the_ranking_does_not_depend_on_the_order_of_the_candidates(data: st.DataObject) -> None:
-    from tests.node.market.conftest import offer_by
-
     among = data.draw(candidates(offer_by))
     shuffled = data.draw(st.permutations(among))
 

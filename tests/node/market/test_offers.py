@@ -1,4 +1,3 @@
-from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -7,8 +6,8 @@ from hypothesis import strategies as st
 from ledger.codec import Forged, Malformed, TooLarge
 from ledger.records import CLOCK_SKEW_S, Expired, Offer, Signed
 from node.market.offers import MAX_PER_SELLER, OfferBook
+from tests.node.market.conftest import MakeOffer
 
-MakeOffer = Callable[..., Signed[Offer]]
 
 
 @pytest.fixture

@@ -1,0 +1,59 @@
+"""What a client wants, the owner's rules for it, and the ways in which it cannot be had."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from attrs import field, frozen
+
+from ledger.records import Privacy, Sampling
+from node.market.candidates import Limits, Route, Weights
+
+
+@frozen
+class Question:
+    """What a client wants; `seed` None draws one, `model` is a name, `family:tier` or `auto`."""
+
+    messages: Sequence[dict[str, Any]] = field(repr=False)
+    model: str
+    sampling: Sampling
+    max_tokens: int | None  # None takes the owner's default, or what the context has left
+    privacy: Privacy
+    route: Route
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    may_degrade: bool = True
+    streaming: bool = True
+
+
+@frozen
+class Policy:
+    """The owner's rules for where requests go."""
+
+    limits: Limits = field(factory=Limits)
+    weights: Weights = field(factory=Weights)
+    busy_wait_s: float = 2.0
+    max_tokens: int = 512  # for requests that do not say
+
+
+class UnknownModel(Exception):
+    """Nobody has a model of this name, and the client wants no other."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no model is called {name!r}: /v1/models lists what can be had, and 'auto' takes the best")
+        self.name = name
+
+
+class Unservable(Exception):
+    """Nobody may or can answer now; `reasons` says why, candidate by candidate."""
+
+    def __init__(self, summary: str, reasons: Sequence[str]) -> None:
+        super().__init__("; ".join([summary, *reasons]))
+        self.reasons = tuple(reasons)
+
+
+class ContextExceeded(Exception):
+    """Prompt and answer do not fit the context of the model that would answer."""
+
+    def __init__(self, needed: int, context: int) -> None:
+        super().__init__(f"this request needs {needed} tokens, and the model's context has {context}")
+        self.needed, self.context = needed, context

@@ -1,0 +1,155 @@
+"""What there is to answer with: this machine's models and the open offers of peers, as candidates."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from attrs import frozen
+
+from ledger.codec import Malformed
+from ledger.money import Amount
+from ledger.records import Offer, Signed
+from node.engine.port import Engine
+from node.exchange.book import Book
+from node.exchange.buyer import Buyer
+from node.exchange.purchase import Ask, NotPlaced
+from node.gateway.answer import BoughtSource
+from node.market.candidates import Candidate, quality_of
+from node.mesh.static import NamedPeers, NoTokenizerToBeHad
+from node.models.catalogue import Catalogue, NoSuchModel
+from node.models.quantization import TIERS, UnknownTier
+from node.models.quantization import rank as tier_rank
+from node.models.tokenizer import Tokenizer
+from node.wire.messages import Refused, Unreachable
+from verify.reputation import score
+
+AUTO: Final = "auto"
+_DIGEST_NAME: Final = "sha256:"
+
+
+@frozen
+class Local:
+    """A model on this machine."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    name: str
+
+
+class Supply:
+    """Local models and peers' offers."""
+
+    def __init__(
+        self, book: Book, locals_: Sequence[Local], catalogue: Catalogue, peers: NamedPeers, buyer: Buyer
+    ) -> None:
+        self._book = book
+        self._locals = {local.engine.manifest.digest: local for local in locals_}
+        self._catalogue = catalogue
+        self._peers = peers
+        self._buyer = buyer
+
+    def models(self) -> list[tuple[str, str]]:
+        """The names that can be asked for, each with who has it: `local` or a seller's did."""
+        names = {local.name: "local" for local in self._locals.values()}
+        for offer in self._peers.offers():
+            names.setdefault(self.name_of(offer.record.model), offer.signer)
+        return list(names.items())
+
+    def name_of(self, model: bytes) -> str:
+        """What the owner's catalogue calls a model; a stranger's goes by its digest, whatever its seller says."""
+        entry = self._catalogue.entry(model)
+        return entry.name if entry else _DIGEST_NAME + model.hex()
+
+    def wished(self, name: str) -> frozenset[bytes] | None:
+        """The digests that a model's name stands for; None for any, empty for a name that nobody knows."""
+        if name == AUTO:
+            return None
+        if name.startswith(_DIGEST_NAME):
+            known = {*self._locals, *(offer.record.model for offer in self._peers.offers())}
+            return frozenset(digest for digest in known if digest.hex() == name.removeprefix(_DIGEST_NAME))
+        family, colon, tier = name.partition(":")
+        try:
+            if colon:
+                return frozenset(self._catalogue.family(family, tier))
+            return frozenset({self._catalogue.find(name)})
+        except (NoSuchModel, UnknownTier):
+            return frozenset()
+
+    def local_candidates(self) -> list[Candidate]:
+        """This machine's models."""
+        return [
+            Candidate(
+                digest,
+                local.name,
+                _quality(local.engine.manifest.parameters, local.engine.manifest.quantization),
+                "self",
+                local.engine.context,
+            )
+            for digest, local in self._locals.items()
+        ]
+
+    def peer_candidates(self) -> list[Candidate]:
+        """The open offers of the named peers, with what is known of their sellers."""
+        return [self._peer_candidate(offer) for offer in self._peers.offers()]
+
+    def _peer_candidate(self, offer: Signed[Offer]) -> Candidate:
+        said = offer.record
+        standing = self._book.experience.standing(offer.signer)
+        account = self._book.debt_to(offer.signer, said.price.unit)
+        return Candidate(
+            model=said.model,
+            name=self.name_of(said.model),
+            quality=_quality(said.parameters, said.quantization),
+            relation="named",
+            context=said.context,
+            offer=offer,
+            reputation=score(standing.history),
+            condemned=standing.history.condemned,
+            available=Amount(account.available, said.price.unit),
+            tokens_per_s=standing.speed.tokens_per_s,
+            first_token_ms=standing.speed.first_token_ms,
+        )
+
+    def local(self, model: bytes) -> Local:
+        """A local model."""
+        return self._locals[model]
+
+    def spent_today(self) -> dict[str, int]:
+        """What this node spent since midnight UTC, and what its open orders may still cost, by unit."""
+        return self._book.spent_today()
+
+    async def tokenizer_for(self, candidate: Candidate) -> Tokenizer:
+        """The tokenizer of a candidate's model. Raises NoTokenizerToBeHad."""
+        if candidate.model in self._locals:
+            return self._locals[candidate.model].tokenizer
+        if candidate.offer is None:
+            raise NoTokenizerToBeHad(candidate.name)
+        return await self._peers.tokenizer(candidate.offer.record.tokenizer, candidate.seller)
+
+    def buy(self, candidate: Candidate, ask: Ask, tokenizer: Tokenizer) -> BoughtSource:
+        """Place an order with a peer. Raises NotPlaced when it cannot even be tried."""
+        peer = self._peers.dial(candidate.seller) if candidate.seller else None
+        if peer is None or candidate.offer is None:
+            raise NotPlaced("it is not among the named peers")
+        return BoughtSource(self._buyer.buy(peer, candidate.offer, ask, tokenizer))
+
+    async def renewed(self, candidate: Candidate) -> Candidate | None:
+        """The same candidate with the offer that its seller makes now; None if it makes no other."""
+        if candidate.seller is None or candidate.offer is None:
+            return None
+        try:
+            await self._peers.refresh(candidate.seller)
+        except (Refused, Unreachable, Malformed):
+            return None  # the background refresh keeps trying, and says what is wrong
+        for offer in self._peers.offers():
+            same = (offer.signer, offer.record.model) == (candidate.seller, candidate.model)
+            if same and offer.digest != candidate.offer.digest:
+                return self._peer_candidate(offer)
+        return None
+
+
+def _quality(parameters: int, quantization: str) -> float:
+    try:
+        tier = 1 - tier_rank(quantization) / (len(TIERS) - 1)
+    except UnknownTier:
+        tier = 0.0
+    return quality_of(parameters, tier)

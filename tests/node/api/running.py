@@ -1,0 +1,86 @@
+"""A whole node in this process, on a real socket, in a thread of its own: the clients under test may block."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from ledger.identity import Did
+from node.app import Node, load_llama, run_node
+from node.config import Config, load_config
+from node.engine.port import Engine
+from node.home import Home
+from node.models.manifest import Manifest
+
+MODEL = "idlemesh-demo-q8_0"
+
+
+@frozen
+class RunningNode:
+    """Where a node is reached; `engine` may be looked at from any thread."""
+
+    url: str
+    did: Did
+    token: str
+    engine: Engine
+
+    @property
+    def base_url(self) -> str:
+        """What an OpenAI client is given."""
+        return self.url + "/v1"
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+
+def settings(**sections: dict[str, Any]) -> Config:
+    """A configuration for one core and any free port."""
+    sections.setdefault("node", {})
+    sections["node"] = {"port": 0, "threads": 1, **sections["node"]}
+    return load_config(None, sections)
+
+
+@contextlib.contextmanager
+def running_node(folder: Path, config: Config) -> Iterator[RunningNode]:
+    """Run a node until the context is left. Raises what `run_node` raises."""
+    ready: Future[RunningNode] = Future()
+    loop, stop = asyncio.new_event_loop(), asyncio.Event()
+    engines: list[Engine] = []
+
+    async def load(path: Path, manifest: Manifest, config: Config) -> Engine:
+        engines.append(await load_llama(path, manifest, config))
+        return engines[-1]
+
+    async def run() -> None:
+        try:
+            async with run_node(Home(folder), config, load) as node:
+                ready.set_result(_seen(node, engines[0]))
+                await stop.wait()
+        except BaseException as error:
+            if ready.done():
+                raise
+            ready.set_exception(error)
+
+    def serve() -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(run())
+
+    thread = threading.Thread(target=serve, name="node")
+    thread.start()
+    try:
+        yield ready.result(60)
+    finally:
+        with contextlib.suppress(RuntimeError):  # its loop is closed already: the node did not start
+            loop.call_soon_threadsafe(stop.set)
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def _seen(node: Node, engine: Engine) -> RunningNode:
+    return RunningNode(node.url, node.did, node.token, engine)
