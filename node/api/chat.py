@@ -20,6 +20,8 @@ from node.ports import Clock, Entropy
 
 # A header's value may not be longer in most clients and proxies.
 _MAX_HEADER: Final = 2_048
+# A body that takes longer to arrive is not coming.
+_READ_S: Final = 60.0
 # A client that takes nothing for so long is gone.
 _WRITE_S: Final = 60.0
 
@@ -68,7 +70,7 @@ class ChatDoor:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """Answer a conversation."""
-        asked = parse_request(await request.read())
+        asked = parse_request(await _body(request))
         question = Question(
             messages=[message.plain() for message in asked.messages],
             model=asked.model,
@@ -161,6 +163,14 @@ class ChatDoor:
             await _send(response, cut.body())
         except EngineError:
             await _send(response, internal_error().body())
+
+
+async def _body(request: web.Request) -> bytes:
+    try:
+        async with asyncio.timeout(_READ_S):
+            return await request.read()
+    except TimeoutError:
+        raise ApiError(408, f"the body did not arrive within {_READ_S:.0f} seconds", code="timeout") from None
 
 
 async def _send(response: web.StreamResponse, event: dict[str, Any]) -> None:

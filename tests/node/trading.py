@@ -403,6 +403,7 @@ def draft_order(
     identity: Identity,
     offer: Signed[Offer],
     clock: Clock,
+    /,
     *,
     nonce: int = 0,
     prompt: tuple[int, ...] = PROMPT,
