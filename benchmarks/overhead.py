@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import uvloop
 
 from benchmarks.report import Row, report
 from ledger.records import Sampling
@@ -155,7 +156,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="idlemesh-overhead-") as name:
         folder = Path(name)
         with nodes(folder) as owner:
-            times = asyncio.run(measure(owner, folder, arguments.requests))
+            times = uvloop.run(measure(owner, folder, arguments.requests))
     report("overhead", rows(times), arguments.json)
 
 

@@ -11,10 +11,11 @@ a counterparty.
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import sqlalchemy as sa
 from attrs import evolve, frozen
@@ -25,6 +26,9 @@ from ledger.database.lane import Lane, make_engine
 from ledger.database.opening import entries_after, upgrade, verify
 from ledger.events import Books, Event
 from ledger.journal import Entry, Kept, Material, Nonce, NonceReused, Replay, draft
+
+# So many digests of the records kept last are held in memory.
+_REMEMBERED: Final = 4_096
 
 
 @frozen
@@ -48,6 +52,7 @@ class Database:
         self._books = verified.books
         self._turn = asyncio.Lock()
         self._in_doubt: tuple[Entry, Books] | None = None
+        self._lately: OrderedDict[bytes, None] = OrderedDict()
 
     @classmethod
     async def open(cls, path_or_url: str | Path, chain_id: str) -> Self:
@@ -103,7 +108,7 @@ class Database:
 
         Raises LedgerUnavailable too: whether it was written is then found out before the next append.
         """
-        distinct = tuple({record.digest: record for record in records}.values())
+        distinct = tuple({kept.digest: kept for kept in records if kept.digest not in self._lately}.values())
         wanted = _Append(tuple(events), time_ms, distinct, nonces, materials)
         return await asyncio.shield(asyncio.ensure_future(self._append(wanted)))
 
@@ -131,7 +136,14 @@ class Database:
             self._in_doubt = entry, books
             raise
         self._head, self._books = entry, books
+        self._remember(wanted.records)
         return entry
+
+    def _remember(self, records: Sequence[Kept]) -> None:
+        """Know without a look what was kept a moment ago: one offer comes along with each of its orders."""
+        self._lately.update((kept.digest, None) for kept in records)
+        while len(self._lately) > _REMEMBERED:
+            self._lately.popitem(last=False)
 
     async def _resolve_doubt(self) -> None:
         if self._in_doubt is None:

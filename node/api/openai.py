@@ -21,7 +21,7 @@ MAX_MESSAGES: Final = 4_096
 class TextPart(BaseModel):
     """A part of a message's content."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     type: Literal["text"]
     text: str
@@ -30,7 +30,7 @@ class TextPart(BaseModel):
 class Message(BaseModel):
     """One turn of the conversation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
@@ -46,7 +46,7 @@ class Message(BaseModel):
 class StreamOptions(BaseModel):
     """What else comes in a stream."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     include_usage: bool = False
     include_obfuscation: Literal[False] | None = None
@@ -55,7 +55,7 @@ class StreamOptions(BaseModel):
 class ResponseFormat(BaseModel):
     """Only plain text for now."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     type: Literal["text"]
 
@@ -131,7 +131,9 @@ def parse_request(raw: bytes) -> ChatRequest:
 
 
 def _named(error: ValidationError) -> ApiError:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    # Where a field may have several forms there is an error for each; the deepest is about the form that was meant.
+    first = max(errors, key=lambda one: len(one["loc"]))
     path = ".".join(str(part) for part in first["loc"] if part not in ("str", "list[str]", "list[TextPart]"))
     if first["type"] == "json_invalid":
         return ApiError(400, "the body is not JSON", code="invalid_json")

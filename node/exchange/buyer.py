@@ -8,6 +8,7 @@ judge it and let the rest of the reservation go.
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -52,6 +53,8 @@ _END_S: Final = 1.0
 # Token ids of an order are kept so long for audits and exports.
 MATERIAL_LIFETIME_S: Final = 7 * 24 * 3600
 
+_log = logging.getLogger(__name__)
+
 
 class Buyer:
     """Places orders. `settle` takes each Delivery once it is on disk; it decides on audit and payment."""
@@ -74,7 +77,7 @@ class Buyer:
         purchase = Purchase()
         task = asyncio.create_task(self._run(purchase, peer, offer, ask, tokenizer))
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(self._done)
         return purchase
 
     async def take_grant(self, seller: Did, grant: Grant) -> None:
@@ -106,6 +109,11 @@ class Buyer:
             raise
         purchase.delivered(delivery)
         await self._settle(delivery)
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self._running.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("a purchase failed here; a restart goes on with it", exc_info=task.exception())
 
     def _prepare(self, offer: Signed[Offer], ask: Ask) -> tuple[Terms, bytes, bytes]:
         """The signed order, its sealed request, and the key of the answer."""
@@ -210,6 +218,7 @@ class _Receiving:
         self._purchase = purchase
         self._patience_s = patience_s
         self._started = self._first = asyncio.get_running_loop().time()
+        self._broken: str | None = None  # a promise that was broken, whatever a receipt says later
         self.incoming: Final = Incoming(terms, tokenizer.eog, tokenizer.size)
         self.receipt: Signed[Receipt] | None = None
 
@@ -236,6 +245,9 @@ class _Receiving:
             if self._reader.finished:
                 return
             raise Unreachable(f"no token came for {self._patience_s:.0f} seconds") from None
+        except BrokenPromise as error:
+            self._broken = str(error)
+            raise
         self._reader.close()
 
     async def _cancel_when_asked(self, peer: Peer, cancel: bytes, deadline: asyncio.Timeout) -> None:
@@ -249,11 +261,13 @@ class _Receiving:
             case Ids(ids) if ids:
                 if not self.incoming.ids:
                     self._first = asyncio.get_running_loop().time()
+                before = self._due
                 self.incoming.take(ids)
                 self._text.feed(ids)
-                if self._text.stopped_at not in (None, len(self.incoming.ids)):
+                if due := ids[: self._due - before]:
+                    self._purchase.arrived(due)
+                if due != ids:
                     raise BrokenPromise("the seller goes on after a complete stop string")
-                self._purchase.arrived(ids)
             case Ids():
                 pass  # a sign of life
             case CheckpointFrame(raw):
@@ -266,26 +280,33 @@ class _Receiving:
             case CancelFrame():
                 raise BrokenPromise("the seller stopped before the end of the answer")
 
+    @property
+    def _due(self) -> int:
+        """How many tokens count: those after a complete stop string do not."""
+        stopped_at = self._text.stopped_at
+        return len(self.incoming.ids) if stopped_at is None else stopped_at
+
     def delivery(self, trouble: str | None) -> Delivery:
         """What came of it all."""
-        receipt, incoming = self.receipt, self.incoming
+        receipt, incoming, stopped = self.receipt, self.incoming, self._text.stopped_at is not None
         if (
             receipt is not None
             and receipt.signer == self._terms.seller
             and receipt.record.order == self._terms.order.digest
         ):
-            objection = incoming.objection(receipt, self._purchase.cancelled, self._text.stopped_at is not None)
-            owed = incoming.undisputed(receipt) if objection else receipt.record.cost
+            objection = self._broken or incoming.objection(receipt, self._purchase.cancelled, stopped)
+            owed = incoming.undisputed(receipt, self._due) if objection else receipt.record.cost
         else:
             receipt, objection, owed = None, trouble or "the receipt is somebody else's", incoming.owed_if_cut()
         return Delivery(
             terms=self._terms,
-            ids=tuple(incoming.ids),
+            ids=tuple(incoming.ids[: self._due]),
             receipt=receipt,
             checkpoint=incoming.checkpoint,
             owed=owed,
             objection=objection,
             cancelled=self._purchase.cancelled,
+            complete=incoming.complete(stopped),
             first_token_ms=round(1000 * (self._first - self._started)),
             total_ms=round(1000 * (asyncio.get_running_loop().time() - self._started)),
         )

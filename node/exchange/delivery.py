@@ -62,6 +62,7 @@ class Delivery:
     owed: int
     objection: str | None  # why it is not what was ordered; None if all fits
     cancelled: bool
+    complete: bool = False  # whether the ids are a whole answer: ended, stopped, or as long as ordered
     first_token_ms: int = 0
     total_ms: int = 0
 
@@ -95,7 +96,7 @@ class Incoming:
         if any(i in self._end_ids for i in ids[:-1]):
             raise BrokenPromise("the seller goes on after the end of the answer")
         unchecked = len(self.ids) - (self.checkpoint.record.tokens if self.checkpoint else 0)
-        if unchecked + len(ids) > CHECKPOINT_TOKENS + 1:
+        if unchecked + len(ids) > CHECKPOINT_TOKENS:
             raise BrokenPromise(f"the seller sends more than {CHECKPOINT_TOKENS} tokens without a checkpoint")
         self.ids += ids
         self._chain.add(ids)
@@ -121,6 +122,14 @@ class Incoming:
     def owed_if_cut(self) -> int:
         """A stream that the seller cuts owes the output up to its last checkpoint, and no input."""
         return self.checkpoint.record.cost if self.checkpoint else 0
+
+    def complete(self, stopped: bool) -> bool:
+        """Whether the ids so far are a whole answer; `stopped`: they complete a stop string."""
+        return self._ended() or stopped or len(self.ids) == self._terms.order.record.max_tokens
+
+    def complete(self, stopped: bool) -> bool:
+        """Whether the ids are a whole answer; `stopped`: they complete a stop string."""
+        return self._ended() or stopped or len(self.ids) == self._terms.order.record.max_tokens
 
     def _ended(self) -> bool:
         return bool(self.ids) and self.ids[-1] in self._end_ids
@@ -155,6 +164,6 @@ class Incoming:
         }
         return None if fits[said.finish] else f"the answer did not end by {said.finish!r}"
 
-    def undisputed(self, receipt: Signed[Receipt]) -> int:
-        """What is owed in any case for what was delivered: never more than the receipt asks for."""
-        return min(receipt.record.cost, self._terms.full_cost(len(self.ids)))
+    def undisputed(self, receipt: Signed[Receipt], tokens: int) -> int:
+        """What is owed in any case for so many tokens: never more than the receipt asks for."""
+        return min(receipt.record.cost, self._terms.full_cost(tokens))

@@ -56,6 +56,8 @@ from node.wire.sealing import KEY_BYTES, CannotOpen, KeyPair, RequestBinding, op
 OFFER_LIFETIME_S: Final = 3600
 GRANT_LIFETIME_S: Final = 24 * 3600
 RETRY_AFTER_BUSY_S: Final = 2
+_SLOT_WAIT_S: Final = 0.25
+_SLOT_POLL_S: Final = 0.005
 # Each one is kept for good, so one order must not bring any number of them.
 MAX_ACKNOWLEDGEMENTS: Final = 16
 
@@ -356,7 +358,8 @@ class Seller:
         except codec.Malformed as error:
             raise Refused("malformed", str(error)) from None
         sale = _Sale(order, stand, request, key)
-        self._check_capacity(sale)
+        self._check_fit(sale)
+        await self._wait_for_slot(sale)
         if order.digest in self._running:
             raise Refused("running", "this very order is being answered")
         self._running[order.digest] = sale
@@ -367,7 +370,20 @@ class Seller:
             raise
         return sale
 
-    def _check_capacity(self, sale: _Sale) -> None:
+    async def _wait_for_slot(self, sale: _Sale) -> None:
+        """Return when the engine can begin; an answer that has just ended may still be clearing up."""
+        loop = asyncio.get_running_loop()
+        patience = loop.time() + _SLOT_WAIT_S
+        while not self._has_slot(sale.stand.ware):
+            if loop.time() >= patience:
+                raise Refused("busy", "all slots are taken: try again, or elsewhere", RETRY_AFTER_BUSY_S)
+            await asyncio.sleep(_SLOT_POLL_S)
+
+    def _has_slot(self, ware: Ware) -> bool:
+        at_work = sum(1 for other in self._running.values() if other.stand.ware is ware)
+        return at_work < ware.engine.slots and ware.engine.free_slots() > 0
+
+    def _check_fit(self, sale: _Sale) -> None:
         order, engine, vocabulary = sale.order.record, sale.stand.ware.engine, sale.stand.ware.tokenizer.size
         needed = len(sale.request.prompt) + order.max_tokens
         if needed > engine.context:
@@ -378,9 +394,6 @@ class Seller:
             raise Refused(
                 "max_cost", f"the order may cost {sale.cost(order.max_tokens)}, more than its max_cost allows"
             )
-        at_work = sum(1 for other in self._running.values() if other.stand.ware is sale.stand.ware)
-        if at_work >= engine.slots or not engine.free_slots():
-            raise Refused("busy", "all slots are taken: try again, or elsewhere", RETRY_AFTER_BUSY_S)
 
     async def _reserve(self, sale: _Sale) -> None:
         order, unit = sale.order, sale.stand.ware.price.unit

@@ -100,8 +100,13 @@ class Settler:
     def _start(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
         return task
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("settling failed; a restart goes on with it", exc_info=task.exception())
 
     def _plan(self, seller: Did) -> AuditPlan:
         # The receipt being settled counts already.

@@ -86,7 +86,7 @@ class BoughtSource:
             delivery = await self._purchase.outcome()
         except NotPlaced as error:
             raise AnswerCut(str(error)) from None
-        if delivery.receipt is None:
+        if delivery.receipt is None or not delivery.complete:
             raise AnswerCut(delivery.objection or "the seller stopped before the end of the answer")
         return delivery.receipt.digest, amount_of(delivery.receipt.record)
 

@@ -5,13 +5,13 @@ from collections.abc import AsyncIterator, Iterator
 import openai
 import pytest
 
-from tests.node.api.running import RunningNode, running_node, settings
+from tests.node.api.running import OUT_OF_REACH, RunningNode, running_node, settings
 
 
 @pytest.fixture(scope="session")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
-    folder = tmp_path_factory.mktemp("node")
-    with running_node(folder, settings(sell={"price": "0.05usd:0.15usd"})) as node:
+    config = settings(sell={"price": "0.05usd:0.15usd"}, catalogue={OUT_OF_REACH: "cd" * 32})
+    with running_node(tmp_path_factory.mktemp("node"), config) as node:
         yield node
 
 

@@ -2,22 +2,27 @@
 
 import asyncio
 import contextlib
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from email.message import Message
+from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from attrs import frozen
 
 from ledger.identity import Did
-from node.app import Node, load_llama, run_node
+from node.app import LoadEngine, Node, load_llama, run_node
 from node.config import Config, load_config
 from node.engine.port import Engine
 from node.home import Home
 from node.models.manifest import Manifest
 
-MODEL = "idlemesh-demo-q8_0"
+MODEL: Final = "idlemesh-demo-q8_0"
+# In the owner's catalogue, and offered by nobody.
+OUT_OF_REACH: Final = "a-large-model"
 
 
 @frozen
@@ -47,14 +52,14 @@ def settings(**sections: dict[str, Any]) -> Config:
 
 
 @contextlib.contextmanager
-def running_node(folder: Path, config: Config) -> Iterator[RunningNode]:
+def running_node(folder: Path, config: Config, load_engine: LoadEngine = load_llama) -> Iterator[RunningNode]:
     """Run a node until the context is left. Raises what `run_node` raises."""
     ready: Future[RunningNode] = Future()
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
     engines: list[Engine] = []
 
     async def load(path: Path, manifest: Manifest, config: Config) -> Engine:
-        engines.append(await load_llama(path, manifest, config))
+        engines.append(await load_engine(path, manifest, config))
         return engines[-1]
 
     async def run() -> None:
@@ -84,3 +89,26 @@ def running_node(folder: Path, config: Config) -> Iterator[RunningNode]:
 
 def _seen(node: Node, engine: Engine) -> RunningNode:
     return RunningNode(node.url, node.did, node.token, engine)
+
+
+@frozen
+class Reply:
+    """What a node answered."""
+
+    status: int
+    headers: Message
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def request(
+    node: RunningNode, method: str, path: str, body: bytes | object = b"", headers: dict[str, str] | None = None
+) -> Reply:
+    """Ask a node by plain HTTP, as any program might; a body that is not bytes is sent as JSON."""
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with contextlib.closing(HTTPConnection("127.0.0.1", node.port, timeout=60)) as connection:
+        connection.request(method, path, raw or None, headers or {})
+        response = connection.getresponse()
+        return Reply(response.status, response.headers, response.read())

@@ -8,8 +8,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessageParam
 
-from node.engine.port import Engine
-from tests.node.api.running import MODEL, RunningNode
+from tests.node.api.running import MODEL
 
 QUESTION: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What is a receipt?"}]
 STORY: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Tell me a story about a fox."}]
@@ -132,7 +131,7 @@ def test_without_a_seed_answers_vary(client: openai.OpenAI) -> None:
         {"extra_body": {"top_k": 1}},
         {"extra_body": {"min_p": 1.0}},
     ],
-    ids=lambda narrowing: str(narrowing),
+    ids=str,
 )
 def test_cutoffs_that_leave_one_token_give_the_greedy_answer(client: openai.OpenAI, narrowing: dict[str, Any]) -> None:
     greedy = client.chat.completions.create(model="auto", messages=STORY, temperature=0, max_tokens=24)
@@ -196,7 +195,9 @@ def test_content_may_come_in_parts(client: openai.OpenAI) -> None:
         {"role": "user", "content": [{"type": "text", "text": "What is "}, {"type": "text", "text": "a receipt?"}]}
     ]
     whole = client.chat.completions.create(model="auto", messages=QUESTION, temperature=0, max_tokens=8)
-    assert client.chat.completions.create(model="auto", messages=parts, temperature=0, max_tokens=8).usage == whole.usage
+    assert (
+        client.chat.completions.create(model="auto", messages=parts, temperature=0, max_tokens=8).usage == whole.usage
+    )
 
 
 def test_a_conversation_may_have_several_turns(client: openai.OpenAI) -> None:
@@ -220,41 +221,3 @@ def test_a_model_that_is_not_there_is_not_found(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("nobody/has-this")
     assert caught.value.code == "model_not_found"
-
-
-async def test_a_client_that_goes_away_frees_the_engine(node: RunningNode, async_client: openai.AsyncOpenAI) -> None:
-    stream = await async_client.chat.completions.create(
-        model="auto",
-        messages=STORY,
-        temperature=2,
-        max_tokens=1900,
-        stream=True,
-        extra_body={"stop": ["this will never be said"]},
-    )
-    chunks = aiter(stream)
-    await anext(chunks)
-    assert not node.engine.free_slots()
-    await stream.close()
-    await engine_is_free(node.engine)
-
-
-async def test_a_client_that_goes_away_before_the_answer_frees_the_engine(
-    node: RunningNode, async_client: openai.AsyncOpenAI
-) -> None:
-    asking = asyncio.create_task(
-        async_client.chat.completions.create(model="auto", messages=STORY, temperature=2, max_tokens=1900)
-    )
-    async with asyncio.timeout(10):
-        while node.engine.free_slots():
-            await asyncio.sleep(0.001)
-    asking.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await asking
-    await engine_is_free(node.engine)
-
-
-async def engine_is_free(engine: Engine) -> None:
-    """Return when nothing runs or waits there; what was asked for would have taken many times as long."""
-    async with asyncio.timeout(10):
-        while not engine.free_slots():
-            await asyncio.sleep(0.005)

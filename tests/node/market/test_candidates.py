@@ -19,7 +19,7 @@ def uusd(value: int) -> Amount:
 
 
 def candidate(offer: Signed[Offer] | None, **changes: Any) -> Candidate:
-    fields: dict[str, Any] = {"model": MODEL, "name": "a model", "quality": 0.5, "relation": "named"}
+    fields: dict[str, Any] = {"model": MODEL, "name": "a model", "quality": 0.5, "relation": "named", "context": 4_096}
     return Candidate(**fields | {"offer": offer} | changes)
 
 

@@ -1,0 +1,170 @@
+"""An exported receipt: every check passes for a true one, and the right one fails for each lie."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ledger.bundle import FORMAT, Bundle, NotABundle, check, from_json, to_json
+from ledger.identity import Identity
+from ledger.records import Acknowledgement, Offer, Order, Receipt, Voucher, open_record, sign
+
+FOLDER = Path(__file__).parents[1] / "vectors"
+RECORDS = json.loads((FOLDER / "records.json").read_text())
+SEALING = json.loads((FOLDER / "sealing.json").read_text())
+STREAM = json.loads((FOLDER / "stream.json").read_text())
+SELLER, BUYER, STRANGER = (Identity(bytes.fromhex(key["seed"])) for key in RECORDS["keys"])
+
+
+def first(kind: str) -> bytes:
+    return bytes.fromhex(next(v["raw"] for v in RECORDS["records"] if v["kind"] == kind))
+
+
+ANSWER = tuple(i for frame in STREAM["streams"][0]["frames"] for i in frame.get("ids", ()))
+WHOLE = Bundle(
+    offer=first("offer"),
+    order=first("order"),
+    receipt=first("receipt"),
+    acknowledgement=first("acknowledgement"),
+    salt=bytes.fromhex(SEALING["content"]["salt"]),
+    prompt=tuple(SEALING["content"]["prompt"]),
+    answer=ANSWER,
+)
+NAMES = {"signatures", "references", "arithmetic", "acknowledgement", "prompt commitment", "answer commitment"}
+
+
+def outcome(bundle: Bundle) -> dict[str, bool | None]:
+    return {check.name: check.passed for check in check(bundle)}
+
+
+def failed(bundle: Bundle) -> set[str]:
+    return {name for name, passed in outcome(bundle).items() if passed is False}
+
+
+def receipt(by: Identity = SELLER, **changes: Any) -> bytes:
+    return sign(attrs.evolve(open_record(WHOLE.receipt, Receipt).record, **changes), by).raw
+
+
+def acknowledgement(by: Identity = BUYER, **changes: Any) -> bytes:
+    return sign(attrs.evolve(open_record(first("acknowledgement"), Acknowledgement).record, **changes), by).raw
+
+
+def voucher(by: Identity = BUYER, **changes: Any) -> bytes:
+    return sign(attrs.evolve(open_record(first("voucher"), Voucher).record, **changes), by).raw
+
+
+def test_a_true_receipt_passes_every_check() -> None:
+    assert outcome(WHOLE) == dict.fromkeys(NAMES, True)
+
+
+def test_what_the_file_does_not_show_is_neither_passed_nor_failed() -> None:
+    shown = outcome(attrs.evolve(WHOLE, salt=None, prompt=None, answer=None))
+    assert shown == {**dict.fromkeys(NAMES, True), "prompt commitment": None, "answer commitment": None}
+
+
+def test_a_receipt_that_nobody_acknowledged_says_so() -> None:
+    checks = {check.name: check for check in check(attrs.evolve(WHOLE, acknowledgement=None))}
+    assert "acknowledgement" not in checks
+    assert "not acknowledged" in checks["signatures"].detail
+
+
+LIES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
+    "a receipt signed by a stranger": (lambda: {"receipt": receipt(STRANGER)}, "references"),
+    "a receipt for another order": (lambda: {"receipt": receipt(order=bytes(32))}, "references"),
+    "a receipt for another model": (lambda: {"receipt": receipt(model=bytes(32))}, "references"),
+    "a receipt in another unit": (lambda: {"receipt": receipt(unit="msat")}, "references"),
+    "a cost above the price": (lambda: {"receipt": receipt(cost=12)}, "arithmetic"),
+    "a cost below the price": (lambda: {"receipt": receipt(cost=10)}, "arithmetic"),
+    "more tokens than ordered": (lambda: {"receipt": receipt(output_tokens=71)}, "arithmetic"),
+    "another prompt": (lambda: {"prompt": tuple(SEALING["content"]["prompt"][::-1])}, "prompt commitment"),
+    "another answer": (lambda: {"answer": ANSWER[::-1]}, "answer commitment"),
+    "a shorter answer": (lambda: {"answer": ANSWER[:-1]}, "answer commitment"),
+    "another salt": (lambda: {"salt": bytes(32)}, "answer commitment"),
+    "a salt of another length": (lambda: {"salt": bytes(31)}, "prompt commitment"),
+    "an acknowledgement by a stranger": (lambda: {"acknowledgement": acknowledgement(STRANGER)}, "acknowledgement"),
+    "one of another receipt": (lambda: {"acknowledgement": acknowledgement(of=bytes(32))}, "acknowledgement"),
+    "one that accepts a part": (lambda: {"acknowledgement": acknowledgement(amount=3)}, "acknowledgement"),
+    "one of more than the cost": (
+        lambda: {"acknowledgement": acknowledgement(amount=99, accepted=False)},
+        "acknowledgement",
+    ),
+    "a voucher by a stranger": (
+        lambda: {"acknowledgement": acknowledgement(voucher=voucher(STRANGER))},
+        "acknowledgement",
+    ),
+    "a voucher for a stranger": (
+        lambda: {"acknowledgement": acknowledgement(voucher=voucher(payee=STRANGER.did))},
+        "acknowledgement",
+    ),
+    "a voucher in another unit": (
+        lambda: {"acknowledgement": acknowledgement(voucher=voucher(unit="msat"))},
+        "acknowledgement",
+    ),
+    "a voucher on another rail": (
+        lambda: {"acknowledgement": acknowledgement(voucher=voucher(rail="lightning"))},
+        "acknowledgement",
+    ),
+    "a voucher that is none": (lambda: {"acknowledgement": acknowledgement(voucher=b"x")}, "signatures"),
+    "an order that is none": (lambda: {"order": WHOLE.offer}, "signatures"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_lie_fails_the_check_that_is_for_it(lie: str) -> None:
+    changes, name = LIES[lie]
+    assert name in failed(attrs.evolve(WHOLE, **changes()))
+
+
+def test_a_disputed_part_passes_and_says_why() -> None:
+    disputed = acknowledgement(accepted=False, amount=3, reason="too slow")
+    found = {check.name: check for check in check(attrs.evolve(WHOLE, acknowledgement=disputed))}
+    assert found["acknowledgement"].passed
+    assert "disputed: too slow" in found["acknowledgement"].detail
+
+
+@given(st.sampled_from(["offer", "order", "receipt", "acknowledgement"]), st.data())
+def test_a_byte_flipped_in_any_record_fails(name: str, data: st.DataObject) -> None:
+    raw = bytearray(getattr(WHOLE, name))
+    raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
+    assert failed(attrs.evolve(WHOLE, **{name: bytes(raw)})) == {"signatures"}
+
+
+@pytest.mark.parametrize("left_out", [(), ("salt", "prompt", "answer"), ("acknowledgement",)], ids=str)
+def test_a_file_reads_back_as_it_was_written(left_out: tuple[str, ...]) -> None:
+    bundle = attrs.evolve(WHOLE, **dict.fromkeys(left_out))
+    assert from_json(json.loads(json.dumps(to_json(bundle)))) == bundle
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        None,
+        [],
+        {},
+        {"format": "idlemesh-receipt-2"},
+        {"format": FORMAT},
+        {**to_json(WHOLE), "order": 5},
+        {**to_json(WHOLE), "order": "???"},
+        {**to_json(WHOLE), "order": "é"},
+        {**to_json(WHOLE), "prompt": "123"},
+        {**to_json(WHOLE), "prompt": [1.5]},
+        {**to_json(WHOLE), "prompt": [True]},
+        {**to_json(WHOLE), "answer": [-1]},
+        {**to_json(WHOLE), "answer": [2**32]},
+    ],
+    ids=lambda body: str(body)[-30:],
+)
+def test_a_file_that_is_no_exported_receipt_is_refused(body: object) -> None:
+    with pytest.raises(NotABundle):
+        from_json(body)
+
+
+def test_the_records_of_the_vectors_belong_together() -> None:
+    order = open_record(WHOLE.order, Order)
+    assert order.record.offer == open_record(WHOLE.offer, Offer).digest
+    assert order.record.request.hex() == SEALING["digest"]

@@ -1,0 +1,192 @@
+"""What a node cannot do is refused in OpenAI's shape, by the name of the field; and the node still serves."""
+
+import json
+from typing import Any
+
+import openai
+import pytest
+
+from tests.node.api.running import MODEL, Reply, RunningNode, request
+
+CHAT = "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def refusal(node: RunningNode, body: object, status: int = 400) -> dict[str, Any]:
+    """The error that a body brings, its shape checked; the node answers the next request."""
+    response = request(node, "POST", CHAT, body)
+    return checked(node, response, status)
+
+
+def checked(node: RunningNode, response: Reply, status: int) -> dict[str, Any]:
+    assert response.status == status, response.body
+    assert list(response.json()) == ["error"]
+    error: dict[str, Any] = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    assert request(node, "GET", "/v1/models").json()["data"][0]["id"] == MODEL
+    return error
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tools", []),
+        ("tool_choice", "auto"),
+        ("functions", []),
+        ("function_call", "none"),
+        ("parallel_tool_calls", True),
+        ("top_logprobs", 3),
+        ("modalities", ["text"]),
+        ("audio", {"voice": "alloy", "format": "wav"}),
+        ("prediction", {"type": "content", "content": "x"}),
+        ("reasoning_effort", "low"),
+        ("service_tier", "auto"),
+        ("verbosity", "low"),
+        ("web_search_options", {}),
+        ("repetition_penalty", 1.1),
+        ("nonsense", None),
+    ],
+)
+def test_a_field_that_is_not_supported_is_refused_by_its_name(node: RunningNode, field: str, value: object) -> None:
+    error = refusal(node, {"model": "auto", "messages": HELLO, field: value})
+    assert error["param"] == field
+    assert error["code"] == "unsupported"
+    assert error["type"] == "invalid_request_error"
+    assert field in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model", ""),
+        ("model", 3),
+        ("model", None),
+        ("model", "x" * 257),
+        ("messages", []),
+        ("messages", "Hello"),
+        ("messages", None),
+        ("stream", "yes"),
+        ("stream", 1),
+        ("seed", 1.5),
+        ("seed", "1"),
+        ("seed", 2**64),
+        ("seed", -(2**63) - 1),
+        ("temperature", -0.1),
+        ("temperature", 2.1),
+        ("temperature", "1"),
+        ("top_p", -0.5),
+        ("top_p", 1.5),
+        ("top_k", -1),
+        ("top_k", 0.5),
+        ("min_p", 2),
+        ("max_tokens", 0),
+        ("max_tokens", "4"),
+        ("max_completion_tokens", -1),
+        ("stop", ""),
+        ("stop", 5),
+        ("stop", ["a", ""]),
+        ("stop", ["a"] * 17),
+        ("stop", "x" * 257),
+        ("n", 2),
+        ("n", 0),
+        ("frequency_penalty", 0.5),
+        ("presence_penalty", -1),
+        ("logprobs", True),
+        ("logit_bias", {"50256": -100}),
+        ("store", True),
+        ("metadata", {"privacy": 1}),
+        ("user", 7),
+    ],
+    ids=lambda value: repr(value)[:24],
+)
+def test_a_value_out_of_range_is_refused_by_its_fields_name(node: RunningNode, field: str, value: object) -> None:
+    error = refusal(node, {"model": "auto", "messages": HELLO, field: value})
+    assert str(error["param"]).split(".")[0] == field
+    assert error["code"] == "invalid_value"
+    assert field in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("response_format", {"type": "json_object"}, "response_format.type"),
+        ("response_format", {"type": "json_schema", "json_schema": {}}, "response_format.type"),
+        ("stream_options", {"include_usage": "yes"}, "stream_options.include_usage"),
+        ("stream_options", {"more": True}, "stream_options.more"),
+        ("messages", [{"role": "tool", "content": "x", "tool_call_id": "1"}], "messages.0.role"),
+        ("messages", [{"role": "user"}], "messages.0.content"),
+        ("messages", [{"content": "x"}], "messages.0.role"),
+        ("messages", [*HELLO, {"role": "user", "content": None}], "messages.1.content"),
+        ("messages", [{"role": "assistant", "content": "x", "tool_calls": []}], "messages.0.tool_calls"),
+        (
+            "messages",
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}],
+            "messages.0.content.0.type",
+        ),
+    ],
+    ids=lambda value: repr(value)[:24],
+)
+def test_a_part_of_a_field_is_refused_by_its_place(node: RunningNode, field: str, value: object, named: str) -> None:
+    error = refusal(node, {"model": "auto", "messages": HELLO, field: value})
+    assert error["param"] == named
+
+
+@pytest.mark.parametrize("missing", ["model", "messages"])
+def test_a_missing_field_is_named(node: RunningNode, missing: str) -> None:
+    body = {"model": "auto", "messages": HELLO}
+    del body[missing]
+    assert refusal(node, body)["param"] == missing
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"\xff\xfe", b'{"model": "auto", "messages": [', b"not json", b"[" * 100_000],
+    ids=["empty", "cut", "not UTF-8", "half", "text", "deep"],
+)
+def test_a_body_that_is_not_json_is_refused(node: RunningNode, body: bytes) -> None:
+    error = checked(node, request(node, "POST", CHAT, body), 400)
+    assert error["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize("body", [None, [], "text", 5])
+def test_a_body_that_is_no_object_is_refused(node: RunningNode, body: object) -> None:
+    assert "object" in refusal(node, body)["message"].lower()
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_number_that_is_none_is_refused_by_its_fields_name(node: RunningNode, number: str) -> None:
+    body = json.dumps({"model": "auto", "messages": HELLO, "temperature": 0}).replace("0}", number + "}")
+    error = checked(node, request(node, "POST", CHAT, body.encode()), 400)
+    assert error["param"] == "temperature"
+
+
+def test_a_prompt_longer_than_the_context_is_refused(node: RunningNode, client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(
+            model="auto", messages=[{"role": "user", "content": "long " * 4000}], max_tokens=10
+        )
+    assert caught.value.code == "context_length_exceeded"
+    assert caught.value.param == "messages"
+    assert "2048" in caught.value.message
+
+
+def test_an_answer_longer_than_the_context_is_refused(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="auto", messages=[{"role": "user", "content": "Hello"}], max_tokens=2048)
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_a_body_of_more_than_eight_mebibytes_is_refused(node: RunningNode) -> None:
+    body = {"model": "auto", "messages": [{"role": "user", "content": "x" * (8 * 2**20)}]}
+    assert refusal(node, body, status=413)["code"] == "too_large"
+
+
+def test_a_path_that_is_not_there_is_not_found(node: RunningNode) -> None:
+    error = checked(node, request(node, "POST", "/v1/embeddings", {}), 404)
+    assert "/v1/embeddings" in error["message"]
+
+
+def test_a_method_that_a_path_does_not_take_is_refused(node: RunningNode) -> None:
+    error = checked(node, request(node, "GET", CHAT), 405)
+    assert "POST" in error["message"]
