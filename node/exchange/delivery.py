@@ -127,10 +127,6 @@ class Incoming:
         """Whether the ids so far are a whole answer; `stopped`: they complete a stop string."""
         return self._ended() or stopped or len(self.ids) == self._terms.order.record.max_tokens
 
-    def complete(self, stopped: bool) -> bool:
-        """Whether the ids are a whole answer; `stopped`: they complete a stop string."""
-        return self._ended() or stopped or len(self.ids) == self._terms.order.record.max_tokens
-
     def _ended(self) -> bool:
         return bool(self.ids) and self.ids[-1] in self._end_ids
 

@@ -210,6 +210,11 @@ class Customer:
                 await self._ended.get()
             await self.handed_over()
 
+    async def settled_but_not_handed_over(self) -> None:
+        """Wait until one more order is settled."""
+        async with asyncio.timeout(20):
+            await self._ended.get()
+
     async def handed_over(self) -> None:
         """Wait until nothing is on its way to a seller."""
         async with asyncio.timeout(20):

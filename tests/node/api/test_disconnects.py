@@ -14,11 +14,12 @@ from node.engine.port import Engine
 from node.models.manifest import Manifest
 from tests.node.api.running import RunningNode, running_node, settings
 
+DEMO_VOCABULARY = 4096
 STORY: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Tell me a story about a fox."}]
 
 
 async def load_endless(_path: Path, manifest: Manifest, _config: Config) -> Engine:
-    return MemoryEngine(manifest, vocabulary=256, eog=frozenset(), stall_after=3)
+    return MemoryEngine(manifest, vocabulary=DEMO_VOCABULARY, eog=frozenset(), stall_after=3)
 
 
 @pytest.fixture(scope="module")
