@@ -142,7 +142,9 @@ class Tour:
             for number, prompt in enumerate(stories(ORDERS), 1):
                 with self._say.story(number, ORDERS, prompt) as line:
                     answer = await buyer.buy(prompt, line.add)
-                    line.end(names.get(answer.get("route", ""), answer.get("route", "?")), answer)
+                    if answer.get("route") not in names:
+                        raise TourFailed(f"no seller answered: {answer.get('degraded', 'nobody said why')}")
+                    line.end(names[answer["route"]], answer)
                 self._say.news(await buyer.peers(), names, told)
             with self._say.busy("Waiting until everything is settled…"):
                 await self._until(buyer.all_is_settled(ORDERS), "not everything was settled in time")

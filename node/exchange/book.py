@@ -37,6 +37,7 @@ class Book:
         self.journal: Final = journal
         self.identity: Final = identity
         self.experience: Final = experience
+        self.under_way: Final[set[bytes]] = set()  # orders of ours that are being answered now, by digest
         self._clock = clock
         self._authorized: dict[AccountKey, int] = {}
         self._spent: dict[tuple[int, str], int] = {}  # by (day since 1970, unit)

@@ -83,7 +83,8 @@ class Buyer:
     async def take_grant(self, seller: Did, grant: Grant) -> None:
         """A seller says how much credit it gives this node; what was known before is no news."""
         account = self._book.debt_to(seller, grant.unit)
-        if grant.sequence > account.grant_sequence:
+        new = (grant.credit, grant.window) != (account.limit, account.window)
+        if new and grant.sequence > account.grant_sequence:
             granted = Granted(grant.credit, grant.window, grant.sequence)
             await self._book.post(AccountChanged(account.key, granted))
 
@@ -100,7 +101,11 @@ class Buyer:
             terms, sealed, answer_key = self._prepare(offer, ask)
             await self._reserve(terms)
             receiving = _Receiving(terms, AnswerReader(answer_key), tokenizer, purchase, self._patience_s)
-            delivery = await self._deliver(receiving, peer, terms, sealed)
+            self._book.under_way.add(terms.order.digest)
+            try:
+                delivery = await self._deliver(receiving, peer, terms, sealed)
+            finally:
+                self._book.under_way.discard(terms.order.digest)
         except NotPlaced as error:
             purchase.failed(error)
             return

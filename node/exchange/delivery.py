@@ -1,6 +1,6 @@
 """What came of an order, and whether the receipt fits it: pure checks by the buyer."""
 
-from attrs import frozen
+from attrs import field, frozen
 
 from ledger import codec
 from ledger.commitments import CHECKPOINT_TOKENS, AnswerCommitment, prompt_commitment
@@ -22,7 +22,7 @@ class Terms:
 
     order: Signed[Order]
     offer: Signed[Offer]
-    request: Request
+    request: Request = field(repr=False)
 
     @property
     def seller(self) -> Did:
@@ -56,7 +56,7 @@ class Delivery:
     """How an order ended. `owed` is the part of the cost that the buyer does not dispute."""
 
     terms: Terms
-    ids: tuple[int, ...]
+    ids: tuple[int, ...] = field(repr=False)
     receipt: Signed[Receipt] | None
     checkpoint: Signed[Checkpoint] | None
     owed: int

@@ -43,7 +43,7 @@ class Standing:
 
     history: History = field(factory=History)
     speed: Speed = field(factory=Speed)
-    receipts: int = 0
+    receipts: int = 0  # settled, and nothing was wrong with them
 
 
 def delivered(seller: str, tokens: int, first_token_ms: int, total_ms: int) -> Observed:
@@ -94,7 +94,7 @@ class Experience:
         self._standings: dict[str, Standing] = {}
         self._evidence: dict[tuple[str, bytes], Evidence] = {}
         self._contexts: dict[tuple[str, bytes], set[bytes]] = {}
-        self._due: dict[bytes, Due] = {}
+        self._due: dict[bytes, tuple[str, Due]] = {}  # by order: whom, and what
 
     def standing(self, seller: str) -> Standing:
         """What is known of a seller; a stranger's is empty."""
@@ -110,7 +110,8 @@ class Experience:
 
     def due(self, order: bytes) -> Due | None:
         """What is due for an order that waits for its settlement."""
-        return self._due.get(order)
+        waiting = self._due.get(order)
+        return waiting[1] if waiting else None
 
     def take(self, events: Iterable[Event]) -> None:
         """Fold what one journal entry says."""
@@ -119,21 +120,21 @@ class Experience:
                 case Observed():
                     self._observe(event)
                 case AccountChanged(change=Released(order)):
-                    self._due.pop(order, None)
+                    self._settled(order)
 
     def _observe(self, event: Observed) -> None:
         seller, facts = event.subject, event.facts
         standing = self.standing(seller)
         match event.what:
             case "delivered":
-                standing = evolve(standing, speed=_measured(standing.speed, facts), receipts=standing.receipts + 1)
+                standing = evolve(standing, speed=_measured(standing.speed, facts))
                 self._conduct(seller, standing, "delivered", _int(facts, "tokens"))
             case "failed":
                 self._conduct(seller, standing, "failed")
             case "refused":
                 self._conduct(seller, standing, "refused")
             case "due":
-                self._remember_due(facts)
+                self._remember_due(seller, facts)
             case "audited":
                 self._audit(seller, standing, facts)
             case _:
@@ -142,10 +143,17 @@ class Experience:
     def _conduct(self, seller: str, standing: Standing, event: Conduct, tokens: int = 0) -> None:
         self._standings[seller] = evolve(standing, history=observe(standing.history, event, tokens))
 
-    def _remember_due(self, facts: Mapping[str, Fact]) -> None:
+    def _remember_due(self, seller: str, facts: Mapping[str, Fact]) -> None:
         order, objection = facts.get("order"), facts.get("objection")
         if isinstance(order, bytes):
-            self._due[order] = Due(_int(facts, "owed"), objection if isinstance(objection, str) and objection else None)
+            why = objection if isinstance(objection, str) and objection else None
+            self._due[order] = seller, Due(_int(facts, "owed"), why)
+
+    def _settled(self, order: bytes) -> None:
+        seller, due = self._due.pop(order, (None, None))
+        if seller is not None and due is not None and due.objection is None:
+            standing = self.standing(seller)
+            self._standings[seller] = evolve(standing, receipts=standing.receipts + 1)
 
     def _audit(self, seller: str, standing: Standing, facts: Mapping[str, Fact]) -> None:
         model, outcome = facts.get("model"), facts.get("outcome")

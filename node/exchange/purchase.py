@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Final
 
-from attrs import frozen
+from attrs import field, frozen
 
 from ledger.records import Privacy, Sampling
 from node.exchange.delivery import Delivery
@@ -14,8 +14,8 @@ from node.exchange.delivery import Delivery
 class Ask:
     """What is to be bought: a prompt's ids and how to continue them."""
 
-    prompt: tuple[int, ...]
-    stop: tuple[str, ...]
+    prompt: tuple[int, ...] = field(repr=False)
+    stop: tuple[str, ...] = field(repr=False)
     sampling: Sampling
     seed: int
     max_tokens: int

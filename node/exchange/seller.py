@@ -16,14 +16,14 @@ from attrs import field, frozen
 
 from ledger import codec
 from ledger.account import AboveWindow, Account, AccountError
-from ledger.changes import Acknowledged, Earned, Granted, Released, Reserved
+from ledger.changes import Acknowledged, Earned, Granted, Released, Reserved, VoucherReceived
 from ledger.commitments import CHECKPOINT_TOKENS, AnswerCommitment, prompt_commitment
 from ledger.events import AccountChanged, Event
 from ledger.identity import Did, NotADid, parse_did
 from ledger.journal import Nonce, NonceReused
 from ledger.money import Amount, Price, Unit, cost
 from ledger.rails.credit import check_voucher
-from ledger.rails.port import VoucherRefused
+from ledger.rails.port import TotalTooLow, VoucherRefused
 from ledger.records import (
     CLOCK_SKEW_S,
     Acknowledgement,
@@ -100,8 +100,8 @@ class _Sale:
 
     order: Signed[Order]
     stand: _Stand
-    request: Request
-    key: bytes
+    request: Request = field(repr=False)
+    key: bytes = field(repr=False)
     cancelled: asyncio.Event = field(factory=asyncio.Event)
 
     @property
@@ -194,7 +194,7 @@ class Seller:
         known: Unit | None = next((given for given in self._credit if given == unit), None)
         if known is None:
             raise Refused("credit", f"no credit is given here in {unit[:32]!r}")
-        granted, now = self._granted(self._book.debt_of(buyer, known)), self._book.now()
+        granted, now = self._terms(self._book.debt_of(buyer, known)), self._book.now()
         grant = Grant(
             buyer=buyer,
             rail=RAIL,
@@ -207,11 +207,10 @@ class Seller:
         )
         return sign(grant, self._book.identity).raw
 
-    def _granted(self, account: Account) -> Granted:
-        """The owner's terms for an account; they count as new only where they differ from those that stand."""
+    def _terms(self, account: Account) -> Granted:
+        """The owner's terms for an account. The sequence is the time: of two that a buyer was told, the later counts."""
         terms = self._credit[account.key.unit]
-        same = (account.limit, account.window) == (terms.limit.value, terms.window.value)
-        sequence = account.grant_sequence if same and account.grant_sequence else account.grant_sequence + 1
+        sequence = max(self._book.now_ms(), account.grant_sequence + 1)
         return Granted(terms.limit.value, terms.window.value, sequence)
 
     async def tokenizer(self, digest: bytes) -> bytes:
@@ -256,7 +255,7 @@ class Seller:
         unit = await self._unit_of(order)
         account = self._book.debt_of(ack.signer, unit)
         try:
-            received = check_voucher(open_record(said.voucher, Voucher), account)
+            received = _received(open_record(said.voucher, Voucher), account)
         except (VoucherRefused, codec.Malformed) as error:
             raise Refused("malformed", str(error)) from None
         events: list[Event] = [AccountChanged(account.key, received)]
@@ -403,8 +402,8 @@ class Seller:
         amount = sale.cost(order.record.max_tokens)
         self._check_exposure(account, amount)
         events: list[Event] = []
-        granted = self._granted(account)
-        if granted.sequence > account.grant_sequence:
+        granted = self._terms(account)
+        if (granted.limit, granted.window) != (account.limit, account.window):
             events.append(AccountChanged(account.key, granted))
         events.append(AccountChanged(account.key, Reserved(order.digest, amount, order.record.expires)))
         remembered = order.record.expires + 2 * CLOCK_SKEW_S
@@ -541,6 +540,14 @@ class _Delivering:
             AccountChanged(key, Earned(self.sale.order.digest, earned)),
             AccountChanged(key, Released(self.sale.order.digest)),
         )
+
+
+def _received(voucher: Signed[Voucher], account: Account) -> VoucherReceived:
+    """What a voucher brings; one that came late, after one for more, brings nothing and takes nothing back."""
+    try:
+        return check_voucher(voucher, account)
+    except TotalTooLow:
+        return VoucherReceived(voucher.record.total)
 
 
 async def _with_signs_of_life(

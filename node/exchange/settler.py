@@ -3,7 +3,7 @@
 Theory of operation. A delivery on disk is first audited, if its plan says so before payment. Then one durable entry
 closes it: what is owed counts as earned, the rest of the reservation goes, and the signed acknowledgement with its
 voucher is kept. Only then is it handed to the seller, and again with backoff until the seller has it. A restart picks
-up what was still on the way: deliveries without an acknowledgement, and the latest acknowledgement for each seller.
+up what was still on the way: deliveries without an acknowledgement, and the latest acknowledgements for each seller.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from ledger.events import AccountChanged
 from ledger.identity import Did, parse_did
 from ledger.rails.credit import make_voucher
 from ledger.records import CLOCK_SKEW_S, Acknowledgement, Receipt, Signed, Voucher, open_record, sign
+from node.exchange import experience
 from node.exchange.auditor import Audit, Auditor
 from node.exchange.book import Book, kept
 from node.exchange.bought import load_bought
@@ -34,6 +35,10 @@ _FIRST_RETRY_S: Final = 0.5
 _LAST_RETRY_S: Final = 60.0
 # So many of the newest acknowledgements are looked through for the latest of each seller.
 _LOOK_BACK: Final = 1_000
+# More cannot have been on their way when this node stopped: a seller that is not reached gets no new orders.
+_SENT_AGAIN: Final = 16
+# Refusals that are not meant for good.
+_LATER: Final = frozenset({"busy", "too_many_requests", "not_selling"})
 
 _log = logging.getLogger(__name__)
 
@@ -94,8 +99,7 @@ class Settler:
         peer = self._dial(seller)
         if peer is not None and seller not in self._sending:
             self._sending.add(seller)
-            task = self._start(self._send(seller, peer))
-            task.add_done_callback(lambda _: self._sending.discard(seller))
+            self._start(self._send(seller, peer))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.create_task(work)
@@ -109,8 +113,7 @@ class Settler:
             _log.error("settling failed; a restart goes on with it", exc_info=task.exception())
 
     def _plan(self, seller: Did) -> AuditPlan:
-        # The receipt being settled counts already.
-        earlier = max(self._book.experience.standing(seller).receipts - 1, 0)
+        earlier = self._book.experience.standing(seller).receipts
         return plan(self._policy.rate, earlier, self._policy.first, self._entropy.bytes(ENTROPY_BYTES))
 
     async def _audit(self, delivery: Delivery) -> Audit | None:
@@ -162,30 +165,40 @@ class Settler:
     async def _send(self, seller: Did, peer: Peer) -> None:
         """Hand over what is unsent, oldest first, until the seller has all of it."""
         wait_s = _FIRST_RETRY_S
-        while unsent := self._unsent.get(seller):
-            acknowledgement = unsent[0]
-            try:
-                await peer.acknowledge(acknowledgement.raw)
-            except Unreachable:
-                await asyncio.sleep(wait_s)
-                wait_s = min(2 * wait_s, _LAST_RETRY_S)
-                continue
-            except Refused as refusal:
-                # It will not take it now or later; the voucher in the next one stands for this one too.
-                _log.warning("%s refused an acknowledgement: %s", seller, refusal.message)
-            if acknowledgement in unsent:
-                unsent.remove(acknowledgement)
+        try:
+            while unsent := self._unsent.get(seller):
+                if await self._taken(unsent[0], seller, peer):
+                    unsent.pop(0)
+                    wait_s = _FIRST_RETRY_S
+                else:
+                    await asyncio.sleep(wait_s)
+                    wait_s = min(2 * wait_s, _LAST_RETRY_S)
+        finally:
+            # At once, and not when the task is over: what is settled in between must find that nobody is sending.
+            self._sending.discard(seller)
+
+    async def _taken(self, acknowledgement: Signed[Acknowledgement], seller: Did, peer: Peer) -> bool:
+        """Whether a seller has an acknowledgement, or will never take it; if not, it is to be tried again."""
+        try:
+            await peer.acknowledge(acknowledgement.raw)
+        except Unreachable:
+            return False
+        except Refused as refusal:
+            if refusal.code in _LATER:
+                return False
+            # It will not take it now or later; the voucher in the next one stands for this one too.
+            _log.warning("%s refused an acknowledgement: %s", seller, refusal.message)
+        return True
 
     # After a restart
 
     async def recover(self) -> None:
         """Pick up what an earlier run left: open orders, and acknowledgements that may not have arrived."""
+        for acknowledgement, voucher in await self._latest_acknowledgements():
+            self._latest[voucher.payee, voucher.unit] = acknowledgement.digest
+            self._unsent.setdefault(parse_did(voucher.payee), []).append(acknowledgement)
         for key, order in self._open_orders(before=None):
             await self._recover_order(key, order)
-        for acknowledgement, voucher in await self._latest_acknowledgements():
-            seller = parse_did(voucher.payee)
-            self._latest[voucher.payee, voucher.unit] = acknowledgement.digest
-            self._unsent.setdefault(seller, []).insert(0, acknowledgement)
         for seller in list(self._unsent):
             self._hand_over(seller)
 
@@ -201,7 +214,7 @@ class Settler:
             for key, account in self._book.journal.books.accounts.items()
             if key.payer == self._book.me
             for order, reservation in account.orders.items()
-            if reservation.open and (before is None or reservation.expires < before)
+            if reservation.open and order not in self._book.under_way and (before is None or reservation.expires < before)
         ]
 
     async def _recover_order(self, key: AccountKey, digest: bytes) -> None:
@@ -226,6 +239,8 @@ class Settler:
             if receipt is None:
                 return None
             due = Due(receipt.record.cost, None)
+            found = experience.due(terms.seller, digest, due.owed, due.objection)
+            await self._book.post(found, records=(kept(receipt, digest),))
         return Delivery(terms, answer, receipt, checkpoint, due.owed, due.objection, cancelled=True)
 
     async def _fetch_receipt(self, terms: Terms) -> Signed[Receipt] | None:
@@ -245,10 +260,12 @@ class Settler:
         return receipt if sums and said.output_tokens <= terms.order.record.max_tokens else None
 
     async def _latest_acknowledgements(self) -> list[tuple[Signed[Acknowledgement], Voucher]]:
-        latest: dict[tuple[str, str], tuple[Signed[Acknowledgement], Voucher]] = {}
+        """The latest few for each seller, oldest first; one that it has already does no harm."""
+        latest: dict[tuple[str, str], list[tuple[Signed[Acknowledgement], Voucher]]] = {}
         for record in await self._book.journal.list_records(Acknowledgement.kind, _LOOK_BACK):
             acknowledgement = open_record(record.raw, Acknowledgement)
             voucher = open_record(acknowledgement.record.voucher, Voucher).record
-            if acknowledgement.signer == self._book.me:
-                latest.setdefault((voucher.payee, voucher.unit), (acknowledgement, voucher))
-        return list(latest.values())
+            ours = latest.setdefault((voucher.payee, voucher.unit), [])
+            if acknowledgement.signer == self._book.me and len(ours) < _SENT_AGAIN:
+                ours.append((acknowledgement, voucher))
+        return [one for ours in latest.values() for one in reversed(ours)]

@@ -118,10 +118,14 @@ class Answer:
 
     async def begin(self) -> bool:
         """Wait for the first ids; False if none came. Raises what the source raises."""
-        group = await anext(self._ids, None)
-        if group is None:
-            return False
-        self._waiting.append(self._take(group))
+        try:
+            group = await anext(self._ids, None)
+            if group is None:
+                return False
+            self._waiting.append(self._take(group))
+        except BaseException:
+            await self.close()
+            raise
         return True
 
     async def collect(self) -> str:

@@ -19,7 +19,9 @@ MAX_TOKENIZER: Final = 64 * 2**20
 # A seller gives a sign of life at least every 5 seconds; three missed ones mean that it is gone.
 SIGN_OF_LIFE_S: Final = 5.0
 STALL_S: Final = 3 * SIGN_OF_LIFE_S
-_CALL_S: Final = 10.0
+CALL_S: Final = 10.0
+# A tokenizer file has up to 64 MB: so many times as long.
+_DOWNLOAD_CALLS: Final = 12
 _CONNECT_S: Final = 5.0
 _CHUNK: Final = 65_536
 
@@ -27,10 +29,14 @@ _CHUNK: Final = 65_536
 class HttpPeer:
     """One node at one URL; the session is the caller's and shared by all peers."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, stall_s: float = STALL_S) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, url: str, stall_s: float = STALL_S, call_s: float = CALL_S
+    ) -> None:
+        """`stall_s`: how long an answer's stream may be silent. `call_s`: how long any other call may take in all."""
         self._session = session
         self._base = url.rstrip("/") + "/mesh/v1"
         self._stall_s = stall_s
+        self._call_s = call_s
         self.url: Final = url
 
     async def offers(self) -> Sequence[bytes]:
@@ -47,7 +53,7 @@ class HttpPeer:
         return await self._call("GET", f"/grants/{buyer}/{unit}", limit=Grant.limit)
 
     async def tokenizer(self, digest: bytes) -> bytes:
-        return await self._call("GET", f"/tokenizers/{digest.hex()}", limit=MAX_TOKENIZER, wait_s=120)
+        return await self._call("GET", f"/tokenizers/{digest.hex()}", limit=MAX_TOKENIZER, calls=_DOWNLOAD_CALLS)
 
     async def order(self, order: bytes, sealed: bytes) -> AsyncGenerator[bytes, None]:
         timeout = aiohttp.ClientTimeout(sock_connect=_CONNECT_S, sock_read=self._stall_s)
@@ -81,9 +87,10 @@ class HttpPeer:
         await self._call("POST", "/cancels", raw)
 
     async def _call(
-        self, method: str, path: str, body: bytes | None = None, limit: int = MAX_REFUSAL, wait_s: float = _CALL_S
+        self, method: str, path: str, body: bytes | None = None, limit: int = MAX_REFUSAL, calls: int = 1
     ) -> bytes:
-        timeout = aiohttp.ClientTimeout(total=wait_s, sock_connect=_CONNECT_S)
+        """One call; it may take as long as `calls` short ones."""
+        timeout = aiohttp.ClientTimeout(total=calls * self._call_s, sock_connect=_CONNECT_S)
         headers = {"content-type": CBOR} if body is not None else {}
         try:
             async with self._session.request(

@@ -168,15 +168,24 @@ def _head_size(initial: int) -> int:
 
 def _parse(plain: bytes, final: bool) -> Frame:
     try:
-        match codec.decode(plain, MAX_FRAME, _FRAME_ITEMS), final:
-            case [0, bytes(packed)], False:
-                return Ids(ids_from_bytes(packed))
-            case [1, bytes(raw)], False:
-                return CheckpointFrame(raw)
-            case [2, bytes(raw)], True:
-                return ReceiptFrame(raw)
-            case [3, bytes(raw)], True:
-                return CancelFrame(raw)
+        match codec.decode(plain, MAX_FRAME, _FRAME_ITEMS):
+            case [int(kind), bytes(body)] if type(kind) is int:  # False equals 0
+                return _frame(kind, body, final)
+    except StreamError:
+        raise
     except ValueError as error:
         raise StreamError(f"a frame of the stream is malformed: {error}") from None
+    raise StreamError("a frame of the stream is no number and byte string")
+
+
+def _frame(kind: int, body: bytes, final: bool) -> Frame:
+    match kind, final:
+        case 0, False:
+            return Ids(ids_from_bytes(body))
+        case 1, False:
+            return CheckpointFrame(body)
+        case 2, True:
+            return ReceiptFrame(body)
+        case 3, True:
+            return CancelFrame(body)
     raise StreamError("a frame of an unknown kind, or a final tag in the wrong place")

@@ -75,6 +75,8 @@ class RequestBinding:
 
 
 def _shared(private: bytes, public: bytes) -> bytes:
+    if len(public) != KEY_BYTES:  # libsodium takes a pointer, and would read on
+        raise CannotOpen
     try:
         return crypto_scalarmult(private, public)
     except (CryptoError, RuntimeError, ValueError, TypeError):  # a public key of low order

@@ -14,7 +14,7 @@ from node.engine.port import Engine
 from node.models.manifest import Manifest
 from tests.node.api.running import RunningNode, running_node, settings
 
-DEMO_VOCABULARY = 4096
+DEMO_VOCABULARY = 1024
 STORY: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Tell me a story about a fox."}]
 
 

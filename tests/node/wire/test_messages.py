@@ -1,0 +1,115 @@
+"""Messages: they read back as written, and whatever else arrives is malformed and nothing worse."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ledger import codec
+from node.wire.messages import (
+    MAX_REFUSAL,
+    Refused,
+    Request,
+    decode_envelope,
+    decode_refusal,
+    decode_request,
+    encode_envelope,
+    encode_refusal,
+    encode_request,
+)
+
+FOLDER = Path(__file__).parents[2] / "vectors"
+VECTORS = json.loads((FOLDER / "messages.json").read_text())
+SEALING = json.loads((FOLDER / "sealing.json").read_text())
+CONTENT = SEALING["content"]
+REQUEST = Request(bytes.fromhex(CONTENT["salt"]), tuple(CONTENT["prompt"]), tuple(CONTENT["stop"]))
+
+
+def said(refusal: Refused) -> tuple[str, str, int | None]:
+    return refusal.code, refusal.message, refusal.retry_after
+
+
+def test_a_request_is_what_the_vectors_say() -> None:
+    assert encode_request(REQUEST).hex() == SEALING["body"]
+    assert decode_request(bytes.fromhex(SEALING["body"])) == REQUEST
+
+
+@given(
+    st.binary(min_size=32, max_size=32),
+    st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50),
+    st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=256), max_size=16),
+)
+def test_a_request_reads_back_as_written(salt: bytes, prompt: list[int], stop: list[str]) -> None:
+    request = Request(salt, tuple(prompt), tuple(stop))
+    assert decode_request(encode_request(request)) == request
+
+
+@pytest.mark.parametrize("vector", SEALING["malformed"], ids=lambda v: v["why"])
+def test_what_is_no_request_is_malformed(vector: dict[str, str]) -> None:
+    with pytest.raises(codec.Malformed):
+        decode_request(bytes.fromhex(vector["body"]))
+
+
+def test_a_malformed_request_is_refused_without_a_word_of_its_content() -> None:
+    secret = "the cat is on the roof"
+    with pytest.raises(codec.Malformed) as caught:
+        decode_request(codec.encode({"salt": bytes(32), "prompt": bytes(4), "stop": [secret, ""], "note": secret}))
+    assert "cat" not in str(caught.value)
+
+
+def test_an_envelope_is_what_the_vectors_say() -> None:
+    order, sealed, raw = (bytes.fromhex(VECTORS["envelope"][name]) for name in ("order", "sealed", "raw"))
+    assert encode_envelope(order, sealed) == raw
+    assert decode_envelope(raw) == (order, sealed)
+
+
+@pytest.mark.parametrize("vector", VECTORS["malformed_envelopes"], ids=lambda v: v["why"])
+def test_what_is_no_envelope_is_malformed(vector: dict[str, str]) -> None:
+    with pytest.raises(codec.Malformed):
+        decode_envelope(bytes.fromhex(vector["raw"]))
+
+
+@pytest.mark.parametrize("vector", VECTORS["refusals"], ids=lambda v: f"{v['code']} {v['retry_after']}")
+def test_a_refusal_is_what_the_vectors_say(vector: dict[str, Any]) -> None:
+    refusal = Refused(vector["code"], vector["message"], vector["retry_after"])
+    assert encode_refusal(refusal).hex() == vector["raw"]
+    assert said(decode_refusal(bytes.fromhex(vector["raw"]))) == said(refusal)
+
+
+@pytest.mark.parametrize("vector", VECTORS["odd_refusals"], ids=lambda v: v["case"])
+def test_an_odd_refusal_is_still_one(vector: dict[str, Any]) -> None:
+    refusal = decode_refusal(bytes.fromhex(vector["raw"]))
+    assert said(refusal) == (vector["code"], vector["message"], vector["retry_after"])
+
+
+@pytest.mark.parametrize("vector", VECTORS["malformed_refusals"], ids=lambda v: v["why"])
+def test_what_is_no_refusal_is_malformed(vector: dict[str, str]) -> None:
+    with pytest.raises(codec.Malformed):
+        decode_refusal(bytes.fromhex(vector["raw"]))
+
+
+@given(st.text(st.characters(codec="utf-8")))
+def test_a_refusal_of_any_words_fits_its_limit(message: str) -> None:
+    assert len(encode_refusal(Refused("busy", 600 * message, 2))) <= MAX_REFUSAL
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_message_or_malformed(raw: bytes) -> None:
+    for decode in (decode_request, decode_envelope, decode_refusal):
+        try:
+            decode(raw)
+        except codec.Malformed:
+            pass
+
+
+@given(st.integers(0, len(SEALING["body"]) // 2 - 1), st.integers(1, 255))
+def test_a_changed_request_is_another_one_or_malformed(at: int, mask: int) -> None:
+    raw = bytearray.fromhex(SEALING["body"])
+    raw[at] ^= mask
+    try:
+        assert decode_request(bytes(raw)) != REQUEST
+    except codec.Malformed:
+        pass
