@@ -23,12 +23,13 @@ class BadConfig(ValueError):
     """Settings that cannot be used; the message names file, field and what to write."""
 
 
-def _with(parse: Any) -> BeforeValidator:
-    return BeforeValidator(lambda value: parse(value) if isinstance(value, str) else value)
+def _with(parse: Callable[[str], Any], kind: type = str) -> BeforeValidator:
+    """Read what people write; also a number, so that the parser can say what it lacks."""
+    return BeforeValidator(lambda value: value if isinstance(value, kind) and kind is not str else parse(str(value)))
 
 
-_AmountText = Annotated[Amount, _with(parse_amount)]
-_PriceText = Annotated[Price, _with(parse_price)]
+_AmountText = Annotated[Amount, _with(parse_amount, Amount)]
+_PriceText = Annotated[Price, _with(parse_price, Price)]
 _DidText = Annotated[str, _with(parse_did)]
 
 
@@ -64,6 +65,20 @@ class SellSettings(_Section):
     exposure: _AmountText | None = None  # None: five windows
 
 
+_Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class WeightSettings(_Section):
+    """How much each part of a candidate's score counts; see `market.candidates.Weights`."""
+
+    quality: _Weight = Weights().quality
+    cost: _Weight = Weights().cost
+    latency: _Weight = Weights().latency
+    sovereignty: _Weight = Weights().sovereignty
+    privacy: _Weight = Weights().privacy
+    reputation: _Weight = Weights().reputation
+
+
 class BuySettings(_Section):
     """Hard limits on buying, and the weights of the choice."""
 
@@ -75,7 +90,7 @@ class BuySettings(_Section):
     allowed_peers: tuple[_DidText, ...] | None = None
     busy_wait: Annotated[float, Field(ge=0, le=600)] = 2.0  # seconds
     patience: Annotated[float, Field(gt=0, le=600)] = 60.0  # seconds without a token
-    weights: Weights = Weights()
+    weights: WeightSettings = WeightSettings()
 
     def limits(self) -> Limits:
         """The hard limits as the market knows them."""
@@ -149,11 +164,14 @@ def load_config(
     settings = _read(path) if path is not None else {}
     for section, values in overrides.items():
         given = {name: value for name, value in values.items() if value is not None}
-        if given:
-            settings[section] = {**settings.get(section, {}), **given}
-    if peers:
+        standing = settings.get(section, {})
+        # What is no table at all is left for the check to complain about.
+        if given and isinstance(standing, dict):
+            settings[section] = {**standing, **given}
+    standing_peers = settings.get("peers", [])
+    if peers and isinstance(standing_peers, list):
         named = {peer.did for peer in peers}
-        kept = [peer for peer in settings.get("peers", []) if isinstance(peer, dict) and peer.get("did") not in named]
+        kept = [peer for peer in standing_peers if not (isinstance(peer, dict) and peer.get("did") in named)]
         settings["peers"] = [*kept, *(peer.model_dump() for peer in peers)]
     return _checked(lambda: Config.model_validate(settings), str(path or "the command line"))
 
@@ -178,7 +196,8 @@ def _checked(build: Callable[[], T], where: str) -> T:
         reasons = []
         for one in error.errors(include_url=False, include_context=False, include_input=False):
             place = ".".join(str(part) for part in one["loc"])
-            reasons.append(f"{place}: {one['msg'].removeprefix('Value error, ')}" if place else one["msg"])
+            said = one["msg"].removeprefix("Value error, ")
+            reasons.append(f"{place}: {said}" if place else said)
         raise BadConfig(f"{where}: {'; '.join(reasons)}") from None
 
 

@@ -147,7 +147,7 @@ class Home:
         try:
             body = json.loads((self.folder / "node.json").read_text())
             return Running(body["url"], body["token"], body["did"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             raise NotRunning(self.folder) from None
 
 

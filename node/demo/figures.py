@@ -27,7 +27,7 @@ def compute(seen: Seen, honest_only: bool) -> dict[str, Any]:
     paid = [r for r in seen.receipts if r["acknowledged"] and r["accepted"]]
     disputed = [r for r in seen.receipts if r["acknowledged"] and not r["accepted"]]
     audits = {name: _audits(did, seen) for did, name in seen.names.items()}
-    balanced = _balanced(seen)
+    agree = balanced(seen.owner_accounts, seen.seller_accounts)
     chains = {seen.owner_accounts["chain"], *(accounts["chain"] for accounts in seen.seller_accounts.values())}
     condemned_rightly = audits["cheat"]["condemned"] != honest_only and not audits["honest"]["condemned"]
     ok = (
@@ -35,7 +35,7 @@ def compute(seen: Seen, honest_only: bool) -> dict[str, Any]:
         and condemned_rightly
         and bool(disputed) != honest_only
         and bool(paid)
-        and balanced
+        and agree
         and chains == {"intact"}
         and audits["cheat"]["tokens_checked"] > 0
     )
@@ -45,7 +45,7 @@ def compute(seen: Seen, honest_only: bool) -> dict[str, Any]:
         "orders": seen.orders,
         "receipts": {"both_signed": both_signed, "paid": len(paid), "disputed": len(disputed)},
         "audits": audits,
-        "accounts": {"balanced": balanced},
+        "accounts": {"balanced": agree},
         "chain": "intact" if chains == {"intact"} else "broken",
     }
 
@@ -69,13 +69,13 @@ def _audits(did: str, seen: Seen) -> dict[str, Any]:
     }
 
 
-def _balanced(seen: Seen) -> bool:
+def balanced(owner_accounts: dict[str, Any], seller_accounts: dict[str, dict[str, Any]]) -> bool:
     """Whether every ledger adds up, and each seller was promised exactly what the owner's ledger says."""
-    ledgers = [seen.owner_accounts, *seen.seller_accounts.values()]
+    ledgers = [owner_accounts, *seller_accounts.values()]
     if not all(ledger["balanced"] for ledger in ledgers):
         return False
-    promised = {a["peer"]: (a["authorized"], a["earned"]) for a in seen.owner_accounts["accounts"]}
-    for did, accounts in seen.seller_accounts.items():
+    promised = {a["peer"]: (a["authorized"], a["earned"]) for a in owner_accounts["accounts"]}
+    for did, accounts in seller_accounts.items():
         here = next((a for a in accounts["accounts"] if a["direction"] == "they pay"), None)
         authorized, earned = promised.get(did, ("0.000000usd", "0.000000usd"))
         if (here["authorized"] if here else "0.000000usd") != authorized or authorized != earned:

@@ -62,7 +62,7 @@ class Owner:
             offers = (await self._get("/node/v1/offers"))["offers"]
             return len([offer for offer in offers if not offer["own"]]) >= count
 
-        await _poll(here)
+        await poll(here)
 
     async def all_is_settled(self, count: int) -> None:
         """Return once so many receipts are acknowledged."""
@@ -70,7 +70,7 @@ class Owner:
         async def settled() -> bool:
             return len([r for r in await self.receipts(count) if r["acknowledged"]]) >= count
 
-        await _poll(settled)
+        await poll(settled)
 
     async def receipts(self, most: int) -> list[dict[str, Any]]:
         """The newest receipts."""
@@ -93,7 +93,7 @@ class Owner:
         return balances
 
 
-async def _poll(condition: Callable[[], Awaitable[bool]]) -> None:
+async def poll(condition: Callable[[], Awaitable[bool]]) -> None:
     """Another process cannot set an Event of ours, so it is asked again and again."""
     while not await condition():  # noqa: ASYNC110
         await asyncio.sleep(_POLL_S)

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from node.app import DEMO_MODEL
 from node.config import DEFAULT_PORT
-from node.demo.figures import Seen, compute
+from node.demo.figures import Seen, balanced, compute
 from node.demo.narrator import Narrator
-from node.demo.owner import Owner
+from node.demo.owner import Owner, poll
 from node.demo.processes import NodeDidNotStart, NodeProcess, start_node
 from node.demo.prompts import stories
 from node.models.llama import quantize
@@ -146,8 +146,14 @@ class Tour:
                         raise TourFailed(f"no seller answered: {answer.get('degraded', 'nobody said why')}")
                     line.end(names[answer["route"]], answer)
                 self._say.news(await buyer.peers(), names, told)
+            sellers = {seller.running.did: Owner(session, seller.running) for seller in (honest, cheat)}
+
+            async def accounts_agree() -> bool:
+                return balanced(await buyer.accounts(), {did: await hand.accounts() for did, hand in sellers.items()})
+
             with self._say.busy("Waiting until everything is settled…"):
                 await self._until(buyer.all_is_settled(ORDERS), "not everything was settled in time")
+                await self._until(poll(accounts_agree), "the accounts of both sides did not come to agree in time")
             with self._say.busy("Checking every receipt again, from what both sides signed…"):
                 receipts = await buyer.receipts(ORDERS)
                 exports = [await buyer.export(receipt["id"]) for receipt in receipts]

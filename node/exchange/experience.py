@@ -163,8 +163,11 @@ class Experience:
         log_m, peak = _float(facts, "log_m"), _float(facts, "peak")
         self._evidence[seller, model] = Evidence(log_m, peak, _int(facts, "tokens"), _int(facts, "odd"))
         self.contexts(seller, model).update(packed[i : i + CONTEXT_BYTES] for i in range(0, len(packed), CONTEXT_BYTES))
-        if outcome in ("honest", "dishonest"):
-            self._conduct(seller, standing, "honest" if outcome == "honest" else "dishonest")
+        if outcome == "dishonest":
+            self._conduct(seller, standing, "dishonest")
+        elif outcome == "honest" and packed:
+            # What was checked before speaks for nobody a second time.
+            self._conduct(seller, standing, "honest")
 
 
 def _int(facts: Mapping[str, Fact], name: str) -> int:

@@ -214,7 +214,9 @@ class Settler:
             for key, account in self._book.journal.books.accounts.items()
             if key.payer == self._book.me
             for order, reservation in account.orders.items()
-            if reservation.open and order not in self._book.under_way and (before is None or reservation.expires < before)
+            if reservation.open
+            and order not in self._book.under_way
+            and (before is None or reservation.expires < before)
         ]
 
     async def _recover_order(self, key: AccountKey, digest: bytes) -> None:

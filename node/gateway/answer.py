@@ -7,7 +7,6 @@ from typing import Literal, Protocol
 from attrs import frozen
 
 from ledger.money import Amount
-from ledger.records import amount_of
 from node.engine.port import Engine, Job
 from node.exchange.delivery import Delivery
 from node.exchange.purchase import NotPlaced, Purchase
@@ -88,7 +87,8 @@ class BoughtSource:
             raise AnswerCut(str(error)) from None
         if delivery.receipt is None or not delivery.complete:
             raise AnswerCut(delivery.objection or "the seller stopped before the end of the answer")
-        return delivery.receipt.digest, amount_of(delivery.receipt.record)
+        # What is paid, also where the receipt asks for more.
+        return delivery.receipt.digest, Amount(delivery.owed, delivery.terms.offer.record.price.unit)
 
 
 class Answer:

@@ -74,11 +74,14 @@ class NamedPeers:
     async def refresh(self, did: Did) -> None:
         """Fetch a peer's offers and its credit for this node. Raises Refused, Unreachable, Malformed."""
         peer = self._peers[did]
-        now = self._clock.now()
-        offers = [self._offers.take(raw, did, now) for raw in await peer.offers()]
-        self._offers.keep_only(did, (offer.record.model for offer in offers))
-        for unit in {offer.record.price.unit for offer in offers}:
+        now, raws = self._clock.now(), await peer.offers()
+        checked = OfferBook()
+        units = {checked.take(raw, did, now).record.price.unit for raw in raws}
+        # The credit first: an offer that stands in the book can be ordered from.
+        for unit in sorted(units):
             await self._take_grant(did, self._checked(did, unit, await peer.grant(self._me, unit)))
+        offers = [self._offers.take(raw, did, now) for raw in raws]
+        self._offers.keep_only(did, (offer.record.model for offer in offers))
 
     def _checked(self, did: Did, unit: Unit, raw: bytes) -> Grant:
         grant = open_record(raw, Grant)

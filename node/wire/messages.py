@@ -6,12 +6,13 @@ from attrs import frozen
 
 from ledger import codec
 from ledger.commitments import SALT_BYTES, ids_bytes, ids_from_bytes
-from ledger.records import MAX_TOKENS, Order
+from ledger.records import Order
 
 MAX_STOPS: Final = 16
 MAX_STOP_CHARS: Final = 256
-# 4 bytes an id for the longest prompt that a sealed request may carry, and room for the rest.
-MAX_REQUEST: Final = 4 * 262_144 + 32_768
+MAX_PROMPT: Final = 262_144  # token ids
+# 4 bytes an id, and room for the rest.
+MAX_REQUEST: Final = 4 * MAX_PROMPT + 32_768
 MAX_SEALED: Final = MAX_REQUEST + 256
 MAX_ENVELOPE: Final = MAX_SEALED + Order.limit + 64
 MAX_REFUSAL: Final = 4_096
@@ -89,8 +90,8 @@ def decode_request(raw: bytes) -> Request:
             raise codec.Malformed(f"a request needs a salt of {SALT_BYTES} bytes, a prompt and a list of stop strings")
     if len(stop) > MAX_STOPS or not all(isinstance(s, str) and 0 < len(s) <= MAX_STOP_CHARS for s in stop):
         raise codec.Malformed(f"at most {MAX_STOPS} stop strings of 1 to {MAX_STOP_CHARS} characters are allowed")
-    if not prompt or len(prompt) // 4 > MAX_TOKENS or len(prompt) % 4:
-        raise codec.Malformed("a prompt is at least one token id of 4 bytes")
+    if not prompt or len(prompt) > 4 * MAX_PROMPT or len(prompt) % 4:
+        raise codec.Malformed(f"a prompt is 1 to {MAX_PROMPT} token ids of 4 bytes each")
     return Request(salt, ids_from_bytes(prompt), tuple(stop))
 
 
