@@ -44,7 +44,8 @@ from node.wire.client import HttpPeer
 DEMO_MODEL: Final = Path(__file__).parent / "models" / "demo" / "demo-Q8_0.gguf"
 # How often nonces and token ids past their time are dropped, and orders that came to nothing are closed.
 _SWEEP_S: Final = 60.0
-_SHUTDOWN_S: Final = 5.0
+# How long requests may still take then; aiohttp waits for it twice.
+_SHUTDOWN_S: Final = 1.0
 
 LoadEngine = Callable[[Path, Manifest, Config], Awaitable[Engine]]
 
@@ -129,6 +130,8 @@ async def run_node(
         owner = OwnerDoor(book, gateway, peers, auditor, seller.offers if seller else _no_offers)
         app = build_app(chat, MeshDoor(seller), owner, keys, clock)
         await _serve(stack, app, listener)
+        # At the end this comes first: what is being sold is cut in good order, and paid up to its last checkpoint.
+        stack.push_async_callback(local.engine.close)
         _in_background(stack, _sweep(book, settler, seller))
         home.announce(Running(url, keys.token, book.me))
         stack.callback(home.withdraw)

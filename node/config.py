@@ -90,7 +90,12 @@ class BuySettings(_Section):
     allowed_peers: tuple[_DidText, ...] | None = None
     busy_wait: Annotated[float, Field(ge=0, le=600)] = 2.0  # seconds
     patience: Annotated[float, Field(gt=0, le=600)] = 60.0  # seconds without a token
-    weights: WeightSettings = WeightSettings()
+    weighing: WeightSettings = Field(default=WeightSettings(), alias="weights")
+
+    @property
+    def weights(self) -> Weights:
+        """The weights of the choice as the market knows them."""
+        return Weights(**self.weighing.model_dump())
 
     def limits(self) -> Limits:
         """The hard limits as the market knows them."""

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import secrets
+import time
 from pathlib import Path
 from typing import IO, Final
 
@@ -22,6 +23,9 @@ from ledger.identity import SEED_BYTES, Identity
 from node.ports import Entropy
 
 DEFAULT_HOME: Final = Path("~/.idlemesh")
+# A command that looks for a running node holds the lock for a moment; only a node holds it for longer.
+_LOCK_TRIES: Final = 5
+_LOCK_WAIT_S: Final = 0.02
 
 
 class HomeError(Exception):
@@ -117,12 +121,15 @@ class Home:
         """Take the home for this process, until the file is closed. Raises AlreadyRunning."""
         self.make()
         handle = (self.folder / "node.lock").open("ab")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            handle.close()
-            raise AlreadyRunning(self.folder) from None
-        return handle
+        for _ in range(_LOCK_TRIES):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                time.sleep(_LOCK_WAIT_S)
+            else:
+                return handle
+        handle.close()
+        raise AlreadyRunning(self.folder)
 
     def announce(self, running: Running) -> None:
         """Say where the node is reached."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 from typing import Any, Final, get_args
 
 from aiohttp import web
@@ -10,7 +11,7 @@ from aiohttp import web
 from ledger.records import Privacy
 from node.api.errors import ApiError, internal_error
 from node.api.openai import chunk, completion, facts, parse_request, privacy_of, usage
-from node.engine.port import BadPrompt, EngineBusy, EngineError, PromptTooLong
+from node.engine.port import BadPrompt, EngineBusy, EngineClosed, EngineError, PromptTooLong
 from node.gateway.answer import Answer, AnswerCut
 from node.gateway.gateway import Gateway
 from node.gateway.question import ContextExceeded, Question, UnknownModel, Unservable
@@ -24,6 +25,8 @@ _MAX_HEADER: Final = 2_048
 _READ_S: Final = 60.0
 # A client that takes nothing for so long is gone.
 _WRITE_S: Final = 60.0
+
+_log = logging.getLogger(__name__)
 
 
 class ChatDoor:
@@ -116,16 +119,16 @@ class ChatDoor:
         except EngineBusy as error:
             headers = {"Retry-After": str(max(1, round(error.retry_after)))}
             raise ApiError(429, str(error), kind="rate_limit_error", code="busy", headers=headers) from None
-        except EngineError:
-            raise internal_error() from None
+        except EngineError as error:
+            raise _engine_failed(error) from None
 
     async def _whole(self, identifier: str, created: int, answer: Answer) -> web.Response:
         try:
             text = await answer.collect()
         except AnswerCut as error:
             raise ApiError(502, str(error), kind="server_error", code="answer_cut") from None
-        except EngineError:
-            raise internal_error() from None
+        except EngineError as error:
+            raise _engine_failed(error) from None
         if answer.ending is None:
             raise internal_error()
         body = completion(identifier, created, answer, text, answer.ending)
@@ -161,8 +164,8 @@ class ChatDoor:
         except AnswerCut as error:
             cut = ApiError(502, f"the answer broke off: {error}", kind="server_error", code="answer_cut")
             await _send(response, cut.body())
-        except EngineError:
-            await _send(response, internal_error().body())
+        except EngineError as error:
+            await _send(response, _engine_failed(error).body())
 
 
 async def _body(request: web.Request) -> bytes:
@@ -171,6 +174,13 @@ async def _body(request: web.Request) -> bytes:
             return await request.read()
     except TimeoutError:
         raise ApiError(408, f"the body did not arrive within {_READ_S:.0f} seconds", code="timeout") from None
+
+
+def _engine_failed(error: EngineError) -> ApiError:
+    if isinstance(error, EngineClosed):
+        return ApiError(503, "this node is being stopped", kind="server_error", code="stopping")
+    _log.error("a request failed: %s", error)
+    return internal_error()
 
 
 async def _send(response: web.StreamResponse, event: dict[str, Any]) -> None:

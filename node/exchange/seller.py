@@ -208,7 +208,7 @@ class Seller:
         return sign(grant, self._book.identity).raw
 
     def _terms(self, account: Account) -> Granted:
-        """The owner's terms for an account. The sequence is the time: of two that a buyer was told, the later counts."""
+        """The owner's terms for an account. Their sequence is the time: of two that a buyer hears, the later counts."""
         terms = self._credit[account.key.unit]
         sequence = max(self._book.now_ms(), account.grant_sequence + 1)
         return Granted(terms.limit.value, terms.window.value, sequence)

@@ -46,6 +46,10 @@ def failed(bundle: Bundle) -> set[str]:
     return {name for name, passed in outcome(bundle).items() if passed is False}
 
 
+def changed(changes: dict[str, Any]) -> Bundle:
+    return attrs.evolve(WHOLE, **changes)
+
+
 def receipt(by: Identity = SELLER, **changes: Any) -> bytes:
     return sign(attrs.evolve(open_record(WHOLE.receipt, Receipt).record, **changes), by).raw
 
@@ -117,7 +121,7 @@ LIES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
 @pytest.mark.parametrize("lie", LIES)
 def test_a_lie_fails_the_check_that_is_for_it(lie: str) -> None:
     changes, name = LIES[lie]
-    assert name in failed(attrs.evolve(WHOLE, **changes()))
+    assert name in failed(changed(changes()))
 
 
 def test_a_disputed_part_passes_and_says_why() -> None:
@@ -131,12 +135,12 @@ def test_a_disputed_part_passes_and_says_why() -> None:
 def test_a_byte_flipped_in_any_record_fails(name: str, data: st.DataObject) -> None:
     raw = bytearray(getattr(WHOLE, name))
     raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
-    assert failed(attrs.evolve(WHOLE, **{name: bytes(raw)})) == {"signatures"}
+    assert failed(changed({name: bytes(raw)})) == {"signatures"}
 
 
 @pytest.mark.parametrize("left_out", [(), ("salt", "prompt", "answer"), ("acknowledgement",)], ids=str)
 def test_a_file_reads_back_as_it_was_written(left_out: tuple[str, ...]) -> None:
-    bundle = attrs.evolve(WHOLE, **dict.fromkeys(left_out))
+    bundle = changed(dict.fromkeys(left_out))
     assert from_json(json.loads(json.dumps(to_json(bundle)))) == bundle
 
 

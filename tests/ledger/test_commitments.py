@@ -1,6 +1,7 @@
 """Commitments: what the vectors say, in whatever groups the ids come, and blind without the salt."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def test_an_answer_s_commitment_is_what_the_vectors_say(vector: dict[str, Any]) 
 def test_a_commitment_does_not_depend_on_how_the_ids_were_grouped(ids: list[int], cuts: list[int]) -> None:
     chain = AnswerCommitment(SALT, ORDER)
     bounds = [0, *sorted(min(cut, len(ids)) for cut in cuts), len(ids)]
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         chain.add(ids[start:end])
     assert (chain.tokens, chain.value()) == (len(ids), answer_commitment(SALT, ORDER, ids))
 

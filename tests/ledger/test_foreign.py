@@ -10,9 +10,11 @@ from typing import Any
 import cbor2
 import pytest
 from pycddl import Schema, ValidationError
-from pycose.keys import OKPKey
 from pycose.keys.curves import Ed25519
-from pycose.messages import Sign1Message
+from pycose.keys.okp import OKPKey
+from pycose.messages.sign1message import Sign1Message
+
+from ledger.records import KINDS as KINDS_HERE
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "tests" / "vectors"
@@ -51,7 +53,8 @@ def test_a_record_s_signature_is_good_to_pycose(vector: dict[str, Any]) -> None:
     message = Sign1Message.from_cose_obj(cbor2.loads(bytes.fromhex(vector["raw"])[1:]), False)
     message.key = OKPKey(crv=Ed25519, x=public_key(vector["signer"]))
     assert message.verify_signature()
-    message.payload = message.payload[:-1] + bytes([message.payload[-1] ^ 1])
+    _, payload, _ = parts(vector["raw"])
+    message.payload = payload[:-1] + bytes([payload[-1] ^ 1])
     assert not message.verify_signature()
 
 
@@ -102,6 +105,11 @@ def test_the_cddl_names_every_kind_and_its_content_type() -> None:
     assert re.findall(r'"application/idlemesh-(\w+)\+cbor"', CDDL) == list(dict.fromkeys(order_of_kinds()))
     for kind in KINDS:
         schema(kind)
+
+
+def test_the_cddl_gives_every_kind_s_limit_of_bytes() -> None:
+    limits = re.findall(r'"application/idlemesh-(\w+)\+cbor" +; .*?([\d,]+)', CDDL)
+    assert {kind: int(limit.replace(",", "")) for kind, limit in limits} == {k: KINDS_HERE[k].limit for k in KINDS}
 
 
 def order_of_kinds() -> list[str]:

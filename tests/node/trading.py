@@ -217,9 +217,7 @@ class Customer:
 
     async def handed_over(self) -> None:
         """Wait until nothing is on its way to a seller."""
-        async with asyncio.timeout(20):
-            while not self.settler.idle:
-                await asyncio.sleep(0.001)
+        await until(lambda: self.settler.idle)
 
     async def _settle(self, delivery: Delivery) -> None:
         try:
@@ -253,6 +251,9 @@ class Line:
         self.acknowledged: list[bytes] = []
         self.cancelled: list[bytes] = []
 
+    def before_order(self) -> None:
+        """Called before an order goes over; may raise."""
+
     async def offers(self) -> Sequence[bytes]:
         return await self.peer.offers()
 
@@ -264,6 +265,7 @@ class Line:
 
     async def order(self, order: bytes, sealed: bytes) -> AsyncGenerator[bytes, None]:
         self.ordered.append((order, sealed))
+        self.before_order()
         stream = self.peer.order(order, sealed)
         try:
             async for chunk in stream:
@@ -578,6 +580,13 @@ class ScriptedSeller:
 
     async def cancel(self, raw: bytes) -> None:
         pass
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Wait until something has come true."""
+    async with asyncio.timeout(20):
+        while not true():  # noqa: ASYNC110 - what is waited for has no event, and needs none outside of tests
+            await asyncio.sleep(0.001)
 
 
 def ids_of(frames: Iterable[Frame]) -> tuple[int, ...]:

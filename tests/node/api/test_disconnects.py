@@ -78,10 +78,11 @@ async def test_when_the_line_is_full_a_client_is_told_to_come_again(endless: Run
         await is_free(endless, True)
 
 
-def test_a_node_that_is_stopped_does_not_wait_for_its_clients(tmp_path: Path) -> None:
+async def test_a_node_that_is_stopped_tells_its_clients_so(tmp_path: Path) -> None:
     with running_node(tmp_path, settings(), load_endless) as node:
-        client = openai.OpenAI(base_url=node.base_url, api_key="local", max_retries=0)
-        stream = client.chat.completions.create(model="auto", messages=STORY, stream=True)
-        next(iter(stream))
-    with client, stream, pytest.raises((openai.APIConnectionError, openai.APIError)):
-        list(stream)
+        client = openai.AsyncOpenAI(base_url=node.base_url, api_key="local", max_retries=0)
+        stream = await client.chat.completions.create(model="auto", messages=STORY, stream=True)
+        await anext(aiter(stream))
+    async with client, stream:
+        with pytest.raises(openai.APIError, match="being stopped"):
+            [chunk async for chunk in stream]

@@ -16,7 +16,7 @@ from node.exchange.seller import OFFER_LIFETIME_S
 from node.models.tokenizer import Tokenizer
 from node.ports import ManualClock
 from node.wire.frames import ReceiptFrame
-from node.wire.messages import MAX_SEALED, Refused, RefusalCode
+from node.wire.messages import MAX_SEALED, RefusalCode, Refused
 from node.wire.sealing import KeyPair
 from tests.node.trading import CREDIT, Draft, Store, draft_order, engine_of, frames_of, ids_of, price_of, uusd
 from tests.node.trading import refusal_of as refused
@@ -314,7 +314,8 @@ async def test_a_sealed_request_with_content_that_cannot_be(store: Store, clock:
 
 async def test_what_is_refused_reserves_nothing_and_runs_nothing(store: Store, clock: ManualClock) -> None:
     offer = await store.offer()
-    for nonce, changes in enumerate([{"max_tokens": 2_044}, {"rail": "cash"}, {"max_cost": 0}]):
+    wrong: list[dict[str, Any]] = [{"max_tokens": 2_044}, {"rail": "cash"}, {"max_cost": 0}]
+    for nonce, changes in enumerate(wrong):
         await refused(store.seller, draft_order(BUYER, offer, clock, nonce=nonce, **changes))
 
     account = store.owed_by(BUYER.did)

@@ -5,7 +5,7 @@ stays behind.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from tests.node.trading import (
     ids_of,
     price_of,
     refusal_of,
+    until,
 )
 
 TOKENS = 70
@@ -78,16 +79,8 @@ async def machines(tmp_path: Path, tokenizer: Tokenizer, clock: ManualClock) -> 
 
 async def dark(mains: Mains) -> None:
     """Wait until the power is gone, and what was running has noticed."""
-    async with asyncio.timeout(20):
-        while not mains.dark:
-            await asyncio.sleep(0.001)
-        await asyncio.sleep(0.01)
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not true():
-            await asyncio.sleep(0.001)
+    await until(lambda: mains.dark)
+    await asyncio.sleep(0.01)
 
 
 async def chain_holds(mains: Mains, did: str) -> bool:
@@ -104,7 +97,7 @@ async def test_a_buyer_that_dies_at_any_write_pays_once_for_what_was_delivered(
     customer, mains = await machines.buyer()
     offer = await customer.meet(line)
     mains.left, mains.written = ["reserve", "deliver", "verdict", "acknowledge"].index(write), written
-    purchase = customer.buy(offer, max_tokens=TOKENS)
+    customer.buy(offer, max_tokens=TOKENS)
     await dark(mains)
 
     again, new_mains = await machines.buyer()
@@ -121,7 +114,6 @@ async def test_a_buyer_that_dies_at_any_write_pays_once_for_what_was_delivered(
         assert (account.owed, account.authorized, account.reserved) == (due, due, 0)
     assert len({open_record(raw, Acknowledgement).record.order for raw in line.acknowledged}) == int(ordered)
     assert await chain_holds(new_mains, again.did)
-    del purchase
 
 
 async def test_a_buyer_that_died_goes_on_buying_and_its_acknowledgements_stay_one_chain(machines: Machines) -> None:
@@ -351,5 +343,3 @@ async def test_a_restart_remembers_what_is_known_of_sellers(machines: Machines) 
     assert again.book.experience.evidence(store.did, model) == customer.book.experience.evidence(store.did, model)
     assert again.book.experience.contexts(store.did, model) == customer.book.experience.contexts(store.did, model)
     assert len(again.book.experience.contexts(store.did, model)) == TOKENS
-
-

@@ -177,7 +177,8 @@ def test_asking_more_never_improves_the_rank(data: st.DataObject) -> None:
 def test_a_worse_reputation_or_quality_never_improves_the_rank(data: st.DataObject, part: str) -> None:
     among = data.draw(candidates(offer_by))
     index = data.draw(st.integers(0, len(among) - 1))
-    worse = evolve(among[index], **{part: data.draw(st.floats(0, getattr(among[index], part)))})
+    less: dict[str, Any] = {part: data.draw(st.floats(0, getattr(among[index], part)))}
+    worse = evolve(among[index], **less)
 
     after = place(worse, [*among[:index], worse, *among[index + 1 :]])
 

@@ -1,4 +1,3 @@
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +6,6 @@ from ledger.codec import Forged, Malformed, TooLarge
 from ledger.records import CLOCK_SKEW_S, Expired, Offer, Signed
 from node.market.offers import MAX_PER_SELLER, OfferBook
 from tests.node.market.conftest import MakeOffer
-
 
 
 @pytest.fixture
@@ -104,9 +102,7 @@ def test_a_seller_cannot_fill_the_book(offers: OfferBook, make_offer: MakeOffer,
     assert len(offers.standing(now)) == MAX_PER_SELLER + 1
 
 
-def test_models_that_a_seller_no_longer_makes_are_dropped(
-    offers: OfferBook, make_offer: MakeOffer, now: int
-) -> None:
+def test_models_that_a_seller_no_longer_makes_are_dropped(offers: OfferBook, make_offer: MakeOffer, now: int) -> None:
     gone, kept, other = make_offer(model=bytes(32)), make_offer(), make_offer(2, model=bytes(32))
     for offer in (gone, kept, other):
         offers.take(offer.raw, offer.signer, now)

@@ -33,11 +33,19 @@ ANSWERS = st.builds(lambda inner, last: [*inner, last], st.lists(INNER, max_size
 
 
 def frames_of(vector: dict[str, Any]) -> list[Frame]:
-    kinds = {"checkpoint": CheckpointFrame, "receipt": ReceiptFrame, "cancel": CancelFrame}
-    return [
-        Ids(tuple(frame["ids"])) if frame["kind"] == "ids" else kinds[frame["kind"]](bytes.fromhex(frame["raw"]))
-        for frame in vector["frames"]
-    ]
+    return [frame_of(frame["kind"], frame) for frame in vector["frames"]]
+
+
+def frame_of(kind: str, vector: dict[str, Any]) -> Frame:
+    match kind:
+        case "ids":
+            return Ids(tuple(vector["ids"]))
+        case "checkpoint":
+            return CheckpointFrame(bytes.fromhex(vector["raw"]))
+        case "receipt":
+            return ReceiptFrame(bytes.fromhex(vector["raw"]))
+        case _:
+            return CancelFrame(bytes.fromhex(vector["raw"]))
 
 
 def written(frames: list[Frame]) -> bytes:
@@ -51,7 +59,7 @@ def read(pieces: list[bytes]) -> tuple[list[Frame], StreamError | None]:
     try:
         for piece in pieces:
             for frame in reader.feed(piece):
-                frames.append(frame)  # noqa: PERF402 - what came before an error counts
+                frames.append(frame)
         reader.close()
     except StreamError as error:
         return frames, error

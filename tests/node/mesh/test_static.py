@@ -1,0 +1,228 @@
+"""Named peers: what they say is checked before it counts, and one that talks nonsense does not disturb the others."""
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from ledger.codec import Forged, Malformed
+from ledger.identity import Did, Identity
+from ledger.records import Expired, Grant, open_record, sign
+from node.mesh.static import NamedPeers, NoTokenizerToBeHad
+from node.models.manifest import tokenizer_file
+from node.models.template import TemplateRenderer
+from node.models.tokenizer import Tokenizer
+from node.models.tokenizers import Tokenizers
+from node.ports import ManualClock
+from node.wire.messages import Refused, Unreachable
+from node.wire.peer import Peer
+from tests.node.trading import CREDIT, DEMO, Customer, Line, Store, until
+
+STRANGER = Identity(bytes([3]) * 32)
+
+
+@pytest.fixture
+def tokenizers(tmp_path: Path) -> Tokenizers:
+    return Tokenizers(tmp_path / "tokenizers", TemplateRenderer())
+
+
+@pytest.fixture
+async def store(tokenizer: Tokenizer, clock: ManualClock) -> Store:
+    return await Store.open(tokenizer, clock, tokenizer_file=lambda _: tokenizer_file(DEMO))
+
+
+@pytest.fixture
+async def customer(tokenizer: Tokenizer, clock: ManualClock) -> AsyncIterator[Customer]:
+    made = await Customer.open(tokenizer, clock)
+    yield made
+    await made.close()
+
+
+class Saying(Line):
+    """Says other offers or another grant than the seller behind it."""
+
+    def __init__(self, peer: Peer, offers: Sequence[bytes] | None = None, grant: bytes | None = None) -> None:
+        super().__init__(peer)
+        self.said, self._grant = offers, grant
+
+    async def offers(self) -> Sequence[bytes]:
+        return await super().offers() if self.said is None else self.said
+
+    async def grant(self, buyer: str, unit: str) -> bytes:
+        return await super().grant(buyer, unit) if self._grant is None else self._grant
+
+
+def naming(customer: Customer, peers: dict[Did, Peer], tokenizers: Tokenizers, clock: ManualClock) -> NamedPeers:
+    return NamedPeers(customer.did, peers, tokenizers, clock, customer.buyer.take_grant)
+
+
+async def test_a_peers_offers_and_credit_are_known_once_it_was_asked(
+    store: Store, customer: Customer, tokenizers: Tokenizers, clock: ManualClock
+) -> None:
+    peers = naming(customer, {store.did: store.seller}, tokenizers, clock)
+
+    await peers.refresh(store.did)
+
+    assert peers.offers() == [await store.offer()]
+    assert customer.owes(store.did).limit == CREDIT.limit.value
+    assert customer.owes(store.did).window == CREDIT.window.value
+
+
+async def test_an_offer_that_expires_is_gone(
+    store: Store, customer: Customer, tokenizers: Tokenizers, clock: ManualClock
+) -> None:
+    peers = naming(customer, {store.did: store.seller}, tokenizers, clock)
+    await peers.refresh(store.did)
+
+    clock.advance(3_600)
+
+    assert peers.offers() == []
+
+
+async def test_another_sellers_offer_is_not_taken(
+    store: Store, customer: Customer, tokenizers: Tokenizers, clock: ManualClock
+) -> None:
+    peers = naming(customer, {STRANGER.did: store.seller}, tokenizers, clock)
+
+    with pytest.raises(Malformed):
+        await peers.refresh(STRANGER.did)
+
+    assert peers.offers() == []
+
+
+async def test_a_forged_offer_is_not_taken(
+    store: Store, customer: Customer, tokenizers: Tokenizers, clock: ManualClock
+) -> None:
+    raw = (await store.offer()).raw
+    line = Saying(store.seller, offers=[raw[:-1] + bytes([raw[-1] ^ 1])])
+    peers = naming(customer, {store.did: line}, tokenizers, clock)
+
+    with pytest.raises(Forged):
+        await peers.refresh(store.did)
+
+    assert peers.offers() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "signer"),
+    [({}, STRANGER), ({"buyer": STRANGER.did}, None), ({"unit": "msat"}, None)],
+    ids=["by a stranger", "for a stranger", "another unit"],
+)
+async def test_a_grant_that_is_not_this_sellers_for_this_node_is_not_taken(
+    store: Store,
+    customer: Customer,
+    tokenizers: Tokenizers,
+    clock: ManualClock,
+    changes: dict[str, Any],
+    signer: Identity | None,
+) -> None:
+    honest = open_record(await store.seller.grant(customer.did, "uusd"), Grant).record
+    spoilt = sign(evolve(honest, **changes), signer or store.book.identity).raw
+    peers = naming(customer, {store.did: Saying(store.seller, grant=spoilt)}, tokenizers, clock)
+
+    with pytest.raises(Malformed):
+        await peers.refresh(store.did)
+
+    assert customer.owes(store.did).limit == 0
+
+
+async def test_a_grant_out_of_its_time_is_not_taken(
+    store: Store, customer: Customer, tokenizers: Tokenizers, clock: ManualClock
+) -> None:
+    old = await store.seller.grant(customer.did, "uusd")
+    clock.advance(2 * 24 * 3_600)
+    peers = naming(customer, {store.did: Saying(store.seller, grant=old)}, tokenizers, clock)
+
+    with pytest.raises(Expired):
+        await peers.refresh(store.did)
+
+
+async def test_in_the_background_peers_are_asked_and_what_is_wrong_with_one_is_said(
+    store: Store, tokenizer: Tokenizer, customer: Customer, tokenizers: Tokenizers, clock: ManualClock
+) -> None:
+    other = await Store.open(tokenizer, clock, seed=5)
+    broken = Saying(other.seller, offers=[b"nonsense"])
+    peers = naming(customer, {other.did: broken, store.did: store.seller}, tokenizers, clock)
+
+    peers.start()
+    await until(lambda: bool(peers.offers()) and other.did in peers.trouble)
+    await peers.close()
+
+    assert [offer.signer for offer in peers.offers()] == [store.did]
+    assert "COSE_Sign1" in peers.trouble[other.did]
+    assert store.did not in peers.trouble
+
+
+async def test_a_tokenizer_is_fetched_once_and_kept(
+    store: Store, tokenizer: Tokenizer, customer: Customer, tokenizers: Tokenizers, clock: ManualClock
+) -> None:
+    asked: list[bytes] = []
+
+    class Counting(Line):
+        async def tokenizer(self, digest: bytes) -> bytes:
+            asked.append(digest)
+            return await super().tokenizer(digest)
+
+    peers = naming(customer, {store.did: Counting(store.seller)}, tokenizers, clock)
+
+    first = await peers.tokenizer(tokenizer.digest, store.did)
+    again = await peers.tokenizer(tokenizer.digest, store.did)
+
+    assert first is again
+    assert first.size == tokenizer.size
+    assert asked == [tokenizer.digest]
+    tokenizers.close()
+
+
+async def test_a_tokenizer_that_does_not_match_its_digest_is_refused_and_another_peer_is_asked(
+    store: Store, tokenizer: Tokenizer, customer: Customer, tokenizers: Tokenizers, clock: ManualClock
+) -> None:
+    class Lying(Line):
+        async def tokenizer(self, digest: bytes) -> bytes:
+            raw = bytearray(await super().tokenizer(digest))
+            raw[-1] ^= 1
+            return bytes(raw)
+
+    liar = await Store.open(tokenizer, clock, seed=5, tokenizer_file=lambda _: tokenizer_file(DEMO))
+    peers = naming(customer, {liar.did: Lying(liar.seller)}, tokenizers, clock)
+    with pytest.raises(NoTokenizerToBeHad, match="fetch it from another peer"):
+        await peers.tokenizer(tokenizer.digest, liar.did)
+    assert not tokenizers.has(tokenizer.digest)
+
+    both = naming(customer, {liar.did: Lying(liar.seller), store.did: store.seller}, tokenizers, clock)
+    assert (await both.tokenizer(tokenizer.digest, liar.did)).size == tokenizer.size
+    tokenizers.close()
+
+
+@pytest.mark.parametrize("error", [Refused("unknown_offer", "not here"), Unreachable("no answer")])
+async def test_a_tokenizer_that_nobody_gives_is_said_with_every_reason(
+    store: Store,
+    tokenizer: Tokenizer,
+    customer: Customer,
+    tokenizers: Tokenizers,
+    clock: ManualClock,
+    error: Exception,
+) -> None:
+    class Mute(Line):
+        async def tokenizer(self, digest: bytes) -> bytes:
+            raise error
+
+    peers = naming(customer, {store.did: Mute(store.seller)}, tokenizers, clock)
+
+    with pytest.raises(NoTokenizerToBeHad, match=str(error)):
+        await peers.tokenizer(tokenizer.digest, store.did)
+
+
+async def test_models_that_a_peer_stops_selling_are_dropped(
+    store: Store, customer: Customer, tokenizers: Tokenizers, clock: ManualClock
+) -> None:
+    line = Saying(store.seller)
+    peers = naming(customer, {store.did: line}, tokenizers, clock)
+    await peers.refresh(store.did)
+
+    line.said = []
+    await peers.refresh(store.did)
+
+    assert peers.offers() == []
