@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,9 +83,10 @@ class Tour:
         self._say.opening(self._honest_only)
         weights = self._weights(folder)
         with contextlib.ExitStack() as nodes:
-            honest = nodes.enter_context(self._honest(folder / "honest"))
-            cheat = nodes.enter_context(self._cheat(folder / "cheat", weights))
-            owner = nodes.enter_context(self._owner(folder / "owner", [honest, cheat]))
+            honest = self._start(nodes, "the honest seller", folder / "honest", _honest)
+            cheat = self._start(nodes, "the cheaper seller", folder / "cheat", lambda home: _cheat(home, weights))
+            sellers = [honest, cheat]
+            owner = self._start(nodes, "the owner's node", folder / "owner", lambda home: self._owner(home, sellers))
             self._say.nodes(owner, honest, cheat, self._honest_only)
             figures = asyncio.run(self._trade(owner, honest, cheat))
             self._say.ending(figures)
@@ -104,34 +105,15 @@ class Tour:
             quantize(DEMO_MODEL, target, CHEAP_WEIGHTS)
         return target
 
-    @contextlib.contextmanager
-    def _honest(self, folder: Path) -> Iterator[NodeProcess]:
-        config = _write(folder, _SELLER_CONFIG.format(price=HONEST_PRICE))
-        with self._say.busy("Starting the honest seller…"), contextlib.ExitStack() as stack:
-            node = stack.enter_context(_up("the honest seller", folder, config))
-            leave = stack.pop_all()
-        with leave:
-            yield node
+    def _start(
+        self, nodes: contextlib.ExitStack, name: str, home: Path, command: Callable[[Path], list[str]]
+    ) -> NodeProcess:
+        with self._say.busy(f"Starting {name}…"):
+            return nodes.enter_context(start_node(name, home, command(home)))
 
-    @contextlib.contextmanager
-    def _cheat(self, folder: Path, weights: Path) -> Iterator[NodeProcess]:
-        config = _write(folder, _SELLER_CONFIG.format(price=CHEAT_PRICE))
-        arguments = ["node.demo.cheat", "--home", str(folder), "--config", str(config), "--weights", str(weights)]
-        with self._say.busy("Starting the cheaper seller…"), contextlib.ExitStack() as stack:
-            node = stack.enter_context(start_node("the cheaper seller", folder, arguments))
-            leave = stack.pop_all()
-        with leave:
-            yield node
-
-    @contextlib.contextmanager
-    def _owner(self, folder: Path, sellers: list[NodeProcess]) -> Iterator[NodeProcess]:
-        config = _write(folder, _OWNER_CONFIG.format(port=self._port))
+    def _owner(self, home: Path, sellers: list[NodeProcess]) -> list[str]:
         peers = [f"--peer={seller.running.did}@{seller.running.url}" for seller in sellers]
-        with self._say.busy("Starting the owner's node…"), contextlib.ExitStack() as stack:
-            node = stack.enter_context(_up("the owner's node", folder, config, *peers))
-            leave = stack.pop_all()
-        with leave:
-            yield node
+        return [*_up(home, _OWNER_CONFIG.format(port=self._port)), *peers]
 
     async def _trade(self, owner: NodeProcess, honest: NodeProcess, cheat: NodeProcess) -> dict[str, Any]:
         names = {honest.running.did: "honest", cheat.running.did: "cheat"}
@@ -179,12 +161,21 @@ class Tour:
             raise TourFailed(otherwise) from None
 
 
+def _up(home: Path, config: str) -> list[str]:
+    return ["node.cli", "up", "--json", "--home", str(home), "--config", str(_write(home, config))]
+
+
+def _honest(home: Path) -> list[str]:
+    return _up(home, _SELLER_CONFIG.format(price=HONEST_PRICE))
+
+
+def _cheat(home: Path, weights: Path) -> list[str]:
+    config = _write(home, _SELLER_CONFIG.format(price=CHEAT_PRICE))
+    return ["node.demo.cheat", "--home", str(home), "--config", str(config), "--weights", str(weights)]
+
+
 def _write(folder: Path, config: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.toml"
     path.write_text(config)
     return path
-
-
-def _up(name: str, folder: Path, config: Path, *more: str) -> contextlib.AbstractContextManager[NodeProcess]:
-    return start_node(name, folder, ["node.cli", "up", "--json", "--home", str(folder), "--config", str(config), *more])

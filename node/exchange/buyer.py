@@ -48,6 +48,8 @@ from node.wire.sealing import KEY_BYTES, CannotOpen, KeyPair, RequestBinding, bu
 DRAIN_S: Final = 5.0
 # How long a seller may go on without a single token, signs of life or not.
 PATIENCE_S: Final = 60.0
+# How soon a seller that does not know the order yet is asked again to cancel it.
+_CANCEL_AGAIN_S: Final = 0.1
 # How long the end of the stream may take after its last frame.
 _END_S: Final = 1.0
 # Token ids of an order are kept so long for audits and exports.
@@ -258,8 +260,14 @@ class _Receiving:
     async def _cancel_when_asked(self, peer: Peer, cancel: bytes, deadline: asyncio.Timeout) -> None:
         await self._purchase.wait_cancelled()
         deadline.reschedule(asyncio.get_running_loop().time() + DRAIN_S)
-        with contextlib.suppress(Refused, Unreachable):
-            await peer.cancel(cancel)
+        while True:
+            try:
+                await peer.cancel(cancel)
+            except (Refused, Unreachable):
+                # The order may still be on its way there. Whoever waits for the stream's end ends this, too.
+                await asyncio.sleep(_CANCEL_AGAIN_S)
+            else:
+                return
 
     def _take(self, frame: Frame) -> None:
         match frame:

@@ -1,5 +1,7 @@
 """What the tests of a node's services share; builders are in `tests.node.trading`."""
 
+from hashlib import sha256
+
 import pytest
 
 from node.models.manifest import tokenizer_file
@@ -18,8 +20,6 @@ def tokenizer() -> Tokenizer:
 
 def tokenizer_digest() -> bytes:
     """The digest of the demo model's tokenizer."""
-    from hashlib import sha256
-
     return sha256(tokenizer_file(DEMO)).digest()
 
 

@@ -10,6 +10,7 @@ from ledger.identity import Identity
 from ledger.money import Unit
 from ledger.rails.credit import name as credit_rail
 from ledger.records import Acknowledgement, Cancel, Receipt, Signed, Voucher, digest_of, open_record, sign
+from node.engine.port import Job
 from node.exchange.buyer import Buyer
 from node.exchange.delivery import Delivery
 from node.exchange.purchase import NotPlaced
@@ -19,6 +20,7 @@ from node.wire.frames import CancelFrame, ReceiptFrame
 from node.wire.messages import Refused, Unreachable
 from tests.node.trading import (
     CREDIT,
+    HOT,
     Customer,
     Draft,
     Line,
@@ -434,6 +436,29 @@ async def test_a_purchase_cancelled_before_anything_came_owes_no_more_than_the_i
 
     assert (delivery.ids, delivery.owed) == ((), price_of(5, 0))
     assert customer.owes(store.did).authorized == store.owed_by(customer.did).owed == price_of(5, 0)
+
+
+async def test_an_order_cancelled_while_it_is_still_on_its_way_is_stopped_once_it_has_arrived(
+    tokenizer: Tokenizer, clock: ManualClock
+) -> None:
+    engine = engine_of(tokenizer)
+    store, customer = await Store.open(tokenizer, clock, engine=engine), await Customer.open(tokenizer, clock)
+    line = Line(store.seller)
+    offer = await customer.meet(line)
+    running = engine.generate(Job((5,), HOT, 4, 2_000))
+    await anext(running)
+
+    purchase = customer.buy(offer, max_tokens=1_500)
+    await until(lambda: bool(line.ordered))
+    purchase.cancel()
+    await until(lambda: bool(line.cancelled))
+    await running.aclose()  # only now is there a slot, and the seller takes the order
+    delivery = await purchase.outcome()
+    await customer.settled()
+
+    assert len(line.cancelled) > 1
+    assert len(delivery.ids) < 1_500
+    assert customer.owes(store.did).authorized == store.owed_by(customer.did).owed == delivery.owed
 
 
 async def test_a_buyer_that_hangs_up_owes_the_input_and_what_was_sent(tokenizer: Tokenizer, clock: ManualClock) -> None:
