@@ -14,7 +14,7 @@ twice or late does no harm. Two families of changes move them:
     Reserved         act     order unknown;                                   order opened
                              max(owed + reserved + amount, authorized)
                                <= capacity;
-                             owed + reserved + amount - authorized <= window
+                             owed + reserved + amount - due <= window
     Earned           act     order open; its earned <= total <= its amount    earned grows, reserved shrinks
     Released         act     order known                                      order closed, its rest free
     Forgotten        act     -                                                old closed orders dropped
@@ -281,7 +281,7 @@ class Account:
     @property
     def window_left(self) -> int:
         """What a further order may cost before more work is unpaid than is borne at a time."""
-        return max(self.window + self.authorized - self.owed - self.reserved, 0)
+        return max(self.window + self.due - self.owed - self.reserved, 0)
 
     @property
     def available(self) -> int:
@@ -343,7 +343,7 @@ def _reserve(account: Account, order: bytes, reservation: Reservation) -> Accoun
     debt = account.owed + account.reserved + reservation.amount
     if max(debt, account.authorized) > account.capacity:
         raise AboveCapacity(reservation.amount, account.capacity_left)
-    if debt - account.authorized > account.window:
+    if debt - account.due > account.window:
         raise AboveWindow(reservation.amount, account.window_left)
     return _with_order(account, order, reservation)
 

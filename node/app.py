@@ -5,7 +5,7 @@ import contextlib
 import logging
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
@@ -118,10 +118,10 @@ async def run_node(
         stack.push_async_callback(buyer.close)
         peers = NamedPeers(book.identity.did, dialled, tokenizers, clock, buyer.take_grant)
         gateway = Gateway(Supply(book, [local], catalogue, peers, buyer), entropy, _policy(config))
-        seller = _seller(book, entropy, config.sell, local, tokenizers)
+        seller = _seller(book, entropy, config.sell, local, tokenizers, dialled)
         if seller is not None:
             seller.url = "" if is_wildcard(config.node.host) else _url(config.node.host, listener)
-            await seller.start()
+            await seller.sweep()
         url = _url("127.0.0.1" if is_wildcard(config.node.host) else config.node.host, listener)
         await settler.recover()
         peers.start()
@@ -204,7 +204,9 @@ def _policy(config: Config) -> Policy:
     return Policy(config.buy.limits(), config.buy.weights, config.buy.busy_wait, config.api.max_tokens)
 
 
-def _seller(book: Book, entropy: Entropy, sell: SellSettings, local: Local, tokenizers: Tokenizers) -> Seller | None:
+def _seller(
+    book: Book, entropy: Entropy, sell: SellSettings, local: Local, tokenizers: Tokenizers, named: Collection[str]
+) -> Seller | None:
     """The selling side, if the owner named a price."""
     if sell.price is None:
         return None
@@ -212,7 +214,8 @@ def _seller(book: Book, entropy: Entropy, sell: SellSettings, local: Local, toke
     window = sell.window or Amount(max(limit.value // 5, 1), limit.unit)
     exposure = sell.exposure or Amount(5 * window.value, window.unit)
     ware = Ware(local.engine, local.tokenizer, local.name, sell.price)
-    return Seller(book, entropy, [ware], {limit.unit: Credit(limit, window, exposure)}, tokenizers.raw)
+    credit = {limit.unit: Credit(limit, window, exposure)}
+    return Seller(book, entropy, [ware], credit, tokenizers.raw, named)
 
 
 async def _no_offers() -> list[bytes]:
@@ -234,7 +237,7 @@ async def _sweep(book: Book, settler: Settler, seller: Seller | None) -> None:
             await book.sweep()
             await settler.sweep()
             if seller is not None:
-                await seller.offers()  # lets go of the prekeys of offers that are over
+                await seller.sweep()
         except Exception:  # noqa: BLE001 - the sweep must outlive any one failure
             _log.exception("sweeping failed; it is tried again in a minute")
 

@@ -1,18 +1,22 @@
 """Run a node as a process: until Ctrl-C or a termination signal."""
 
 import asyncio
+import contextlib
 import json
 import logging
+import resource
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 
 from node.app import LoadEngine, Node, load_llama, run_node
 from node.config import Config
 from node.home import Home
+
+_FILES: Final = 65_536
 
 Started = Callable[[Node, Config], None]
 
@@ -26,6 +30,7 @@ def say_started_json(node: Node, config: Config) -> None:
 
 def serve(home: Home, config: Config, started: Started, load_engine: LoadEngine = load_llama) -> None:
     """Run a node until it is told to stop. Raises what `run_node` raises."""
+    _allow_many_connections()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(home, config, started, load_engine))
@@ -44,6 +49,13 @@ async def _serve(home: Home, config: Config, started: Started, load_engine: Load
         await stop.wait()
     finally:
         await context.__aexit__(None, None, None)
+
+
+def _allow_many_connections() -> None:
+    """As many open files as the system lets this process have: each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # some systems let none be raised so far
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _FILES)), hard))
 
 
 def _loop_factory() -> Callable[[], Any] | None:

@@ -14,6 +14,9 @@ from node.wire.peer import Peer
 
 _READ_S: Final = 30.0
 _WRITE_S: Final = 30.0
+# So many tokenizer files are on their way at a time.
+MAX_DOWNLOADS: Final = 8
+_PIECE: Final = 65_536
 
 # Refusals that have a better status than 403.
 _STATUS: Final[dict[RefusalCode, int]] = {
@@ -50,6 +53,7 @@ class MeshDoor:
 
     def __init__(self, seller: Peer | None) -> None:
         self._seller = seller
+        self._downloads = 0
 
     def routes(self) -> list[web.RouteDef]:
         """What it serves."""
@@ -75,8 +79,25 @@ class MeshDoor:
     async def grant(self, request: web.Request) -> web.Response:
         return _cbor(await self._open.grant(request.match_info["buyer"], request.match_info["unit"]))
 
-    async def tokenizer(self, request: web.Request) -> web.Response:
-        return _cbor(await self._open.tokenizer(_digest(request)))
+    async def tokenizer(self, request: web.Request) -> web.StreamResponse:
+        """Stream a file that may be large, to a few at a time, and to nobody who takes nothing."""
+        raw = await self._open.tokenizer(_digest(request))
+        if self._downloads >= MAX_DOWNLOADS:
+            raise Refused("busy", "too many downloads at once: try again", 5)
+        self._downloads += 1
+        try:
+            response = web.StreamResponse(headers={"Content-Type": CBOR, "Content-Length": str(len(raw))})
+            await response.prepare(request)
+            for start in range(0, len(raw), _PIECE):
+                async with asyncio.timeout(_WRITE_S):
+                    await response.write(raw[start : start + _PIECE])
+            await response.write_eof()
+        except (ConnectionError, TimeoutError):
+            if request.transport is not None:
+                request.transport.abort()
+        finally:
+            self._downloads -= 1
+        return response
 
     async def receipt(self, request: web.Request) -> web.Response:
         raw = await self._open.receipt(_digest(request))
@@ -110,6 +131,8 @@ class MeshDoor:
                 except (ConnectionError, TimeoutError):
                     return response  # the buyer is gone, or takes nothing: leaving the loop closes the sale
         with contextlib.suppress(ConnectionError):
+            if not response.prepared:
+                await response.prepare(request)
             await response.write_eof()
         return response
 

@@ -5,6 +5,7 @@ from typing import Any
 import typer
 
 from node.cli.client import OwnerClient
+from node.cli.output import plain
 
 
 async def ask(client: OwnerClient, body: dict[str, Any], headers: dict[str, str], quiet: bool) -> dict[str, Any]:
@@ -21,11 +22,11 @@ async def ask(client: OwnerClient, body: dict[str, Any], headers: dict[str, str]
             finish = choice["finish_reason"] or finish
             text += part
             if not quiet:
-                typer.echo(part, nl=False)
+                typer.echo(plain(part), nl=False)
     result = {"text": text, "model": model, "finish": finish, "usage": usage, **facts}
     if not quiet:
         typer.echo()
-        typer.secho(summary(result), dim=True)
+        typer.secho(plain(summary(result)), dim=True)
     return result
 
 

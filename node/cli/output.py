@@ -2,6 +2,7 @@
 
 import json
 import sys
+import unicodedata
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -28,7 +29,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*("" if cell is None else plain(str(cell)) for cell in row))
     Console(markup=False, emoji=False).print(table)
 
 
@@ -36,13 +37,18 @@ def print_facts(facts: dict[str, Any]) -> None:
     """One thing, a line for each of its facts."""
     width = max(map(len, facts), default=0)
     for name, value in facts.items():
-        typer.echo(f"{name.replace('_', ' '):{width}}  {value}")
+        typer.echo(f"{name.replace('_', ' '):{width}}  {plain(str(value))}")
 
 
 def fail(error: BaseException | str) -> NoReturn:
     """Say what is wrong, and end with status 1."""
     typer.secho(f"idlemesh: {error}", err=True, fg=typer.colors.RED)
     raise SystemExit(1)
+
+
+def plain(text: str) -> str:
+    """Text from others without what steers a terminal: control characters but newlines and tabs."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c)[0] != "C")
 
 
 def short(did: str | None) -> str:

@@ -4,6 +4,7 @@ Every service writes through `Book.post`, which returns when the change is durab
 other nodes is always as of the last durable entry.
 """
 
+import asyncio
 from collections.abc import Sequence
 from typing import Final
 
@@ -26,7 +27,7 @@ from node.wire.messages import MAX_REQUEST, Request
 RAIL: Final = "credit"
 _DAY_MS: Final = 86_400_000
 # A closed order can still be acknowledged so long: its buyer may have been away.
-REMEMBERED_S: Final = 7 * 24 * 3600
+REMEMBERED_S: Final = 24 * 3600
 
 
 class Book:
@@ -80,6 +81,17 @@ class Book:
         materials: Sequence[Material] = (),
     ) -> None:
         """Make it durable, all or nothing. Raises AccountError, NonceReused, and what the database raises."""
+        posting = self._post(events, records, nonces, materials)
+        # Whoever waits may be cancelled; what is on disk must be taken in all the same.
+        await asyncio.shield(asyncio.ensure_future(posting))
+
+    async def _post(
+        self,
+        events: Sequence[Event],
+        records: Sequence[Kept],
+        nonces: Sequence[Nonce],
+        materials: Sequence[Material],
+    ) -> None:
         time_ms = self.now_ms()
         await self.journal.append(events, time_ms=time_ms, records=records, nonces=nonces, materials=materials)
         self._take(events, time_ms)

@@ -15,9 +15,9 @@ from typing import Final
 from ledger import codec
 from ledger.account import AccountError, AccountKey
 from ledger.changes import Granted, Released, Reserved
-from ledger.commitments import SALT_BYTES
+from ledger.commitments import CHECKPOINT_TOKENS, SALT_BYTES
 from ledger.events import AccountChanged, Observed
-from ledger.identity import Did
+from ledger.identity import Did, Identity
 from ledger.journal import Material
 from ledger.money import cost
 from ledger.records import (
@@ -46,8 +46,12 @@ from node.wire.sealing import KEY_BYTES, CannotOpen, KeyPair, RequestBinding, bu
 
 # How long a cancelled order may take to end properly before the line is cut.
 DRAIN_S: Final = 5.0
+# So many tokens may still come after a Cancel and are paid: it takes its time to get there.
+STOPPING_TOKENS: Final = 4 * CHECKPOINT_TOKENS
 # How long a seller may go on without a single token, signs of life or not.
 PATIENCE_S: Final = 60.0
+# How long an answer may take in all, however it drips.
+ANSWER_S: Final = 3600.0
 # How soon a seller that does not know the order yet is asked again to cancel it.
 _CANCEL_AGAIN_S: Final = 0.1
 # How long the end of the stream may take after its last frame.
@@ -169,7 +173,7 @@ class Buyer:
     async def _deliver(self, receiving: "_Receiving", peer: Peer, terms: Terms, sealed: bytes) -> Delivery:
         trouble = None
         try:
-            await receiving.run(peer, sealed, sign(Cancel(terms.order.digest, 0), self._book.identity).raw)
+            await receiving.run(peer, sealed, self._book.identity)
         except Refused as refusal:
             await self._give_up(terms, experience.refused(terms.seller, refusal.code))
             raise NotPlaced(f"refused the order: {refusal.message}", refusal.code) from None
@@ -225,16 +229,17 @@ class _Receiving:
         self._purchase = purchase
         self._patience_s = patience_s
         self._started = self._first = asyncio.get_running_loop().time()
+        self._cancelled_at: int | None = None  # how many tokens had come when the reader asked to stop
         self._broken: str | None = None  # a promise that was broken, whatever a receipt says later
         self.incoming: Final = Incoming(terms, tokenizer.eog, tokenizer.size)
         self.receipt: Signed[Receipt] | None = None
 
-    async def run(self, peer: Peer, sealed: bytes, cancel: bytes) -> None:
+    async def run(self, peer: Peer, sealed: bytes, identity: Identity) -> None:
         """Read to the end. Raises Refused, Unreachable, StreamError, BrokenPromise."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._patience_s) as deadline:
-                watcher = asyncio.create_task(self._cancel_when_asked(peer, cancel, deadline))
+                watcher = asyncio.create_task(self._cancel_when_asked(peer, identity, deadline))
                 try:
                     async with contextlib.aclosing(peer.order(self._terms.order.raw, sealed)) as stream:
                         async for chunk in stream:
@@ -242,7 +247,7 @@ class _Receiving:
                             for frame in self._reader.feed(chunk):
                                 self._take(frame)
                             if len(self.incoming.ids) > before and not self._purchase.cancelled:
-                                deadline.reschedule(loop.time() + self._patience_s)
+                                deadline.reschedule(min(loop.time() + self._patience_s, self._started + ANSWER_S))
                             if self._reader.finished:
                                 # Only the end of the HTTP body is still to come; with it, the connection can be reused.
                                 deadline.reschedule(loop.time() + _END_S)
@@ -257,8 +262,10 @@ class _Receiving:
             raise
         self._reader.close()
 
-    async def _cancel_when_asked(self, peer: Peer, cancel: bytes, deadline: asyncio.Timeout) -> None:
+    async def _cancel_when_asked(self, peer: Peer, identity: Identity, deadline: asyncio.Timeout) -> None:
         await self._purchase.wait_cancelled()
+        self._cancelled_at = len(self.incoming.ids)
+        cancel = sign(Cancel(self._terms.order.digest, self._cancelled_at), identity).raw
         deadline.reschedule(asyncio.get_running_loop().time() + DRAIN_S)
         while True:
             try:
@@ -299,6 +306,24 @@ class _Receiving:
         stopped_at = self._text.stopped_at
         return len(self.incoming.ids) if stopped_at is None else stopped_at
 
+    def _overrun(self) -> str | None:
+        """Why an order that was cancelled brought too much; a few tokens may be on their way when it is."""
+        if self._due <= self._welcome():
+            return None
+        return "the seller went on after it was told to stop"
+
+    def _welcome(self) -> int:
+        """How many tokens are to be paid for at most."""
+        if self._cancelled_at is None:
+            return self._due
+        return min(self._due, self._cancelled_at + STOPPING_TOKENS)
+
+    def _undisputed(self, receipt: Signed[Receipt], stopped: bool) -> int:
+        """What is owed in any case: a seller that ended too early on its own owes itself no more than a cut."""
+        if self._cancelled_at is None and not self.incoming.complete(stopped):
+            return min(receipt.record.cost, self.incoming.owed_if_cut())
+        return self.incoming.undisputed(receipt, self._welcome())
+
     def delivery(self, trouble: str | None) -> Delivery:
         """What came of it all."""
         receipt, incoming, stopped = self.receipt, self.incoming, self._text.stopped_at is not None
@@ -308,7 +333,8 @@ class _Receiving:
             and receipt.record.order == self._terms.order.digest
         ):
             objection = self._broken or incoming.objection(receipt, self._purchase.cancelled, stopped)
-            owed = incoming.undisputed(receipt, self._due) if objection else receipt.record.cost
+            objection = objection or self._overrun()
+            owed = self._undisputed(receipt, stopped) if objection else receipt.record.cost
         else:
             receipt, objection, owed = None, trouble or "the receipt is somebody else's", incoming.owed_if_cut()
         return Delivery(

@@ -108,6 +108,8 @@ class Incoming:
         except codec.Malformed as error:
             raise BrokenPromise(f"the checkpoint is not valid: {error}") from None
         said, tokens = signed.record, len(self.ids)
+        if self.checkpoint is not None and self.checkpoint.record.tokens == tokens:
+            raise BrokenPromise("the seller sends checkpoints without new tokens")
         expected = Checkpoint(
             self._terms.order.digest, max(tokens, 1), self.commitment(), self._terms.output_cost(tokens)
         )

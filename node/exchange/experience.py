@@ -19,6 +19,8 @@ from verify.reputation import History, observe
 
 # How much the newest measurement moves a seller's measured speed.
 _NEWEST: Final = 0.3
+# An audit of fewer new tokens tells too little to speak for a seller.
+_TELLING: Final = 16
 
 
 @frozen
@@ -43,7 +45,7 @@ class Standing:
 
     history: History = field(factory=History)
     speed: Speed = field(factory=Speed)
-    receipts: int = 0  # settled, and nothing was wrong with them
+    audits: int = 0  # how many audits really checked something
 
 
 def delivered(seller: str, tokens: int, first_token_ms: int, total_ms: int) -> Observed:
@@ -94,7 +96,7 @@ class Experience:
         self._standings: dict[str, Standing] = {}
         self._evidence: dict[tuple[str, bytes], Evidence] = {}
         self._contexts: dict[tuple[str, bytes], set[bytes]] = {}
-        self._due: dict[bytes, tuple[str, Due]] = {}  # by order: whom, and what
+        self._due: dict[bytes, Due] = {}  # by order
 
     def standing(self, seller: str) -> Standing:
         """What is known of a seller; a stranger's is empty."""
@@ -110,8 +112,7 @@ class Experience:
 
     def due(self, order: bytes) -> Due | None:
         """What is due for an order that waits for its settlement."""
-        waiting = self._due.get(order)
-        return waiting[1] if waiting else None
+        return self._due.get(order)
 
     def take(self, events: Iterable[Event]) -> None:
         """Fold what one journal entry says."""
@@ -120,7 +121,7 @@ class Experience:
                 case Observed():
                     self._observe(event)
                 case AccountChanged(change=Released(order)):
-                    self._settled(order)
+                    self._due.pop(order, None)
 
     def _observe(self, event: Observed) -> None:
         seller, facts = event.subject, event.facts
@@ -134,7 +135,7 @@ class Experience:
             case "refused":
                 self._conduct(seller, standing, "refused")
             case "due":
-                self._remember_due(seller, facts)
+                self._remember_due(facts)
             case "audited":
                 self._audit(seller, standing, facts)
             case _:
@@ -143,17 +144,11 @@ class Experience:
     def _conduct(self, seller: str, standing: Standing, event: Conduct, tokens: int = 0) -> None:
         self._standings[seller] = evolve(standing, history=observe(standing.history, event, tokens))
 
-    def _remember_due(self, seller: str, facts: Mapping[str, Fact]) -> None:
+    def _remember_due(self, facts: Mapping[str, Fact]) -> None:
         order, objection = facts.get("order"), facts.get("objection")
         if isinstance(order, bytes):
             why = objection if isinstance(objection, str) and objection else None
-            self._due[order] = seller, Due(_int(facts, "owed"), why)
-
-    def _settled(self, order: bytes) -> None:
-        seller, due = self._due.pop(order, (None, None))
-        if seller is not None and due is not None and due.objection is None:
-            standing = self.standing(seller)
-            self._standings[seller] = evolve(standing, receipts=standing.receipts + 1)
+            self._due[order] = Due(_int(facts, "owed"), why)
 
     def _audit(self, seller: str, standing: Standing, facts: Mapping[str, Fact]) -> None:
         model, outcome = facts.get("model"), facts.get("outcome")
@@ -163,10 +158,13 @@ class Experience:
         log_m, peak = _float(facts, "log_m"), _float(facts, "peak")
         self._evidence[seller, model] = Evidence(log_m, peak, _int(facts, "tokens"), _int(facts, "odd"))
         self.contexts(seller, model).update(packed[i : i + CONTEXT_BYTES] for i in range(0, len(packed), CONTEXT_BYTES))
+        if packed:
+            # What was checked before speaks for nobody a second time.
+            standing = evolve(standing, audits=standing.audits + 1)
+            self._standings[seller] = standing
         if outcome == "dishonest":
             self._conduct(seller, standing, "dishonest")
-        elif outcome == "honest" and packed:
-            # What was checked before speaks for nobody a second time.
+        elif outcome == "honest" and len(packed) >= _TELLING * CONTEXT_BYTES:
             self._conduct(seller, standing, "honest")
 
 

@@ -9,14 +9,14 @@ memory only, and go soon after their offer.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from attrs import field, frozen
 
 from ledger import codec
 from ledger.account import AboveWindow, Account, AccountError
-from ledger.changes import Acknowledged, Earned, Granted, Released, Reserved, VoucherReceived
+from ledger.changes import Earned, Granted, Released, Reserved, VoucherReceived
 from ledger.commitments import CHECKPOINT_TOKENS, AnswerCommitment, prompt_commitment
 from ledger.events import AccountChanged, Event
 from ledger.identity import Did, NotADid, parse_did
@@ -66,8 +66,8 @@ MAX_ACKNOWLEDGEMENTS: Final = 16
 class Credit:
     """What the seller trusts a buyer with: a limit in all, and so much unpaid work at a time.
 
-    `exposure` bounds the unpaid work of all buyers together that have not paid anything yet, so that making up fresh
-    identities wins nothing.
+    `exposure` bounds what all buyers owe together that the owner did not name and that never settled anything, so that
+    making up fresh identities wins nothing.
     """
 
     limit: Amount
@@ -124,8 +124,13 @@ class Seller:
         wares: Sequence[Ware],
         credit: Mapping[Unit, Credit],
         tokenizer_file: Callable[[bytes], bytes],
+        named: Collection[str] = (),
     ) -> None:
-        """`credit` by unit; a unit without one gives none. `tokenizer_file` gives a file by digest or raises."""
+        """`credit` by unit; a unit without one gives none. `tokenizer_file` gives a file by digest or raises.
+
+        `named` are the buyers that the owner knows: they do not share the exposure of strangers.
+        """
+        self._named = frozenset(named)
         self._book = book
         self._entropy = entropy
         self._wares = {ware.engine.manifest.digest: ware for ware in wares}
@@ -133,10 +138,15 @@ class Seller:
         self._tokenizer_file = tokenizer_file
         self._stands: dict[bytes, _Stand] = {}
         self._running: dict[bytes, _Sale] = {}
+        self._sweeping: set[asyncio.Future[None]] = set()
         self.url = ""
 
-    async def start(self) -> None:
-        """Close what an earlier run left open: those orders bring nothing more."""
+    async def sweep(self) -> None:
+        """Close the orders that are open and not being answered: what an earlier run left, or a failure here.
+
+        Prekeys of offers that are over go, too.
+        """
+        self._stands = {d: s for d, s in self._stands.items() if not self._is_over(s)}
         for key, account in self._book.journal.books.accounts.items():
             if key.payee == self._book.me:
                 left = [d for d, r in account.orders.items() if r.open and d not in self._running]
@@ -148,7 +158,7 @@ class Seller:
     async def offers(self) -> list[bytes]:
         """The open offers; made anew when half of their life is over."""
         now = self._book.now()
-        self._stands = {d: s for d, s in self._stands.items() if s.offer.record.expires + CLOCK_SKEW_S > now}
+        self._stands = {d: s for d, s in self._stands.items() if not self._is_over(s)}
         fresh = {
             s.offer.record.model: s
             for s in self._stands.values()
@@ -159,6 +169,9 @@ class Seller:
                 stand = self._make_stand(ware, now)
                 self._stands[stand.offer.digest] = fresh[model] = stand
         return [stand.offer.raw for stand in fresh.values()]
+
+    def _is_over(self, stand: _Stand) -> bool:
+        return stand.offer.record.expires + CLOCK_SKEW_S < self._book.now()
 
     def _make_stand(self, ware: Ware, now: int) -> _Stand:
         prekey = KeyPair.from_seed(self._entropy.bytes(KEY_BYTES))
@@ -258,8 +271,10 @@ class Seller:
             received = _received(open_record(said.voucher, Voucher), account)
         except (VoucherRefused, codec.Malformed) as error:
             raise Refused("malformed", str(error)) from None
+        reservation = account.orders.get(said.order)
+        if reservation is not None and said.amount > reservation.earned:
+            raise Refused("malformed", "the acknowledgement is for more than was delivered by now")
         events: list[Event] = [AccountChanged(account.key, received)]
-        events.append(AccountChanged(account.key, Acknowledged(said.order, said.amount)))
         if not said.accepted:
             events.append(experience.disputed(ack.signer, said.order, said.amount))
         try:
@@ -345,7 +360,7 @@ class Seller:
     async def _admit(self, order: Signed[Order], sealed: bytes) -> _Sale:
         """Check the order against offer, engine and account, and reserve what it may cost. Raises Refused."""
         stand = self._stands.get(order.record.offer)
-        if stand is None or stand.offer.record.expires + CLOCK_SKEW_S < self._book.now():
+        if stand is None or self._is_over(stand):
             raise Refused("unknown_offer", "this offer is not open any more: ask for the offers again")
         try:
             request = decode_request(
@@ -362,12 +377,25 @@ class Seller:
         if order.digest in self._running:
             raise Refused("running", "this very order is being answered")
         self._running[order.digest] = sale
+        reserving = asyncio.ensure_future(self._reserve(sale))
         try:
-            await self._reserve(sale)
+            await asyncio.shield(reserving)
+        except asyncio.CancelledError:
+            # The buyer hung up meanwhile; what is being written will be on disk all the same.
+            reserving.add_done_callback(lambda done: self._abandon(sale, done))
+            raise
         except BaseException:
             del self._running[order.digest]
             raise
         return sale
+
+    def _abandon(self, sale: _Sale, reserving: "asyncio.Future[None]") -> None:
+        """Let go of an order whose buyer hung up before it began."""
+        self._running.pop(sale.order.digest, None)
+        if not reserving.cancelled() and reserving.exception() is None:
+            task = asyncio.ensure_future(self.sweep())
+            self._sweeping.add(task)
+            task.add_done_callback(self._sweeping.discard)
 
     async def _wait_for_slot(self, sale: _Sale) -> None:
         """Return when the engine can begin; an answer that has just ended may still be clearing up."""
@@ -421,15 +449,19 @@ class Seller:
             raise Refused("credit", f"your credit here does not bear the order: {error}") from None
 
     def _check_exposure(self, account: Account, amount: int) -> None:
-        if account.authorized:
+        if self._is_proven(account):
             return
         unproven = sum(
             other.owed + other.reserved
             for key, other in self._book.journal.books.accounts.items()
-            if key.payee == self._book.me and key.unit == account.key.unit and not other.authorized
+            if key.payee == self._book.me and key.unit == account.key.unit and not self._is_proven(other)
         )
         if unproven + amount > self._credit[account.key.unit].exposure.value:
-            raise Refused("exposure", "buyers that never paid have too much unpaid work here by now: try later")
+            raise Refused("exposure", "buyers that have not settled anything yet owe too much here together: try later")
+
+    def _is_proven(self, account: Account) -> bool:
+        """Whether the owner knows the buyer, or money of it has arrived; its mere promises prove nothing."""
+        return account.settled > 0 or account.key.payer in self._named
 
 
 class _Delivering:
@@ -457,6 +489,8 @@ class _Delivering:
             ):
                 async for ids in beats:
                     for frame in self._frames(ids):
+                        if isinstance(frame, CheckpointFrame):
+                            await self._keep_checkpoint(frame.raw)
                         yield self._writer.write(frame)
                     if self._stopped():
                         break
@@ -486,6 +520,15 @@ class _Delivering:
             if self._chain.tokens % CHECKPOINT_TOKENS == 0:
                 frames.append(CheckpointFrame(self._checkpoint().raw))
         return frames
+
+    async def _keep_checkpoint(self, raw: bytes) -> None:
+        """What a checkpoint says is earned before the buyer sees it, so that a crash takes nothing from either."""
+        checkpoint = open_record(raw, Checkpoint)
+        key = self._book.debt_of(self.sale.buyer, self.sale.stand.ware.price.unit).key
+        await self._book.post(
+            AccountChanged(key, Earned(self.sale.order.digest, checkpoint.record.cost)),
+            records=(kept(checkpoint, self.sale.order.digest),),
+        )
 
     def _stopped(self) -> bool:
         return self._text.stopped_at is not None
@@ -534,12 +577,9 @@ class _Delivering:
         if not self._failed:
             await self._finish()
             return
-        earned = cost(self.sale.stand.ware.price, 0, self._chain.tokens // CHECKPOINT_TOKENS * CHECKPOINT_TOKENS)
+        # The last checkpoint has been earned already, and a cut answer brings no more.
         key = self._book.debt_of(self.sale.buyer, self.sale.stand.ware.price.unit).key
-        await self._book.post(
-            AccountChanged(key, Earned(self.sale.order.digest, earned)),
-            AccountChanged(key, Released(self.sale.order.digest)),
-        )
+        await self._book.post(AccountChanged(key, Released(self.sale.order.digest)))
 
 
 def _received(voucher: Signed[Voucher], account: Account) -> VoucherReceived:

@@ -38,7 +38,7 @@ _LOOK_BACK: Final = 1_000
 # More cannot have been on their way when this node stopped: a seller that is not reached gets no new orders.
 _SENT_AGAIN: Final = 16
 # Refusals that are not meant for good.
-_LATER: Final = frozenset({"busy", "too_many_requests", "not_selling"})
+_LATER: Final = frozenset({"busy", "too_many_requests", "not_selling", "failed"})
 
 _log = logging.getLogger(__name__)
 
@@ -113,13 +113,13 @@ class Settler:
             _log.error("settling failed; a restart goes on with it", exc_info=task.exception())
 
     def _plan(self, seller: Did) -> AuditPlan:
-        earlier = self._book.experience.standing(seller).receipts
+        # Only what was really checked counts: a seller whom no audit can judge stays new.
+        earlier = self._book.experience.standing(seller).audits
         return plan(self._policy.rate, earlier, self._policy.first, self._entropy.bytes(ENTROPY_BYTES))
 
     async def _audit(self, delivery: Delivery) -> Audit | None:
-        if delivery.receipt is None:
-            return None
-        return await self._auditor.audit(delivery.terms, delivery.receipt.digest, delivery.ids)
+        of = delivery.receipt or delivery.checkpoint
+        return await self._auditor.audit(delivery.terms, of.digest, delivery.ids) if of else None
 
     async def _audit_later(self, delivery: Delivery) -> None:
         await self._audit(delivery)
@@ -135,7 +135,7 @@ class Settler:
             return
         condemned = audit is not None and audit.outcome == "dishonest"
         objection = audit.reason if condemned and audit is not None else delivery.objection
-        if delivery.receipt is None:
+        if delivery.receipt is None and not condemned:
             objection = None  # a cut answer is paid up to its checkpoint; there is no claim to dispute
         amount = 0 if condemned else delivery.owed
         earned = Earned(order, amount)
@@ -263,11 +263,22 @@ class Settler:
 
     async def _latest_acknowledgements(self) -> list[tuple[Signed[Acknowledgement], Voucher]]:
         """The latest few for each seller, oldest first; one that it has already does no harm."""
-        latest: dict[tuple[str, str], list[tuple[Signed[Acknowledgement], Voucher]]] = {}
-        for record in await self._book.journal.list_records(Acknowledgement.kind, _LOOK_BACK):
-            acknowledgement = open_record(record.raw, Acknowledgement)
-            voucher = open_record(acknowledgement.record.voucher, Voucher).record
-            ours = latest.setdefault((voucher.payee, voucher.unit), [])
-            if acknowledgement.signer == self._book.me and len(ours) < _SENT_AGAIN:
-                ours.append((acknowledgement, voucher))
+        latest: dict[tuple[str, str], list[tuple[Signed[Acknowledgement], Voucher]]] = {
+            (key.payee, key.unit): []
+            for key, account in self._book.journal.books.accounts.items()
+            if key.payer == self._book.me and account.authorized
+        }
+        before: int | None = None
+        # Those of our own buyers lie between: it is looked on until there is one of ours for each seller.
+        while not all(latest.values()):
+            page = await self._book.journal.list_records(Acknowledgement.kind, _LOOK_BACK, before)
+            if not page:
+                break
+            before = page[-1].sequence
+            for record in page:
+                acknowledgement = open_record(record.raw, Acknowledgement)
+                voucher = open_record(acknowledgement.record.voucher, Voucher).record
+                ours = latest.get((voucher.payee, voucher.unit), [])
+                if acknowledgement.signer == self._book.me and len(ours) < _SENT_AGAIN:
+                    ours.append((acknowledgement, voucher))
         return [one for ours in latest.values() for one in reversed(ours)]

@@ -17,6 +17,7 @@ from node.market.candidates import Candidate, Wish, rank, rule_out
 from node.market.privacy import may_see
 from node.mesh.static import NoTokenizerToBeHad
 from node.models.gguf import BadModelFile
+from node.models.template import TemplateError
 
 # After so many sellers have failed, one more is not likely to do better, and the client has waited long enough.
 MAX_ATTEMPTS: Final = 4
@@ -43,6 +44,8 @@ class Attempt:
     async def run(self) -> Answer:
         """Go through the candidates. Raises Unservable, ContextExceeded, EngineError, TemplateError."""
         here = await self._allowed(self._supply.local_candidates())
+        if here and self._supply.local(here[0].model).engine.free_slots():
+            return await self._answer_here(here[0], None)
         peers = await self._allowed(self._supply.peer_candidates())
         if here and (not peers or await self._slot_comes_free(here[0])):
             return await self._answer_here(here[0], None)
@@ -74,6 +77,10 @@ class Attempt:
             prompt = await self._prompt(candidate)
         except (NoTokenizerToBeHad, BadModelFile) as error:
             return f"its tokenizer cannot be had: {error}"
+        except TemplateError as error:
+            if candidate.offer is None:
+                raise
+            return f"its chat template fails: {error}"  # a stranger's template must not stop the others
         return rule_out(candidate, self._wish(candidate, len(prompt)), self._policy.limits)
 
     def _wish(self, candidate: Candidate | None, prompt_tokens: int) -> Wish:

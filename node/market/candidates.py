@@ -13,7 +13,7 @@ from typing import Final, Literal
 from attrs import field, frozen
 
 from ledger.identity import Did
-from ledger.money import Amount, cost
+from ledger.money import MAX_AMOUNT, Amount, Unit, cost
 from ledger.records import PRIVACY_LEVELS, Offer, Privacy, Signed
 from node.market.privacy import CEILINGS, Relation, may_see
 
@@ -23,6 +23,12 @@ SOVEREIGNTY: Final[dict[Relation, float]] = {"self": 1.0, "attested": 0.7, "name
 _UNMEASURED_TOKENS_PER_S: Final = 20.0
 _UNMEASURED_FIRST_TOKEN_MS: Final = 500.0
 Route = Literal["auto", "local", "peers"]
+# Where the owner sets no limit to a day's spending: a dollar, or a thousand satoshis. Credit and prices are the
+# sellers' to say, and somebody has to say stop.
+DEFAULT_MAX_PER_DAY: Final[dict[Unit, Amount]] = {
+    "uusd": Amount(1_000_000, "uusd"),
+    "msat": Amount(1_000_000, "msat"),
+}
 
 
 @frozen
@@ -39,7 +45,10 @@ class Weights:
 
 @frozen
 class Limits:
-    """The owner's hard limits on buying; None does not limit. Amounts of another unit than the offer's rule it out."""
+    """The owner's hard limits on buying; an amount of another unit than the offer's rules the offer out.
+
+    None does not limit, but for `max_per_day`, which then has a default.
+    """
 
     max_input_price: Amount | None = None
     max_output_price: Amount | None = None
@@ -113,12 +122,18 @@ def _breaks_limits(candidate: Candidate, offer: Offer, wish: Wish, limits: Limit
         return "takes no credit, the one way to pay so far"
     unit = offer.price.unit
     price = candidate.cost(wish.prompt_tokens, wish.max_tokens)
-    over_a_day = wish.spent_today.get(unit, 0) + price
+    if price > MAX_AMOUNT:
+        return "asks more than can be paid at all"
+    over_a_day = min(wish.spent_today.get(unit, 0) + price, MAX_AMOUNT)
     checks = (
         (limits.max_input_price, offer.price.input, "asks {} for a million prompt tokens, over the most of {}"),
         (limits.max_output_price, offer.price.output, "asks {} for a million output tokens, over the most of {}"),
         (limits.max_order_cost, price, "may cost {} for this order, over the most of {}"),
-        (limits.max_per_day, over_a_day, "would bring today's spending to {}, over the most of {}"),
+        (
+            limits.max_per_day or DEFAULT_MAX_PER_DAY[unit],
+            over_a_day,
+            "would bring today's spending to {}, over the most of {}",
+        ),
         (candidate.available, price, "may cost {} for this order, and its credit bears {}"),
     )
     for most, asked, words in checks:

@@ -1,6 +1,7 @@
 """The peers that the owner named: their offers and credit are fetched, verified, and fetched again in time."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
@@ -19,6 +20,9 @@ from node.wire.peer import Peer
 
 REFRESH_S: Final = 30.0
 _FIRST_RETRY_S: Final = 0.5
+# A tokenizer is a few megabytes at most; one that does not come in this time is not asked for again for a while.
+_FETCH_S: Final = 20.0
+_MISSING_S: Final = 300.0
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +50,7 @@ class NamedPeers:
         self._tokenizers = tokenizers
         self._offers = OfferBook()
         self._tasks: list[asyncio.Task[None]] = []
+        self._missing: dict[bytes, tuple[str, float]] = {}  # by digest: why it cannot be had, and until when
         self.trouble: Final[dict[Did, str]] = {}
 
     def start(self) -> None:
@@ -95,7 +100,7 @@ class NamedPeers:
         while True:
             try:
                 await self.refresh(did)
-            except (Refused, Unreachable, Malformed) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it was, the peer is tried again
                 if self.trouble.get(did) != str(error):
                     _log.warning("peer %s: %s", did, error)
                 self.trouble[did] = str(error)
@@ -104,16 +109,32 @@ class NamedPeers:
             else:
                 self.trouble.pop(did, None)
                 wait_s = _FIRST_RETRY_S
+                await self._fetch_tokenizers()
                 await asyncio.sleep(REFRESH_S)
 
     async def tokenizer(self, digest: bytes, seller: Did | None) -> Tokenizer:
         """A tokenizer by its digest: from disk, else from the seller, else from any peer; fetched once.
 
-        Raises NoTokenizerToBeHad.
+        One that could not be had is not asked for again for a while. Raises NoTokenizerToBeHad.
         """
         if not self._tokenizers.has(digest):
-            await self._fetch_tokenizer(digest, seller)
+            reason, until = self._missing.get(digest, ("", 0.0))
+            if self._clock.now() < until:
+                raise NoTokenizerToBeHad(reason)
+            try:
+                async with asyncio.timeout(_FETCH_S):
+                    await self._fetch_tokenizer(digest, seller)
+            except (NoTokenizerToBeHad, TimeoutError) as error:
+                reason = str(error) or f"it did not arrive within {_FETCH_S:.0f} seconds"
+                self._missing[digest] = reason, self._clock.now() + _MISSING_S
+                raise NoTokenizerToBeHad(reason) from None
         return self._tokenizers.open(digest)
+
+    async def _fetch_tokenizers(self) -> None:
+        """Those of the standing offers, so that no request has to wait for them."""
+        for offer in self.offers():
+            with contextlib.suppress(NoTokenizerToBeHad, BadModelFile):
+                await self.tokenizer(offer.record.tokenizer, offer.signer)
 
     async def _fetch_tokenizer(self, digest: bytes, seller: Did | None) -> None:
         first_the_seller = sorted(self._peers, key=lambda did: did != seller)

@@ -10,6 +10,8 @@ from typing import Final
 
 MAX_MEMORY: Final = 4 * 2**30  # bytes of address space
 MAX_CPU: Final = 50  # seconds
+# Each message is searched for all of them; models have up to a few hundred.
+MAX_CONTROL: Final = 4_096
 _SAMPLE: Final = (
     "Hello, \u00e4\u00f6\u00fc \u4f60\u597d \U0001f98a\n\t 0123456789 <|end|></s><unk>[INST] \ufffd\x00\x7f"
 )
@@ -27,6 +29,10 @@ def main(path: Path) -> None:
     for token in (vocab.bos, vocab.eos):
         vocab.text(token)
     vocab.check([*vocab.eog, *vocab.control])
+    if not vocab.takes_any_text:
+        raise SystemExit("some texts would end the process")
+    if len(vocab.control) > MAX_CONTROL:
+        raise SystemExit(f"more than {MAX_CONTROL} control tokens")
     _ = vocab.chat_template
     vocab.close()
 

@@ -45,6 +45,7 @@ class Tokenizers:
     def __init__(self, folder: Path, renderer: TemplateRenderer) -> None:
         self._folder, self._renderer = folder, renderer
         self._open: dict[bytes, Tokenizer] = {}
+        self._checked: dict[bytes, bytes] = {}
         self._trying = asyncio.Lock()
 
     def has(self, digest: bytes) -> bool:
@@ -55,12 +56,14 @@ class Tokenizers:
         """The file's bytes, checked, as peers fetch them. Raises NoTokenizer, TokenizerMismatch,
         BadModelFile.
         """
-        try:
-            raw = self._path(digest).read_bytes()
-        except FileNotFoundError:
-            raise NoTokenizer(digest) from None
-        check_tokenizer(raw, digest)
-        return raw
+        if digest not in self._checked:
+            try:
+                raw = self._path(digest).read_bytes()
+            except FileNotFoundError:
+                raise NoTokenizer(digest) from None
+            check_tokenizer(raw, digest)
+            self._checked[digest] = raw
+        return self._checked[digest]
 
     def add_own(self, model: Path) -> bytes:
         """Keep the tokenizer of one's own model file; its digest. Raises BadModelFile, OSError."""

@@ -94,6 +94,23 @@ class Vocab:
             return frozenset(token for token in range(self.size) if controls(vocab, token))
 
     @property
+    def takes_any_text(self) -> bool:
+        """Whether llama.cpp has an id for every byte, so that no text makes it give up (and the process with it).
+
+        So are byte-level BPE, and SentencePiece with all its byte tokens; of other kinds it is not known.
+        """
+        llama = library()
+        with self._use() as vocab:
+            match llama.llama_vocab_type(vocab):
+                case llama.LLAMA_VOCAB_TYPE_BPE:
+                    return True
+                case llama.LLAMA_VOCAB_TYPE_SPM:
+                    spelled = {llama.llama_vocab_get_text(vocab, token) for token in range(self.size)}
+                    return all(b"<0x%02X>" % byte in spelled for byte in range(256))
+                case _:
+                    return False
+
+    @property
     def bos(self) -> int:
         """The id that begins a sequence, -1 for none."""
         with self._use() as vocab:

@@ -67,10 +67,16 @@ class HttpPeer:
             ) as response:
                 if response.status != 200:
                     raise await self._refusal(response)
-                async for chunk in response.content.iter_any():
+                while chunk := await self._next(response):
                     yield chunk
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._unreachable(error) from None
+
+    async def _next(self, response: aiohttp.ClientResponse) -> bytes:
+        """What arrived since; empty at the end."""
+        # aiohttp's own clock stops for good when a body breaks HTTP's framing, and then nothing would ever come.
+        async with asyncio.timeout(self._stall_s):
+            return await response.content.readany()
 
     async def receipt(self, order: bytes) -> bytes | None:
         try:

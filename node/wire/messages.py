@@ -2,7 +2,7 @@
 
 from typing import Any, Final, Literal, get_args
 
-from attrs import frozen
+from attrs import field, frozen
 
 from ledger import codec
 from ledger.commitments import SALT_BYTES, ids_bytes, ids_from_bytes
@@ -67,9 +67,9 @@ class Unreachable(Exception):
 class Request:
     """The content of an order: what only buyer and seller may see."""
 
-    salt: bytes
-    prompt: tuple[int, ...]
-    stop: tuple[str, ...] = ()
+    salt: bytes = field(repr=False)
+    prompt: tuple[int, ...] = field(repr=False)
+    stop: tuple[str, ...] = field(default=(), repr=False)
 
 
 def encode_request(request: Request) -> bytes:

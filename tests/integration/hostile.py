@@ -101,8 +101,8 @@ class HostileSeller:
 
 async def nothing(_told: Told) -> AsyncIterator[Frame | bytes]:
     """The script that sends nothing."""
-    return
-    yield b""
+    for frame in tuple[Frame, ...]():
+        yield frame
 
 
 @web.middleware

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import json
 import socket
+import sys
+from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -260,3 +262,22 @@ async def tapped(target: str, change: Callable[[bytes], bytes] = bytes) -> Async
         for task in list(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@frozen
+class Said:
+    """What a command printed, and its exit status."""
+
+    status: int
+    out: str
+    err: str
+
+
+async def idlemesh(*arguments: object) -> Said:
+    """Run the command in a process of its own."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "node.cli", *map(str, arguments), stdout=PIPE, stderr=PIPE, stdin=DEVNULL
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return Said(process.returncode, out.decode(), err.decode())

@@ -13,6 +13,7 @@ from ledger.identity import Identity
 from ledger.records import Acknowledgement
 from node.demo.processes import NodeProcess
 from node.wire.frames import CancelFrame, Frame, Ids
+from node.wire.messages import Refused
 from tests.integration.conftest import Pair
 from tests.integration.hostile import HostileSeller, Script, serving
 from tests.integration.network import (
@@ -232,9 +233,9 @@ async def test_the_client_of_a_stream_that_stalls_keeps_what_arrived_and_hears_w
         stream = await client.chat.completions.create(model=MODEL, messages=STORY, max_tokens=MOST, stream=True)
         async with stream:
             chunks = aiter(stream)
-            with pytest.raises(openai.APIError, match="broke off"):
-                while chunk := await anext(chunks):
-                    text += chunk.choices[0].delta.content or ""
+            with pytest.raises(openai.APIError, match="broke off"):  # noqa: PT012 - as it comes, until it breaks off
+                while True:
+                    text += (await anext(chunks)).choices[0].delta.content or ""
     assert len(text) > CHECKPOINT_TOKENS
 
 
@@ -274,7 +275,7 @@ FIRST = ANSWER[:CHECKPOINT_TOKENS]
         (sends(ids(*FIRST), lambda told: told.checkpoint(FIRST, order=bytes(32))), "does not fit", 0),
         (sends(ids(5), lambda told: CancelFrame(told.cancel(1))), "stopped before the end", 0),
         (sends(ids(5), lambda told: CancelFrame(b"")), "stopped before the end", 0),
-        (sends(raw(b"<html>It works!</html>")), "secretstream header", 0),
+        (sends(raw(b"<html>It works!</html>")), "CBOR sequence of byte strings", 0),
         (sends(raw(b"\x00" * 5_000)), "CBOR sequence of byte strings", 0),
         (sends(raw(b"\x58\x18" + bytes(24)), raw(b"\x58\x20" + bytes(32))), "cannot be opened", 0),
         (sends(ids(5), raw(b"\x5a\xff\xff\xff\xff")), "at most 65536 are allowed", 0),
@@ -295,10 +296,9 @@ async def test_a_stream_that_breaks_the_protocol_is_paid_up_to_its_last_good_che
 
 
 async def test_a_seller_that_refuses_in_strange_words_is_passed_over(buyer: NodeProcess, seller: HostileSeller) -> None:
-    from node.wire.messages import Refused
-
-    async def refuses(_told: Told) -> AsyncIterator[Frame]:
-        raise Refused("busy", "no\x00\x1b[2J\r\nX-Evil: yes\u2028 ☃", 1)
+    async def refuses(told: Told) -> AsyncIterator[Frame]:
+        if told.order.record.max_tokens:
+            raise Refused("busy", "no\x00\x1b[2J\r\nX-Evil: yes\u2028 ☃", 1)
         yield Ids(())
 
     why, moved = await told_apart(buyer, seller, refuses)
@@ -336,7 +336,7 @@ async def test_a_name_that_a_seller_gives_its_model_counts_for_nothing(
 
 
 class FlipOneByte:
-    """Changes one byte of the first piece of an answer that comes after its head."""
+    """Changes one byte of the first frame of an answer that comes after its head."""
 
     def __init__(self) -> None:
         self._streaming = False
@@ -345,9 +345,8 @@ class FlipOneByte:
     def __call__(self, piece: bytes) -> bytes:
         if self._streaming and not self.flipped:
             self.flipped = True
-            frame = piece.index(b"\r\n") + 2  # after the length that HTTP writes before each part
-            middle = frame + (len(piece) - frame) // 2
-            return piece[:middle] + bytes([piece[middle] ^ 0x10]) + piece[middle + 1 :]
+            at = piece.index(b"\r\n") + 2 + 8  # after the lengths that HTTP and CBOR write first
+            return piece[:at] + bytes([piece[at] ^ 0x10]) + piece[at + 1 :]
         self._streaming = self._streaming or b"application/cbor-seq" in piece
         return piece
 

@@ -4,7 +4,7 @@ Prices are one unit for a prompt token and two for an output token, so that ever
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -118,14 +118,15 @@ class Store:
         price: Price = PRICE,
         credit: Mapping[Unit, Credit] | None = None,
         tokenizer_file: Callable[[bytes], bytes] = lambda digest: digest,
+        named: Collection[str] = (),
     ) -> "Store":
         """Open it; the node's identity is made from `seed`. It knows the same journal again after a restart."""
         identity = Identity(seed.to_bytes(32, "little"))
         book = await Book.open(journal or MemoryJournal(identity.did), identity, clock)
         ware = Ware(engine or engine_of(tokenizer), tokenizer, "memory", price)
         terms = credit if credit is not None else {CREDIT.limit.unit: CREDIT}
-        seller = Seller(book, entropy or SeededEntropy(seed), [ware], terms, tokenizer_file)
-        await seller.start()
+        seller = Seller(book, entropy or SeededEntropy(seed), [ware], terms, tokenizer_file, named)
+        await seller.sweep()
         return Store(book, seller, tokenizer)
 
     @property

@@ -111,7 +111,7 @@ async def test_an_answer_shorter_than_ordered_did_not_end_by_length(tokenizer: T
     _, delivery = await bought(tokenizer, clock, receipt_with(), max_tokens=11)
 
     assert delivery.objection == "the answer did not end by 'length'"
-    assert delivery.owed == price_of(5, 10)
+    assert delivery.owed == 0  # as a cut before the first checkpoint
 
 
 async def test_an_answer_that_ended_did_not_end_by_length(tokenizer: Tokenizer, clock: ManualClock) -> None:

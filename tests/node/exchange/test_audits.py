@@ -251,15 +251,15 @@ async def test_a_checker_that_is_busy_abstains_and_condemns_nobody(tokenizer: To
     assert "replay failed" in verdict.reason
 
 
-async def test_a_cut_answer_is_not_audited_for_there_is_no_claim_to_dispute(
-    tokenizer: Tokenizer, clock: ManualClock
-) -> None:
+async def test_a_cut_answer_is_audited_before_its_checkpoint_is_paid(tokenizer: Tokenizer, clock: ManualClock) -> None:
     engine = engine_of(tokenizer, 1, manifest=model(tokenizer, 0), fail_after=70)
     store, customer = await Store.open(tokenizer, clock, engine=engine), await auditing(tokenizer, clock)
 
     await customer.order(await customer.meet(store.seller), max_tokens=100)
 
-    assert await verdicts(customer) == []
+    (verdict,) = await verdicts(customer)
+    assert (verdict.outcome, verdict.margins.tokens) == ("dishonest", 70)
+    assert customer.owes(store.did).authorized == 0
 
 
 async def test_a_receipt_that_does_not_fit_is_audited_for_what_arrived(
@@ -285,7 +285,7 @@ async def test_a_good_reputation_is_earned_by_audits(tokenizer: Tokenizer, clock
     offer = await customer.meet(store.seller)
 
     for seed in (1, 2):
-        await customer.order(offer, max_tokens=5, seed=seed)
+        await customer.order(offer, max_tokens=20, seed=seed)
 
     history = customer.book.experience.standing(store.did).history
     assert (history.delivered, history.honest, history.condemned) == (2, 2, False)

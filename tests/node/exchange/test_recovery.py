@@ -238,7 +238,7 @@ async def test_a_seller_that_dies_before_its_receipt_goes_out_is_paid_up_to_its_
     customer, _ = await machines.buyer()
     line = MainsLine(store.seller, mains)
     offer = await customer.meet(line)
-    mains.left, mains.written = 1, written
+    mains.left, mains.written = 2, written
 
     delivery = await customer.buy(offer, max_tokens=TOKENS).outcome()
     assert (len(delivery.ids), delivery.owed) == (TOKENS, AT_CHECKPOINT)
@@ -259,7 +259,7 @@ async def test_a_seller_that_dies_when_it_is_paid_is_paid_once(machines: Machine
     customer, _ = await machines.buyer()
     line = MainsLine(store.seller, mains)
     offer = await customer.meet(line)
-    mains.left, mains.written = 2, written
+    mains.left, mains.written = 3, written
 
     await customer.buy(offer, max_tokens=TOKENS).outcome()
     await dark(mains)
@@ -339,7 +339,7 @@ async def test_a_restart_remembers_what_is_known_of_sellers(machines: Machines) 
     again, _ = await machines.buyer()
 
     assert again.book.experience.standing(store.did) == before
-    assert (before.history.delivered, before.history.honest, before.receipts) == (1, 1, 1)
+    assert (before.history.delivered, before.history.honest, before.audits) == (1, 1, 1)
     assert again.book.experience.evidence(store.did, model) == customer.book.experience.evidence(store.did, model)
     assert again.book.experience.contexts(store.did, model) == customer.book.experience.contexts(store.did, model)
     assert len(again.book.experience.contexts(store.did, model)) == TOKENS

@@ -281,7 +281,7 @@ async def test_nobody_acknowledges_more_than_an_order_could_cost(tokenizer: Toke
 
     too_much = acknowledgement(draft, receipt, 10**6, voucher_for(BUYER, store.did, 10**6))
 
-    with pytest.raises(Refused, match="does not fit the account"):
+    with pytest.raises(Refused, match="more than was delivered"):
         await store.seller.acknowledge(too_much.raw)
 
     assert (store.owed_by(BUYER.did).owed, store.owed_by(BUYER.did).authorized) == (25, 0)
@@ -379,19 +379,31 @@ async def test_fresh_identities_together_win_no_more_than_the_exposure(
     assert owed == 250
 
 
-async def test_a_buyer_that_has_paid_is_served_while_strangers_wait(tokenizer: Tokenizer, clock: ManualClock) -> None:
+async def test_a_buyer_that_the_owner_named_is_served_while_strangers_wait(
+    tokenizer: Tokenizer, clock: ManualClock
+) -> None:
     terms = evolve(CREDIT, window=uusd(100), exposure=uusd(30))
-    store, customer = (
-        await Store.open(tokenizer, clock, credit={"uusd": terms}),
-        await Customer.open(tokenizer, clock),
-    )
+    customer = await Customer.open(tokenizer, clock)
+    store = await Store.open(tokenizer, clock, credit={"uusd": terms}, named=[customer.did])
     offer = await customer.meet(store.seller)
-    await customer.order(offer, max_tokens=10)
     await sold(store, clock)
 
     stranger = draft_order(STRANGER, offer, clock)
     assert (await refusal_of(store.seller, stranger)).code == "exposure"
     assert (await customer.order(offer, max_tokens=10)).objection is None
+
+
+async def test_promises_alone_make_no_stranger_proven(tokenizer: Tokenizer, clock: ManualClock) -> None:
+    terms = evolve(CREDIT, window=uusd(100), exposure=uusd(60))
+    store = await Store.open(tokenizer, clock, credit={"uusd": terms})
+    customer = await Customer.open(tokenizer, clock)
+    offer = await customer.meet(store.seller)
+
+    for _ in range(2):  # each is acknowledged with a voucher, which is a promise and no money
+        await customer.order(offer, max_tokens=10)
+
+    with pytest.raises(NotPlaced, match="owe too much here together"):
+        await customer.order(offer, max_tokens=10)
 
 
 # Orders that are broken off.

@@ -207,7 +207,7 @@ async def test_what_is_known_of_a_seller_grows_with_its_deliveries(tokenizer: To
         await customer.order(offer, max_tokens=10)
 
     standing = customer.book.experience.standing(store.did)
-    assert (standing.history.delivered, standing.history.tokens, standing.receipts) == (2, 20, 2)
+    assert (standing.history.delivered, standing.history.tokens, standing.history.honest) == (2, 20, 0)
     assert standing.speed.first_token_ms is not None
 
 
