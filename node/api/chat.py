@@ -10,7 +10,7 @@ from aiohttp import web
 
 from ledger.records import Privacy
 from node.api.errors import ApiError, internal_error
-from node.api.openai import chunk, completion, facts, parse_request, privacy_of, usage
+from node.api.openai import chunk, completion, facts, parse_request, privacy_of, text_chunks, usage
 from node.engine.port import BadPrompt, EngineBusy, EngineClosed, EngineError, PromptTooLong
 from node.gateway.answer import Answer, AnswerCut
 from node.gateway.gateway import Gateway
@@ -152,9 +152,10 @@ class ChatDoor:
     ) -> None:
         try:
             await _send(response, chunk(identifier, created, answer, {"role": "assistant", "content": ""}))
+            event_of = text_chunks(identifier, created, answer)
             async for text in answer.text():
                 if text:
-                    await _send(response, chunk(identifier, created, answer, {"content": text}))
+                    await _send_json(response, event_of(text))
             if answer.ending is not None:
                 last = chunk(identifier, created, answer, {}, answer.ending.finish)
                 await _send(response, last | {"idlemesh": facts(answer)})
@@ -184,8 +185,12 @@ def _engine_failed(error: EngineError) -> ApiError:
 
 
 async def _send(response: web.StreamResponse, event: dict[str, Any]) -> None:
+    await _send_json(response, json.dumps(event, separators=(",", ":")))
+
+
+async def _send_json(response: web.StreamResponse, event: str) -> None:
     async with asyncio.timeout(_WRITE_S):
-        await response.write(b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n")
+        await response.write(f"data: {event}\n\n".encode())
 
 
 def _headers(answer: Answer) -> dict[str, str]:

@@ -4,7 +4,9 @@ Follows OpenAI's reference for chat completions. Fields that this node cannot ho
 ask for nothing (`n: 1`, a penalty of 0); a field ignored in silence would be a lie.
 """
 
+import json
 import math
+from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -210,3 +212,11 @@ def chunk(
         "model": answer.model,
         "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}],
     }
+
+
+def text_chunks(identifier: str, created: int, answer: Answer) -> Callable[[str], str]:
+    """The event for a piece of text, as JSON; the events of a stream differ in their text alone."""
+    marker = "\0text\0"  # no name has a NUL
+    one = json.dumps(chunk(identifier, created, answer, {"content": marker}), separators=(",", ":"))
+    head, tail = one.split(json.dumps(marker))
+    return lambda text: head + json.dumps(text) + tail

@@ -42,7 +42,7 @@ def print_facts(facts: dict[str, Any]) -> None:
 
 def fail(error: BaseException | str) -> NoReturn:
     """Say what is wrong, and end with status 1."""
-    typer.secho(f"idlemesh: {error}", err=True, fg=typer.colors.RED)
+    typer.secho(f"idlemesh: {plain(str(error))}", err=True, fg=typer.colors.RED)
     raise SystemExit(1)
 
 

@@ -108,11 +108,9 @@ class Incoming:
         except codec.Malformed as error:
             raise BrokenPromise(f"the checkpoint is not valid: {error}") from None
         said, tokens = signed.record, len(self.ids)
-        if self.checkpoint is not None and self.checkpoint.record.tokens == tokens:
+        if tokens == (self.checkpoint.record.tokens if self.checkpoint else 0):
             raise BrokenPromise("the seller sends checkpoints without new tokens")
-        expected = Checkpoint(
-            self._terms.order.digest, max(tokens, 1), self.commitment(), self._terms.output_cost(tokens)
-        )
+        expected = Checkpoint(self._terms.order.digest, tokens, self.commitment(), self._terms.output_cost(tokens))
         if signed.signer != self._terms.seller or said != expected:
             raise BrokenPromise("the checkpoint does not fit what was delivered")
         self.checkpoint = signed

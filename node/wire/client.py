@@ -5,6 +5,7 @@ Every size, wait and count is bounded, since whoever answers may be hostile. Ven
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from io import BytesIO
 from typing import Final
 
 import aiohttp
@@ -60,7 +61,7 @@ class HttpPeer:
         try:
             async with self._session.post(
                 f"{self._base}/orders",
-                data=encode_envelope(order, sealed),
+                data=BytesIO(encode_envelope(order, sealed)),  # as a stream: aiohttp warns of bytes over 1 MiB
                 headers={"content-type": CBOR},
                 timeout=timeout,
                 allow_redirects=False,

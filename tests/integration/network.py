@@ -166,6 +166,17 @@ async def balance(node: NodeProcess, peer: str) -> Balance:
     return Balance(*(parse_amount(row[name]).value for name in ("earned", "authorized", "reserved", "unpaid")))
 
 
+async def closed(node: NodeProcess, peer: str) -> Balance:
+    """The account with a peer, once a node has settled all its orders there."""
+
+    async def is_closed() -> bool:
+        books = await balance(node, peer)
+        return not books.reserved and not books.unpaid
+
+    await until(is_closed)
+    return await balance(node, peer)
+
+
 async def settled(buyer: NodeProcess, seller: NodeProcess) -> Balance:
     """Wait until both sides' books are closed and say the same; what they say."""
 

@@ -40,4 +40,4 @@ async def test_where_all_are_honest_nobody_is_condemned() -> None:
     assert [audit["condemned"] for audit in figures["audits"].values()] == [False, False]
     assert figures["receipts"]["disputed"] == 0
     assert figures["receipts"]["paid"] == figures["orders"] == figures["receipts"]["both_signed"]
-    assert all(audit["tokens_checked"] > 0 for audit in figures["audits"].values())
+    assert figures["audits"]["cheat"]["tokens_checked"] > 0  # the cheaper seller, as honest as the other here

@@ -24,6 +24,7 @@ from tests.integration.network import (
     Sections,
     balance,
     client_of,
+    closed,
     owner_of,
     sellers_are_known,
     starting,
@@ -72,20 +73,9 @@ async def told_apart(buyer: NodeProcess, seller: HostileSeller, script: Script) 
     async with client_of(buyer) as client:
         raw = await client.chat.completions.with_raw_response.create(model=MODEL, messages=STORY, max_tokens=MOST)
     assert raw.headers["x-idlemesh-route"] == "local"
-    after = await closed(buyer, seller)
+    after = await closed(buyer, seller.did)
     moved = Balance(after.earned - before.earned, after.authorized - before.authorized, after.reserved, after.unpaid)
     return raw.headers["x-idlemesh-degraded"], moved
-
-
-async def closed(buyer: NodeProcess, seller: HostileSeller) -> Balance:
-    """The account once no order is open."""
-
-    async def is_closed() -> bool:
-        books = await balance(buyer, seller.did)
-        return not books.reserved and not books.unpaid
-
-    await until(is_closed)
-    return await balance(buyer, seller.did)
 
 
 async def acknowledgement(buyer: NodeProcess, seller: HostileSeller, number: int) -> Acknowledgement:
@@ -131,7 +121,7 @@ async def test_an_answer_that_fits_is_taken_and_paid(buyer: NodeProcess, seller:
     assert raw.headers["x-idlemesh-route"] == seller.did
     usage = raw.parse().usage
     assert usage is not None
-    after = await closed(buyer, seller)
+    after = await closed(buyer, seller.did)
     assert after.earned - before.earned == usage.prompt_tokens + 2 * MOST
 
 
@@ -178,7 +168,7 @@ async def test_of_a_receipt_that_does_not_fit_the_delivered_part_is_paid_and_the
     assert not said.accepted
     assert complaint in said.reason
     assert said.amount == delivered
-    assert (await closed(buyer, seller)).authorized - before.authorized == delivered
+    assert (await closed(buyer, seller.did)).authorized - before.authorized == delivered
 
 
 async def test_a_receipt_signed_by_somebody_else_brings_no_more_than_the_checkpoint(

@@ -16,6 +16,7 @@ from tests.integration.network import (
     Network,
     balance,
     client_of,
+    closed,
     did_in,
     free_port,
     kill,
@@ -62,7 +63,7 @@ async def test_what_arrived_from_a_killed_seller_is_kept_and_paid_up_to_the_last
         await kill(seller)
         with pytest.raises(openai.APIError, match="broke off"):
             await read(chunks, MOST)
-    owed = (await balance(buyer, seller.running.did)).earned
+    owed = (await closed(buyer, seller.running.did)).earned
     assert owed > 0
     assert owed % (2 * CHECKPOINT_TOKENS) == 0  # the output alone, up to a checkpoint: two for a token
     seller = await network.up("seller", SELLER, port=port, module=ENDLESS)

@@ -10,7 +10,6 @@ from tests.integration.network import (
     BUYER,
     STORY,
     Network,
-    balance,
     client_of,
     owner_of,
     sellers_are_known,
@@ -146,4 +145,4 @@ async def test_what_may_not_leave_this_machine_does_not(network: Network, pair: 
         assert raw.headers["x-idlemesh-route"] == pair.seller.running.did
         assert tap.orders == 1
         assert b"fox" not in tap.heard
-    assert (await balance(buyer, pair.seller.running.did)).earned > 0
+        assert (await settled(buyer, pair.seller)).earned > 0

@@ -91,6 +91,12 @@ class TestReserving:
         assert account.available == 20
         assert apply(account, VoucherReceived(80)).available == 100
 
+    def test_a_voucher_above_what_is_owed_does_not_widen_the_window(self) -> None:
+        account = apply(delivered(80, limit=1000, window=100), VoucherReceived(500))
+        assert account.window_left == account.available == 100
+        with pytest.raises(guards.AboveWindow):
+            apply(account, Reserved(OTHER, 101, 9))
+
     def test_credit_opens_again_when_it_is_settled(self) -> None:
         # The example of the design: limit 100, owed and authorized 80, nothing settled.
         account = apply(delivered(80, window=1000), Authorized(80))

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -254,9 +255,21 @@ def test_a_sealed_request_signed_again_by_a_stranger_is_refused(node: RunningNod
     receipt_in(order, place(node, order))  # and its owner is not locked out
 
 
-def test_an_order_above_its_credit_is_refused(node: RunningNode) -> None:
-    order = draft(node, buyer=Identity(b"dear" + bytes(28)), max_tokens=2_000, max_cost=10**6, prompt=(5,) * 40)
-    assert receipt_in(order, place(node, order)).cost < 2_000  # 302 at most: within the window
+@pytest.mark.parametrize(
+    ("credit", "code"),
+    [
+        ({"open_credit": "0.000002usd", "window": "1usd", "exposure": "1usd"}, "credit"),
+        ({"open_credit": "1usd", "window": "0.000002usd", "exposure": "1usd"}, "window"),
+        ({"open_credit": "1usd", "window": "1usd", "exposure": "0.000002usd"}, "exposure"),
+    ],
+    ids=["limit", "window", "exposure"],
+)
+def test_an_order_above_what_the_owner_trusts_is_refused(credit: dict[str, str], code: str, tmp_path: Path) -> None:
+    with running_node(tmp_path, settings(sell={"price": "0.05usd:0.15usd"} | credit)) as careful:
+        reply = place(careful, draft(careful, max_tokens=100))
+        assert refusal_of(reply, 402).code == code
+        small = draft(careful, max_tokens=1)
+        assert receipt_in(small, place(careful, small)).cost == 1
 
 
 def test_a_strangers_cancel_is_refused(node: RunningNode) -> None:

@@ -11,8 +11,10 @@ import pytest
 from attrs import evolve
 
 from ledger.codec import sign as sign_bytes
+from ledger.commitments import answer_commitment
 from ledger.identity import Identity
-from ledger.records import Acknowledgement, Receipt, open_record, sign
+from ledger.records import Acknowledgement, Cancel, Receipt, Signed, open_record, sign
+from node.exchange.buyer import STOPPING_TOKENS
 from node.exchange.delivery import Delivery
 from node.exchange.purchase import NotPlaced
 from node.models.tokenizer import Tokenizer
@@ -277,6 +279,114 @@ async def test_tokens_after_a_complete_stop_string_are_not_owed(
 
     assert delivery.objection is not None
     assert delivery.owed == price_of(5, 10)
+
+
+async def test_a_checkpoint_before_the_first_token_breaks_the_promise(tokenizer: Tokenizer, clock: ManualClock) -> None:
+    def script(told: Told) -> Iterator[Frame]:
+        nothing = answer_commitment(told.request.salt, told.order.digest, ())
+        yield told.checkpoint(some(1), commitment=nothing, cost=0)
+        yield Ids(some(20))
+        yield told.receipt(some(20))
+
+    with pytest.raises(NotPlaced, match="checkpoints without new tokens"):
+        await bought(tokenizer, clock, script, max_tokens=20)
+
+
+async def test_a_checkpoint_without_new_tokens_breaks_the_promise(tokenizer: Tokenizer, clock: ManualClock) -> None:
+    def script(told: Told) -> Iterator[Frame]:
+        yield Ids(some(20))
+        yield told.checkpoint(some(20))
+        yield told.checkpoint(some(20))
+        yield told.receipt(some(20))
+
+    _, delivery = await bought(tokenizer, clock, script, max_tokens=20)
+
+    assert delivery.receipt is None
+    assert delivery.objection == "the seller sends checkpoints without new tokens"
+    assert delivery.owed == price_of(0, 20)
+
+
+@pytest.mark.parametrize("finish", ["cut", "cancelled", "length", "stop"])
+async def test_an_answer_that_its_seller_ends_too_early_owes_up_to_its_last_checkpoint_whatever_the_receipt_says(
+    tokenizer: Tokenizer, clock: ManualClock, finish: str
+) -> None:
+    def script(told: Told) -> Iterator[Frame]:
+        yield Ids(some(64))
+        yield told.checkpoint(some(64))
+        yield Ids(some(6, 664))
+        yield told.receipt(some(70), finish=finish)
+
+    customer, delivery = await bought(tokenizer, clock, script, max_tokens=100)
+
+    assert delivery.objection == f"the answer did not end by {finish!r}"
+    assert delivery.owed == price_of(0, 64)
+    ack = await acknowledgement_of(customer, delivery)
+    assert (ack.accepted, ack.amount) == (False, price_of(0, 64))
+
+
+class HardOfHearing(ScriptedSeller):
+    """Sends ten tokens, waits for the Cancel, and then sends so many more before its receipt."""
+
+    def __init__(self, tokenizer: Tokenizer, clock: ManualClock, more: int) -> None:
+        self._told = asyncio.Event()
+        self.cancels: list[Signed[Cancel]] = []
+
+        def script(told: Told) -> Iterator[Frame]:
+            ids = some(10 + more)
+            yield Ids(ids[:10])
+            for start in range(10, len(ids), 54):
+                yield Ids(ids[start : start + 54])
+                yield told.checkpoint(ids[: start + 54])
+            yield told.receipt(ids, finish="cancelled")
+
+        super().__init__(tokenizer, clock, script)
+
+    async def order(self, order: bytes, sealed: bytes) -> AsyncGenerator[bytes, None]:
+        sent = 0
+        async for chunk in super().order(order, sealed):
+            if sent == 1:  # the stream's header and the first tokens were one chunk
+                await self._told.wait()
+            yield chunk
+            sent += 1
+
+    async def cancel(self, raw: bytes) -> None:
+        self.cancels.append(open_record(raw, Cancel))
+        self._told.set()
+
+
+async def cancelled_at_ten(tokenizer: Tokenizer, clock: ManualClock, more: int) -> tuple[HardOfHearing, Delivery]:
+    """An order of which the buyer has enough after ten tokens, and gets `more`."""
+    seller = HardOfHearing(tokenizer, clock, more)
+    customer = await Customer.open(tokenizer, clock)
+    purchase = customer.buy(await customer.meet(seller), max_tokens=400)
+    async for _ in purchase.tokens():
+        purchase.cancel()
+    delivery = await purchase.outcome()
+    await customer.settled()
+    return seller, delivery
+
+
+async def test_the_cancel_says_how_many_tokens_had_come(tokenizer: Tokenizer, clock: ManualClock) -> None:
+    seller, delivery = await cancelled_at_ten(tokenizer, clock, more=1)
+
+    (cancel,) = seller.cancels
+    assert (cancel.record.order, cancel.record.tokens) == (delivery.terms.order.digest, 10)
+
+
+@pytest.mark.parametrize(
+    ("more", "objection"),
+    [(STOPPING_TOKENS, None), (STOPPING_TOKENS + 1, "the seller went on after it was told to stop")],
+)
+async def test_what_a_seller_sends_long_after_the_cancel_is_disputed(
+    tokenizer: Tokenizer, clock: ManualClock, more: int, objection: str | None
+) -> None:
+    seller, delivery = await cancelled_at_ten(tokenizer, clock, more)
+
+    assert len(delivery.ids) == 10 + more
+    assert (delivery.objection, delivery.owed) == (objection, price_of(5, 10 + STOPPING_TOKENS))
+    (raw,) = seller.acknowledged
+    ack = open_record(raw, Acknowledgement).record
+    assert (ack.accepted, ack.amount) == (objection is None, delivery.owed)
 
 
 async def test_a_checkpoint_by_somebody_else_is_none(tokenizer: Tokenizer, clock: ManualClock) -> None:

@@ -214,6 +214,29 @@ async def test_without_the_weights_the_audit_abstains_and_says_so(tokenizer: Tok
     assert customer.book.experience.standing(store.did).history.honest == 0
 
 
+async def test_a_seller_whom_no_audit_can_judge_stays_new(tokenizer: Tokenizer, clock: ManualClock) -> None:
+    store = await Store.open(tokenizer, clock)
+    customer = await auditing(tokenizer, clock, FIRST_TWO, engine=engine_of(tokenizer, 5))
+    offer = await customer.meet(store.seller)
+
+    for seed in (1, 2, 4, 5):
+        await customer.order(offer, max_tokens=5, seed=seed)
+
+    assert [verdict.margins.tokens for verdict in await verdicts(customer)] == [0] * 4
+
+
+async def test_a_seller_is_no_less_new_for_answers_that_were_checked_before(
+    tokenizer: Tokenizer, clock: ManualClock
+) -> None:
+    store, customer = await Store.open(tokenizer, clock), await auditing(tokenizer, clock, FIRST_TWO)
+    offer = await customer.meet(store.seller)
+
+    for _ in range(4):
+        await customer.order(offer, max_tokens=5)
+
+    assert len(await verdicts(customer)) == 4
+
+
 async def test_for_another_fingerprint_the_audit_abstains_and_says_which(
     tokenizer: Tokenizer, clock: ManualClock
 ) -> None:

@@ -13,7 +13,9 @@ import pytest
 
 from ledger.identity import Identity
 from ledger.journal import replay
-from ledger.records import Acknowledgement, Order, Receipt, open_record
+from ledger.records import Acknowledgement, Order, Receipt, Signed, Voucher, open_record, sign
+from node.exchange import settler
+from node.exchange.book import kept
 from node.exchange.purchase import NotPlaced
 from node.models.tokenizer import Tokenizer
 from node.ports import ManualClock, SeededEntropy
@@ -158,6 +160,36 @@ async def test_what_a_buyer_could_not_hand_over_before_it_died_is_handed_over_af
     for raw, _sealed in gone.ordered:
         kinds = [k.kind for k in await store.book.journal.records_of(open_record(raw, Order).digest)]
         assert Acknowledgement.kind in kinds, "the seller has both signatures of every order"
+
+
+async def test_what_was_not_handed_over_is_found_again_behind_many_acknowledgements_of_buyers(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settler, "_LOOK_BACK", 2)
+    store, _ = await machines.seller()
+    customer, _ = await machines.buyer(audited=False)
+    offer = await customer.meet(Line(store.seller))
+    customer.lines[store.did] = GoneForAcknowledgements(store.seller)
+    await customer.buy(offer, max_tokens=TOKENS).outcome()
+    await until(lambda: customer.owes(store.did).authorized == FULL)
+    for number in range(5):
+        await customer.book.post(records=(kept(acknowledgement_to(customer.did, number)),))
+    await customer.close()
+
+    again, _ = await machines.buyer(audited=False)
+    again.lines[store.did] = Line(store.seller)
+    await again.settler.recover()
+    await again.handed_over()
+
+    assert store.owed_by(again.did).authorized == FULL
+
+
+def acknowledgement_to(payee: str, number: int) -> Signed[Acknowledgement]:
+    """What a buyer of this node's own says."""
+    buyer = Identity(bytes([9]) * 32)
+    voucher = sign(Voucher(buyer.did, payee, "credit", "", "", "uusd", number), buyer)
+    order = number.to_bytes(32, "big")
+    return sign(Acknowledgement(order, order, True, "", number, None, voucher.raw), buyer)
 
 
 class GoneForAcknowledgements(Line):

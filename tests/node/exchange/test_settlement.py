@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 from attrs import evolve
 
+from ledger.changes import Granted, Reserved
+from ledger.events import AccountChanged
 from ledger.identity import Identity
+from ledger.journal import Entry, MemoryJournal
 from ledger.money import Unit
 from ledger.rails.credit import name as credit_rail
 from ledger.records import Acknowledgement, Cancel, Receipt, Signed, Voucher, digest_of, open_record, sign
@@ -16,7 +19,7 @@ from node.exchange.delivery import Delivery
 from node.exchange.purchase import NotPlaced
 from node.models.tokenizer import Tokenizer
 from node.ports import ManualClock, SeededEntropy
-from node.wire.frames import CancelFrame, ReceiptFrame
+from node.wire.frames import CancelFrame, CheckpointFrame, Frame, ReceiptFrame
 from node.wire.messages import Refused, Unreachable
 from tests.node.trading import (
     CREDIT,
@@ -205,15 +208,15 @@ async def test_a_seller_that_refuses_an_acknowledgement_does_not_block_the_next(
     assert store.owed_by(customer.did).authorized == 18
 
 
-@pytest.mark.parametrize("code", ["too_many_requests", "busy"])
-async def test_a_seller_that_is_only_busy_gets_the_acknowledgement_later(
+@pytest.mark.parametrize("code", ["too_many_requests", "busy", "not_selling", "failed"])
+async def test_a_seller_that_cannot_take_it_now_gets_the_acknowledgement_later(
     tokenizer: Tokenizer, clock: ManualClock, code: Any
 ) -> None:
     class Busy(Line):
         async def acknowledge(self, raw: bytes) -> None:
             if not self.acknowledged:
                 self.acknowledged.append(raw)
-                raise Refused(code, "slow down", 1)
+                raise Refused(code, "not now", 1)
             await super().acknowledge(raw)
 
     store, customer = await Store.open(tokenizer, clock), await Customer.open(tokenizer, clock)
@@ -309,6 +312,52 @@ async def test_a_dispute_never_blocks_the_account(tokenizer: Tokenizer, clock: M
     account = store.owed_by(BUYER.did)
     assert (account.owed, account.authorized, account.unpaid) == (25, 7, 18)
     assert len(ids_of(await frames_of(store.seller, draft_order(BUYER, await store.offer(), clock, nonce=1)))) == 10
+
+
+# Acknowledgements and checkpoints while the answer is still on its way.
+
+
+async def test_each_checkpoint_is_earned_and_on_disk_before_the_buyer_has_it(
+    tokenizer: Tokenizer, clock: ManualClock
+) -> None:
+    store = await Store.open(tokenizer, clock)
+    draft = draft_order(BUYER, await store.offer(), clock, max_tokens=130)
+    reader, seen = draft.reader(), []
+
+    async for chunk in store.seller.order(draft.raw, draft.sealed):
+        for frame in reader.feed(chunk):
+            if isinstance(frame, CheckpointFrame):
+                kept = await store.book.journal.records_of(draft.order.digest)
+                assert frame.raw in [record.raw for record in kept]
+                seen.append(store.owed_by(BUYER.did).earned)
+
+    assert seen == [price_of(0, 64), price_of(0, 128)]
+    assert store.owed_by(BUYER.did).earned == price_of(5, 130)
+
+
+async def test_an_acknowledgement_for_more_than_came_so_far_is_refused_and_the_sale_goes_on_to_its_receipt(
+    tokenizer: Tokenizer, clock: ManualClock
+) -> None:
+    store = await Store.open(tokenizer, clock)
+    draft = draft_order(BUYER, await store.offer(), clock, max_tokens=100)
+    reader, frames = draft.reader(), list[Frame]()
+    stream = store.seller.order(draft.raw, draft.sealed)
+    while len(ids_of(frames)) < 70:
+        frames += reader.feed(await anext(stream))
+    (checkpoint,) = [frame.raw for frame in frames if isinstance(frame, CheckpointFrame)]
+    so_far = price_of(0, 64)
+
+    too_much = acknowledgement(draft, digest_of(checkpoint), so_far + 1, voucher_for(BUYER, store.did, so_far + 1))
+    with pytest.raises(Refused, match="more than was delivered"):
+        await store.seller.acknowledge(too_much.raw)
+    fair = acknowledgement(draft, digest_of(checkpoint), so_far, voucher_for(BUYER, store.did, so_far))
+    await store.seller.acknowledge(fair.raw)
+    async for chunk in stream:
+        frames += reader.feed(chunk)
+
+    assert isinstance(frames[-1], ReceiptFrame)
+    account = store.owed_by(BUYER.did)
+    assert (account.owed, account.authorized, account.reserved) == (price_of(5, 100), so_far, 0)
 
 
 # Buyers that do not pay.
@@ -508,6 +557,61 @@ async def test_a_handler_that_is_cancelled_midway_leaves_the_account_settled(
 
     assert store.owed_by(BUYER.did).owed == price_of(5, 10)
     assert engine.free_slots() == 1
+
+
+class Slow(MemoryJournal):
+    """A journal whose writes take until `go` is set."""
+
+    def __init__(self, chain_id: str) -> None:
+        super().__init__(chain_id)
+        self.writing, self.go = asyncio.Event(), asyncio.Event()
+
+    async def append(self, *events: Any, **rest: Any) -> Entry:
+        self.writing.set()
+        await self.go.wait()
+        return await super().append(*events, **rest)
+
+
+async def test_a_buyer_that_hangs_up_while_its_reservation_is_written_leaves_nothing_reserved(
+    tokenizer: Tokenizer, clock: ManualClock
+) -> None:
+    journal = Slow(Identity((1).to_bytes(32, "little")).did)
+    store = await Store.open(tokenizer, clock, journal=journal)
+    draft = draft_order(BUYER, await store.offer(), clock)
+    task = asyncio.create_task(frames_of(store.seller, draft))
+    await journal.writing.wait()
+
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await store.seller.sweep()
+    journal.go.set()
+    await until(lambda: draft.order.digest in store.owed_by(BUYER.did).orders)
+    await until(lambda: not store.owed_by(BUYER.did).reserved)
+
+    assert store.owed_by(BUYER.did).owed == 0
+    again = draft_order(BUYER, await store.offer(), clock, nonce=1)
+    assert len(ids_of(await frames_of(store.seller, again))) == 10
+
+
+async def test_the_sellers_sweep_lets_go_of_orders_that_nobody_answers_and_of_no_others(
+    tokenizer: Tokenizer, clock: ManualClock
+) -> None:
+    store = await Store.open(tokenizer, clock)
+    stranded = store.owed_by(STRANGER.did).key
+    await store.book.post(
+        AccountChanged(stranded, Granted(100, 100, 1)), AccountChanged(stranded, Reserved(bytes(32), 50, 9))
+    )
+    draft = draft_order(BUYER, await store.offer(), clock, max_tokens=20)
+    stream = store.seller.order(draft.raw, draft.sealed)
+    await anext(stream)
+
+    await store.seller.sweep()
+
+    assert store.owed_by(STRANGER.did).reserved == 0
+    assert store.owed_by(BUYER.did).reserved == price_of(5, 20)
+    assert [chunk async for chunk in stream]
+    assert store.owed_by(BUYER.did).owed == price_of(5, 20)
 
 
 async def test_only_the_buyer_of_an_order_can_cancel_it(tokenizer: Tokenizer, clock: ManualClock) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from node.exchange import experience
 from node.gateway.answer import Answer, AnswerCut
 from node.gateway.question import ContextExceeded, Policy, UnknownModel, Unservable
 from node.market.candidates import Limits, Weights
+from node.mesh import static
+from node.models.manifest import tokenizer_file
 from node.models.tokenizer import Tokenizer
 from node.ports import ManualClock
 from node.wire.frames import Frame, Ids
@@ -23,6 +26,7 @@ from tests.node.gateway.conftest import Move
 from tests.node.gateway.household import ASKED, LARGE, SMALL, question
 from tests.node.trading import (
     CREDIT,
+    DEMO,
     HOT,
     PRICE,
     CutLine,
@@ -85,6 +89,29 @@ class Silent(Line):
         raise Unreachable("it does not answer")
 
 
+class OtherTokenizer(Line):
+    """Sells a model with a tokenizer of its own, and remembers whether that was asked for."""
+
+    def __init__(self, peer: Store, arrives: bool = True) -> None:
+        super().__init__(peer.seller)
+        self.asked: list[bytes] = []
+        self._arrives = arrives
+
+    async def tokenizer(self, digest: bytes) -> bytes:
+        self.asked.append(digest)
+        if not self._arrives:
+            await asyncio.Event().wait()
+        return await super().tokenizer(digest)
+
+    @classmethod
+    async def move_in(cls, tokenizer: Tokenizer, clock: ManualClock, arrives: bool) -> "OtherTokenizer":
+        """Its chat template takes no conversation."""
+        raw = tokenizer_file(DEMO).replace(b"{% for m in messages %}", b"{% for m in nothin.g %}")
+        other = evolve(model(tokenizer, 5), tokenizer=sha256(raw).digest())
+        engine = engine_of(tokenizer, 5, manifest=other)
+        return cls(await store(tokenizer, clock, 5, engine=engine, tokenizer_file=lambda _: raw), arrives)
+
+
 # Local first.
 
 
@@ -112,6 +139,39 @@ async def test_any_model_will_do_for_auto_and_this_machine_comes_first(
 
     assert (answer.route, answer.degraded) == ("local", None)
     assert line.ordered == []
+
+
+async def test_while_this_machine_is_free_no_neighbour_is_asked_for_its_tokenizer(
+    speaking: Tokenizer, clock: ManualClock, move_in: Move
+) -> None:
+    other = await OtherTokenizer.move_in(speaking, clock, arrives=True)
+    household = await move_in({SMALL: small(speaking)}, other)
+
+    answer, _ = await household.told(model="auto")
+
+    assert (answer.route, other.asked) == ("local", [])
+
+
+@pytest.mark.parametrize("arrives", [True, False], ids=["its template fails", "its tokenizer never arrives"])
+async def test_a_neighbour_whose_prompt_cannot_be_made_stops_nobody_else(
+    speaking: Tokenizer, clock: ManualClock, move_in: Move, monkeypatch: pytest.MonkeyPatch, arrives: bool
+) -> None:
+    if not arrives:
+        monkeypatch.setattr(static, "_FETCH_S", 0.05)
+    engine = small(speaking)
+    other, good = await OtherTokenizer.move_in(speaking, clock, arrives), await store(speaking, clock)
+    with_another = await move_in({SMALL: engine}, other, good.seller)
+    alone = await move_in({SMALL: engine}, other)
+    running = await occupied(engine)
+
+    answer, _ = await with_another.told(model="auto")
+    queueing = asyncio.create_task(alone.told(model="auto"))
+    await until(lambda: engine.free_slots() == 0 and len(other.asked) > 0)
+    await running.aclose()
+
+    assert answer.route == good.did
+    assert (await queueing)[0].route == "local"
+    assert other.ordered == []
 
 
 async def test_a_model_that_is_not_here_is_bought(speaking: Tokenizer, clock: ManualClock, move_in: Move) -> None:

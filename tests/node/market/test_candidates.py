@@ -5,9 +5,9 @@ from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ledger.money import Amount, Price
+from ledger.money import MAX_AMOUNT, Amount, Price, Unit
 from ledger.records import Offer, Privacy, Signed
-from node.market.candidates import Candidate, Limits, Weights, Wish, quality_of, rank, rule_out
+from node.market.candidates import DEFAULT_MAX_PER_DAY, Candidate, Limits, Weights, Wish, quality_of, rank, rule_out
 from tests.node.market.conftest import MakeOffer, offer_by
 
 MODEL = bytes([7]) * 32
@@ -89,6 +89,24 @@ def test_what_the_request_needs_rules_out_with_its_reason(
 
     assert said is not None
     assert said.startswith(reason)
+
+
+@pytest.mark.parametrize("unit", ["uusd", "msat"])
+def test_where_the_owner_sets_no_limit_to_a_days_spending_there_is_one(make_offer: MakeOffer, unit: Unit) -> None:
+    asking = candidate(make_offer(price=Price(1_000_000, 2_000_000, unit)))
+    before = DEFAULT_MAX_PER_DAY[unit].value - 2_000
+
+    assert rule_out(asking, evolve(ANYTHING, spent_today={unit: before}), Limits()) is None
+    said = rule_out(asking, evolve(ANYTHING, spent_today={unit: before + 1}), Limits())
+    assert said is not None
+    assert said.startswith("would bring today's spending to")
+
+
+def test_a_price_beyond_all_amounts_is_ruled_out(make_offer: MakeOffer) -> None:
+    dear = candidate(make_offer(price=Price(MAX_AMOUNT, MAX_AMOUNT, "uusd")), context=4_000_000)
+    wish = evolve(ANYTHING, prompt_tokens=1_000_000, max_tokens=1)
+
+    assert rule_out(dear, wish, Limits(max_per_day=uusd(MAX_AMOUNT))) == "asks more than can be paid at all"
 
 
 def test_a_seller_that_takes_no_credit_is_ruled_out(make_offer: MakeOffer) -> None:

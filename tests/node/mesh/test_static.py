@@ -226,3 +226,50 @@ async def test_models_that_a_peer_stops_selling_are_dropped(
     await peers.refresh(store.did)
 
     assert peers.offers() == []
+
+
+async def test_a_tokenizer_that_could_not_be_had_is_not_asked_for_again_for_a_while(
+    store: Store, tokenizer: Tokenizer, customer: Customer, tokenizers: Tokenizers, clock: ManualClock
+) -> None:
+    asked: list[bytes] = []
+
+    class Late(Line):
+        async def tokenizer(self, digest: bytes) -> bytes:
+            asked.append(digest)
+            if len(asked) == 1:
+                raise Unreachable("no answer")
+            return await super().tokenizer(digest)
+
+    peers = naming(customer, {store.did: Late(store.seller)}, tokenizers, clock)
+
+    for _ in range(3):
+        with pytest.raises(NoTokenizerToBeHad, match="no answer"):
+            await peers.tokenizer(tokenizer.digest, store.did)
+        clock.advance(60)
+    assert len(asked) == 1
+    clock.advance(180)
+
+    assert (await peers.tokenizer(tokenizer.digest, store.did)).size == tokenizer.size
+    tokenizers.close()
+
+
+async def test_an_unexpected_error_does_not_end_contact_with_a_peer(
+    store: Store, customer: Customer, tokenizers: Tokenizers, clock: ManualClock
+) -> None:
+    class Buggy(Line):
+        calls = 0
+
+        async def offers(self) -> Sequence[bytes]:
+            self.calls += 1
+            if self.calls == 1:
+                raise KeyError("a bug")
+            return await super().offers()
+
+    peers = naming(customer, {store.did: Buggy(store.seller)}, tokenizers, clock)
+
+    peers.start()
+    await until(lambda: store.did in peers.trouble)
+    await until(lambda: bool(peers.offers()))
+    await peers.close()
+
+    assert store.did not in peers.trouble

@@ -1,6 +1,8 @@
 """Conversations become ids in which only the template speaks with control tokens."""
 
-from collections.abc import AsyncIterator
+import contextlib
+import struct
+from collections.abc import AsyncIterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -10,10 +12,14 @@ from node.models.gguf import BadModelFile
 from node.models.manifest import tokenizer_file
 from node.models.template import TemplateRenderer
 from node.models.tokenizer import Tokenizer, TokenizerMismatch, check_tokenizer
+from node.models.tokenizer_probe import MAX_CONTROL
 from node.models.tokenizers import DangerousTokenizer, NoTokenizer, Tokenizers
 from node.models.vocab import UnknownToken
+from tests.node.models.conftest import gguf_bytes, text
 
 USER, ASSISTANT, SYSTEM = 1, 2, 3
+I32, F32, STRING, ARRAY = 5, 6, 8, 9  # GGUF's types
+UNKNOWN, CONTROL, BYTE = 2, 3, 6  # llama.cpp's types of tokens
 
 
 @pytest.fixture
@@ -97,6 +103,48 @@ async def test_a_file_that_llama_cpp_does_not_load_is_not_kept(tokenizers: Token
     with pytest.raises(DangerousTokenizer):
         await tokenizers.add(raw, digest)
     assert not tokenizers.has(digest)
+
+
+def sentencepiece(tokens: Sequence[tuple[bytes, int]]) -> bytes:
+    """A SentencePiece tokenizer file of these (spelling, type)."""
+    arrays = (
+        ("tokenizer.ggml.tokens", STRING, b"".join(text(spelling) for spelling, _ in tokens)),
+        ("tokenizer.ggml.scores", F32, struct.pack(f"<{len(tokens)}f", *[0.0] * len(tokens))),
+        ("tokenizer.ggml.token_type", I32, struct.pack(f"<{len(tokens)}i", *[kind for _, kind in tokens])),
+    )
+    pairs = [
+        ("general.architecture", STRING, text("llama")),
+        ("tokenizer.ggml.model", STRING, text("llama")),
+        ("tokenizer.chat_template", STRING, text("{{ messages[0].content }}")),
+    ]
+    pairs += [(key, ARRAY, struct.pack("<IQ", kind, len(tokens)) + raw) for key, kind, raw in arrays]
+    return gguf_bytes(pairs)
+
+
+BYTES = [(b"<0x%02X>" % byte, BYTE) for byte in range(256)]
+SPECIAL = [(b"<unk>", UNKNOWN), (b"<s>", CONTROL), (b"</s>", CONTROL)]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "harmless"),
+    [
+        (SPECIAL + BYTES, True),
+        ([*SPECIAL, *(token for token in BYTES if token[0] != b"<0x01>")], False),
+        (SPECIAL + BYTES + [(b"<c%d>" % number, CONTROL) for number in range(MAX_CONTROL - 2)], True),
+        (SPECIAL + BYTES + [(b"<c%d>" % number, CONTROL) for number in range(MAX_CONTROL - 1)], False),
+    ],
+    ids=["all bytes", "a byte is missing", "many control tokens", "too many control tokens"],
+)
+async def test_a_tokenizer_from_a_peer_on_which_some_text_would_do_harm_is_refused(
+    tokenizers: Tokenizers, tokens: Sequence[tuple[bytes, int]], harmless: bool
+) -> None:
+    raw = sentencepiece(tokens)
+    digest = sha256(raw).digest()
+
+    with contextlib.nullcontext() if harmless else pytest.raises(DangerousTokenizer):
+        await tokenizers.add(raw, digest)
+
+    assert tokenizers.has(digest) == harmless
 
 
 def test_a_whole_model_is_no_tokenizer(demo: Path) -> None:
