@@ -350,7 +350,7 @@ async def test_a_byte_that_was_flipped_on_the_way_is_detected(network: Network, 
             raw = await client.chat.completions.with_raw_response.create(model="auto", messages=STORY, max_tokens=60)
         assert flip.flipped
         assert raw.headers["x-idlemesh-route"] == "local"
-        assert "a frame of the stream cannot be opened" in raw.headers["x-idlemesh-degraded"]
+        assert pair.seller.running.did in raw.headers["x-idlemesh-degraded"]
         async with owner_of(node) as owner:
             (peer,) = await owner.peers()
-        assert peer["failed"] == 1
+        assert (peer["failed"], peer["delivered"]) == (1, 0)
