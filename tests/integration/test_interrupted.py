@@ -31,7 +31,6 @@ from tests.integration.network import (
 
 ENDLESS = "tests.integration.endless_seller"
 MOST = 1_500
-NOTHING_YET = 0
 
 
 async def chunks_of(client: openai.AsyncOpenAI) -> AsyncIterator[ChatCompletionChunk]:
@@ -180,7 +179,7 @@ async def test_an_acknowledgement_that_was_not_sent_is_sent_after_a_restart(netw
             return books.authorized == books.earned > 0
 
         await until(acknowledged)
-        assert (await balance(seller, deaf.running.did)).authorized == NOTHING_YET
+        assert (await balance(seller, deaf.running.did)).authorized == 0
         await kill(deaf)
     buyer = await network.up("buyer", BUYER, [way_to(seller)])
     assert did_in(network.folder / "buyer") == deaf.running.did

@@ -19,7 +19,7 @@ from tests.node.api.running import Reply, RunningNode, request, running_node, se
 from tests.node.trading import Draft, draft_order
 
 STRANGER = Identity(b"a stranger" + bytes(22))
-# Two stand on each other's toes with the same nonce only if they mean to.
+# For nonces that no other test uses.
 _FRESH = SystemEntropy()
 
 
