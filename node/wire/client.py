@@ -24,6 +24,7 @@ CALL_S: Final = 10.0
 # A tokenizer file has up to 64 MB: so many times as long.
 _DOWNLOAD_CALLS: Final = 12
 _CONNECT_S: Final = 5.0
+_FILE_S: Final = 20.0
 _CHUNK: Final = 65_536
 
 
