@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,7 +59,9 @@ def watched(title: str, command: list[str], log: Path, environment: Mapping[str,
             seconds = int(time.monotonic() - started)
             moved = f"{seconds // 60}:{seconds % 60:02} {stage(tail(log))}"
             if terminal:
-                print(f"\r\033[K{title}  {moved}", end="", flush=True)
+                # Cut to the width: a line that wraps cannot be written over, and would scroll instead.
+                line = f"{title}  {moved}"[: shutil.get_terminal_size().columns - 1]
+                print(f"\r\033[K{line}", end="", flush=True)
             elif process.returncode is None:
                 print(f"  {moved}", flush=True)
     except BaseException:

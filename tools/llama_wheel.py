@@ -128,7 +128,7 @@ class LlamaWheel:
         # pip's own cache would hand out a wheel that was built with other flags.
         whence = ["--no-cache-dir", "--no-deps", "--no-binary", NAME, "--require-hashes", "--requirement"]
         command = [*pip, "wheel", "--verbose", "--no-build-isolation", *whence, str(source)]
-        title = "Building llama.cpp for this CPU: once per machine, 3 to 6 minutes on two cores"
+        title = "Building llama.cpp, once per machine (3 to 6 minutes)"
         watched(title, [*command, "--wheel-dir", str(workplace)], log, environment)
         workplace.rename(finished)
         return next(finished.glob("*.whl"))

@@ -102,7 +102,7 @@ def audit(body: Body) -> None:
 def accounts(body: Body) -> None:
     """Every balance."""
     rows = [
-        (a["peer"], a["direction"], a["earned"], a["authorized"], a["unpaid"], a["available"], a["limit"])
+        (short(a["peer"]), a["direction"], a["earned"], a["authorized"], a["unpaid"], a["available"], a["limit"])
         for a in body["accounts"]
     ]
     columns = ("peer", "direction", "earned", "authorized", "unpaid", "available", "credit limit")
