@@ -62,8 +62,10 @@ class CannotListen(HomeError):
 class NeedsApiKey(HomeError):
     """A node that others can reach must ask its clients for a key."""
 
-    def __init__(self, host: str) -> None:
-        super().__init__(f"listening on {host} lets others in: make an API key first, with `idlemesh key api`")
+    def __init__(self, host: str, folder: Path) -> None:
+        super().__init__(
+            f"listening on {host} lets others in: make an API key first, with `idlemesh key api --home {folder}`"
+        )
 
 
 @frozen
@@ -143,7 +145,7 @@ def _api_key(home: Home, config: Config) -> str | None:
         return None
     key = home.api_key()
     if key is None:
-        raise NeedsApiKey(config.node.host)
+        raise NeedsApiKey(config.node.host, home.folder)
     return key
 
 
