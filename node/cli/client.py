@@ -46,7 +46,7 @@ class OwnerClient:
         return body
 
     async def chat(self, body: dict[str, Any], headers: dict[str, str]) -> AsyncIterator[dict[str, Any]]:
-        """The events of a streamed answer; the first one is `{"headers": ...}`. Raises CommandFailed."""
+        """The events of a streamed answer. Raises CommandFailed."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
         try:
             async with self._session.post(
@@ -57,7 +57,6 @@ class OwnerClient:
             ) as response:
                 if response.status != 200:
                     raise CommandFailed((await response.json())["error"]["message"])
-                yield {"headers": dict(response.headers)}
                 async for event in _events(response):
                     if "error" in event:
                         raise CommandFailed(event["error"]["message"])

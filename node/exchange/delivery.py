@@ -34,10 +34,6 @@ class Terms:
         """How many token ids the prompt has."""
         return len(self.request.prompt)
 
-    def input_cost(self) -> int:
-        """What the prompt alone costs."""
-        return cost(self.offer.record.price, self.prompt_tokens, 0)
-
     def output_cost(self, tokens: int) -> int:
         """What so many output tokens cost without the input: what a checkpoint says."""
         return cost(self.offer.record.price, 0, tokens)
@@ -45,10 +41,6 @@ class Terms:
     def full_cost(self, tokens: int) -> int:
         """What the order costs with so many output tokens: what a receipt says."""
         return cost(self.offer.record.price, self.prompt_tokens, tokens)
-
-    def highest_cost(self) -> int:
-        """What the order costs at most."""
-        return self.full_cost(self.order.record.max_tokens)
 
 
 @frozen

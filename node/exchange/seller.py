@@ -48,7 +48,7 @@ from node.exchange.book import RAIL, Book, kept
 from node.models.tokenizer import Tokenizer
 from node.ports import Entropy
 from node.wire.client import SIGN_OF_LIFE_S
-from node.wire.frames import AnswerWriter, CancelFrame, CheckpointFrame, Frame, Ids, ReceiptFrame
+from node.wire.frames import AnswerWriter, CancelFrame, CheckpointFrame, Ids, ReceiptFrame
 from node.wire.messages import MAX_SEALED, Refused, Request, decode_request
 from node.wire.sealing import KEY_BYTES, CannotOpen, KeyPair, RequestBinding, open_request, sellers_answer_key
 
@@ -146,7 +146,7 @@ class Seller:
 
         Prekeys of offers that are over go, too.
         """
-        self._stands = {d: s for d, s in self._stands.items() if not self._is_over(s)}
+        self._drop_stale_stands()
         for key, account in self._book.journal.books.accounts.items():
             if key.payee == self._book.me:
                 left = [d for d, r in account.orders.items() if r.open and d not in self._running]
@@ -158,7 +158,7 @@ class Seller:
     async def offers(self) -> list[bytes]:
         """The open offers; made anew when half of their life is over."""
         now = self._book.now()
-        self._stands = {d: s for d, s in self._stands.items() if not self._is_over(s)}
+        self._drop_stale_stands()
         fresh = {
             s.offer.record.model: s
             for s in self._stands.values()
@@ -169,6 +169,10 @@ class Seller:
                 stand = self._make_stand(ware, now)
                 self._stands[stand.offer.digest] = fresh[model] = stand
         return [stand.offer.raw for stand in fresh.values()]
+
+    def _drop_stale_stands(self) -> None:
+        """Offers that are over go, and their prekeys with them."""
+        self._stands = {digest: stand for digest, stand in self._stands.items() if not self._is_over(stand)}
 
     def _is_over(self, stand: _Stand) -> bool:
         return stand.offer.record.expires + CLOCK_SKEW_S < self._book.now()
@@ -488,10 +492,12 @@ class _Delivering:
                 contextlib.aclosing(_with_signs_of_life(groups, self.sale.cancelled)) as beats,
             ):
                 async for ids in beats:
-                    for frame in self._frames(ids):
-                        if isinstance(frame, CheckpointFrame):
-                            await self._keep_checkpoint(frame.raw)
-                        yield self._writer.write(frame)
+                    for part in self._parts(ids):
+                        if isinstance(part, Ids):
+                            yield self._writer.write(part)
+                        else:
+                            await self._keep_checkpoint(part)
+                            yield self._writer.write(CheckpointFrame(part.raw))
                     if self._stopped():
                         break
         except EngineError:
@@ -503,11 +509,11 @@ class _Delivering:
         receipt = await self._finish()
         yield self._writer.write(ReceiptFrame(receipt.raw))
 
-    def _frames(self, ids: Sequence[int]) -> list[Frame]:
-        """The frames for the next ids, cut where a stop string is complete, with the checkpoints that fall due."""
+    def _parts(self, ids: Sequence[int]) -> list[Ids | Signed[Checkpoint]]:
+        """The next ids, cut where a stop string is complete, with the checkpoints that fall due."""
         if not ids:
             return [Ids(())]
-        frames: list[Frame] = []
+        parts: list[Ids | Signed[Checkpoint]] = []
         while ids and not self._stopped():
             room = CHECKPOINT_TOKENS - self._chain.tokens % CHECKPOINT_TOKENS
             part, ids = tuple(ids[:room]), ids[room:]
@@ -516,14 +522,13 @@ class _Delivering:
             part = part[: self._text.tokens - before]
             self._chain.add(part)
             self._last = part[-1]
-            frames.append(Ids(part))
+            parts.append(Ids(part))
             if self._chain.tokens % CHECKPOINT_TOKENS == 0:
-                frames.append(CheckpointFrame(self._checkpoint().raw))
-        return frames
+                parts.append(self._checkpoint())
+        return parts
 
-    async def _keep_checkpoint(self, raw: bytes) -> None:
+    async def _keep_checkpoint(self, checkpoint: Signed[Checkpoint]) -> None:
         """What a checkpoint says is earned before the buyer sees it, so that a crash takes nothing from either."""
-        checkpoint = open_record(raw, Checkpoint)
         key = self._book.debt_of(self.sale.buyer, self.sale.stand.ware.price.unit).key
         await self._book.post(
             AccountChanged(key, Earned(self.sale.order.digest, checkpoint.record.cost)),

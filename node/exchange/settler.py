@@ -203,7 +203,7 @@ class Settler:
             self._hand_over(seller)
 
     async def sweep(self) -> None:
-        """Close the orders that have expired and of which nothing ever came; forget those that are long closed."""
+        """Close the orders that have expired and of which nothing ever came."""
         for key, order in self._open_orders(before=self._book.now() - 2 * CLOCK_SKEW_S):
             if self._book.experience.due(order) is None:
                 await self._recover_order(key, order)
