@@ -28,6 +28,8 @@ OFFER_LIFETIME_S: Final = 24 * 3600
 ORDER_LIFETIME_S: Final = 600
 GRANT_LIFETIME_S: Final = 30 * 24 * 3600
 MAX_TOKENS: Final = 2**24
+# Tokens of one score order: its Score must fit a frame.
+MAX_SCORED: Final = 4_096
 
 Privacy = Literal["public", "internal", "confidential", "restricted"]
 PRIVACY_LEVELS: Final[tuple[Privacy, ...]] = get_args(Privacy)
@@ -165,14 +167,14 @@ class Order:
     kind: ClassVar[str] = "order"
     limit: ClassVar[int] = 4_096
 
-    work: Literal["generate"]
+    work: Literal["generate", "score"]
     seller: DidText  # binds the order to one seller, whatever the offer's bytes
     offer: Digest
     nonce: Bytes16
     request: Digest  # digest of the sealed request
     sampling: Sampling
     seed: Seed
-    start: Annotated[int, _between(0, 0)]  # position in the answer; above 0 once answers can be continued
+    start: Tokens  # how many of the prompt's last ids are the answer's earlier part: 0 unless it is continued
     max_tokens: SomeTokens
     max_cost: Money
     privacy: Privacy
@@ -181,6 +183,7 @@ class Order:
     trace: Bytes16
     issued: Seconds
     expires: Seconds
+    part_of: Annotated[bytes | None, _digest_if_any] = None  # of a continued answer: the order of the part before it
 
 
 @frozen(field_transformer=_ranges)
@@ -288,6 +291,27 @@ class Margins:
 
 
 @frozen(field_transformer=_ranges)
+class Score:
+    """What a scorer's weights say of each claimed token of a score order, packed, little-endian, in their order."""
+
+    kind: ClassVar[str] = "score"
+    limit: ClassVar[int] = 57_344
+
+    order: Digest
+    model: Digest
+    engine: Fingerprint
+    tokens: Annotated[int, _between(1, MAX_SCORED)]
+    best: Annotated[bytes, _sized(4, 4 * MAX_SCORED)]  # the id that the sampler would have chosen, 4 bytes each
+    values: Annotated[bytes, _sized(4, 4 * MAX_SCORED)]  # its logit after steering, millionths, signed 4 bytes each
+    margins: Annotated[bytes, _sized(4, 4 * MAX_SCORED)]  # of the claimed token, millionths of a logit, 4 bytes each
+
+    def __attrs_post_init__(self) -> None:
+        for name in ("best", "values", "margins"):
+            if len(getattr(self, name)) != 4 * self.tokens:
+                raise ValueError(f"{name} must have 4 bytes for each of {self.tokens} tokens")
+
+
+@frozen(field_transformer=_ranges)
 class Verdict:
     """What an auditor found when it replayed a receipt."""
 
@@ -305,8 +329,9 @@ class Verdict:
     issued: Seconds
 
 
-Record = Offer | Order | Checkpoint | Receipt | Voucher | Acknowledgement | Grant | Cancel | Verdict
+Record = Offer | Order | Checkpoint | Receipt | Voucher | Acknowledgement | Grant | Cancel | Score | Verdict
 KINDS: Final[dict[str, type[Any]]] = {record.kind: record for record in get_args(Record)}
+_MAY_BE_ABSENT: Final = {"acknowledgement": ("previous",), "order": ("part_of",)}
 R = TypeVar("R", bound=Record)
 R_co = TypeVar("R_co", bound=Record, covariant=True)
 
@@ -397,8 +422,8 @@ def open_record(raw: bytes, kind: type[R]) -> Signed[R]:
         raise codec.Malformed(f"the payload of the {kind.kind} is not a map")
     if None in body.values():
         raise codec.Malformed(f"the {kind.kind} has a null field: absent fields are left out")
-    if kind is Acknowledgement:
-        body.setdefault("previous", None)
+    for name in _MAY_BE_ABSENT.get(kind.kind, ()):
+        body.setdefault(name, None)
     try:
         record = _CONVERTER.structure(body, kind)
     except (cattrs.BaseValidationError, ValueError, TypeError, NotADid) as error:

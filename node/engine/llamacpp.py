@@ -12,7 +12,7 @@ from attrs import frozen
 
 from ledger.records import Fingerprint
 from node.engine.hardware import default_threads
-from node.engine.port import BadPrompt, EngineFailed, Job, PromptTooLong, Rows
+from node.engine.port import BadPrompt, EngineFailed, Job, Piece, PromptTooLong, Rows
 from node.engine.thread import Work, WorkThread
 from node.models.llama import backend, build
 from node.models.manifest import Manifest
@@ -95,7 +95,7 @@ class LlamaEngine:
         """1 while nothing runs or waits, else 0."""
         return int(self._thread.idle())
 
-    def generate(self, job: Job) -> AsyncGenerator[list[int], None]:
+    def generate(self, job: Job) -> AsyncGenerator[Piece, None]:
         """See `Engine.generate`."""
         self._check(job.prompt, 1)
         self._thread.check()
@@ -109,6 +109,10 @@ class LlamaEngine:
         ids = [*prompt, *claimed[:-1]] if claimed else []
         work = Work(lambda: self._translated(self._score(ids, len(prompt) - 1)), room=_SCORE_BLOCKS)
         return self._each(work)
+
+    async def embed(self, inputs: Sequence[Sequence[int]]) -> Rows:
+        """See `Engine.embed`."""
+        raise EngineFailed("embeddings are not there yet")
 
     async def close(self) -> None:
         """See `Engine.close`."""
@@ -127,11 +131,11 @@ class LlamaEngine:
         except UnknownToken as error:
             raise BadPrompt(str(error)) from None
 
-    async def _taken(self, work: Work[int]) -> AsyncGenerator[list[int], None]:
+    async def _taken(self, work: Work[int]) -> AsyncGenerator[Piece, None]:
         self._thread.submit(work)
         try:
             while ids := await work.take():
-                yield ids
+                yield Piece(tuple(ids))
         finally:
             self._thread.withdraw(work)
 

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 import numpy as np
 
 from ledger.records import Fingerprint
-from node.engine.port import BadPrompt, EngineBusy, EngineClosed, EngineFailed, Job, PromptTooLong, Rows
+from node.engine.port import BadPrompt, EngineBusy, EngineClosed, EngineFailed, Job, Piece, PromptTooLong, Rows
 from node.models.manifest import Manifest
 from node.models.merkle import File
 from verify.sampler import SAMPLER, sample
@@ -72,7 +72,7 @@ class MemoryEngine:
         """Slots without a job."""
         return max(0, self.slots - self._jobs)
 
-    def generate(self, job: Job) -> AsyncGenerator[list[int], None]:
+    def generate(self, job: Job) -> AsyncGenerator[Piece, None]:
         """See `Engine.generate`."""
         self._check(job.prompt, 1)
         self._check_room()
@@ -83,6 +83,10 @@ class MemoryEngine:
         self._check(prompt, len(claimed))
         self._check_room()
         return self._in_turn(self._score([*prompt, *claimed], len(prompt)))
+
+    async def embed(self, inputs: Sequence[Sequence[int]]) -> Rows:
+        """See `Engine.embed`."""
+        raise EngineFailed("embeddings are not there yet")
 
     async def close(self) -> None:
         """See `Engine.close`."""
@@ -124,7 +128,7 @@ class MemoryEngine:
                 task.cancel()
             await asyncio.gather(result, closed, return_exceptions=True)
 
-    async def _generate(self, job: Job) -> AsyncGenerator[list[int], None]:
+    async def _generate(self, job: Job) -> AsyncGenerator[Piece, None]:
         ids = list(job.prompt)
         for done in range(min(job.max_tokens, self.context - len(ids))):
             if done == self._fail_after:
@@ -133,7 +137,7 @@ class MemoryEngine:
                 await asyncio.Event().wait()
             await asyncio.sleep(self._seconds)
             ids.append(sample(self.logits(ids), job.sampling, job.seed, len(ids)))
-            yield ids[-1:]
+            yield Piece((ids[-1],))
             if ids[-1] in self.eog:
                 return
 

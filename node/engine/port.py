@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ledger.records import Fingerprint, Sampling
 from node.models.manifest import Manifest
+from verify.steering import Steering
 
 Rows = NDArray[np.float32]
 
@@ -61,11 +62,36 @@ class Job:
     sampling: Sampling
     seed: int
     max_tokens: int
+    steering: Steering = field(factory=Steering, repr=False)
+    earlier: int = 0  # how many of the prompt's last ids are the answer's own earlier part
+    client: str = ""  # whose prefix cache it may use and fill: a buyer's did; "" is the owner
+    sold: bool = False  # sold work waits while the owner's own does
+    logprobs: int | None = None  # how many of the likeliest tokens to tell for each; None tells nothing
 
     @property
     def start(self) -> int:
         """Position of the first generated token, counted from the start of the prompt."""
         return len(self.prompt)
+
+
+@frozen
+class Logprob:
+    """One token's natural log-probability, and the likeliest tokens of its place, best first: of softmax(logits)
+    after steering, at temperature 1 and without cutoffs, as OpenAI's."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@frozen
+class Piece:
+    """The next ids of an answer, as many logprobs if the job asked for them; `cached`, said with the first piece:
+    how many of the prompt's tokens did not have to be computed."""
+
+    ids: tuple[int, ...]
+    cached: int = 0
+    logprobs: tuple[Logprob, ...] = ()
 
 
 class Engine(Protocol):
@@ -97,8 +123,8 @@ class Engine(Protocol):
         """How many jobs would begin at once if they were asked for now."""
         ...
 
-    def generate(self, job: Job) -> AsyncGenerator[list[int], None]:
-        """New ids in groups as they come, never an empty group; ends after an end-of-generation id, which
+    def generate(self, job: Job) -> AsyncGenerator[Piece, None]:
+        """New ids in pieces as they come, never an empty one; ends after an end-of-generation id, which
         belongs to the answer, or at `max_tokens` or the context's end.
 
         Closing the generator, or cancelling who waits for it, frees the engine within one token (one chunk of
@@ -112,6 +138,11 @@ class Engine(Protocol):
 
         Closing and errors as in `generate`; it waits in the same line.
         """
+        ...
+
+    async def embed(self, inputs: Sequence[Sequence[int]]) -> Rows:
+        """One vector for each input's ids, (len(inputs), width), of length 1: the mean of the last layer over its
+        tokens, or what the model's own pooling says. Errors as in `generate`."""
         ...
 
     async def close(self) -> None:

@@ -22,7 +22,7 @@ from ledger.money import Unit
 from ledger.records import Record, Signed
 from node.exchange.experience import Experience
 from node.ports import Clock
-from node.wire.messages import MAX_REQUEST, Request
+from node.wire.messages import MAX_REQUEST, Request, decode_request, encode_request
 
 RAIL: Final = "credit"
 _DAY_MS: Final = 86_400_000
@@ -126,14 +126,7 @@ class Book:
 
     def sealed_material(self, order: bytes, request: Request, answer: Sequence[int], expires: int) -> Material:
         """Prompt and answer of an order, encrypted for this node alone, to be kept until its audit window closes."""
-        plain = codec.encode(
-            {
-                "salt": request.salt,
-                "prompt": ids_bytes(request.prompt),
-                "stop": list(request.stop),
-                "answer": ids_bytes(answer),
-            }
-        )
+        plain = codec.encode({"request": encode_request(request), "answer": ids_bytes(answer)})
         return Material(order, self._box.encrypt(plain), expires)
 
     async def material(self, order: bytes) -> tuple[Request, tuple[int, ...]] | None:
@@ -145,8 +138,7 @@ class Book:
             plain = codec.decode(self._box.decrypt(sealed), 2 * MAX_REQUEST)
         except CryptoError:
             return None
-        request = Request(plain["salt"], ids_from_bytes(plain["prompt"]), tuple(plain["stop"]))
-        return request, ids_from_bytes(plain["answer"])
+        return decode_request(plain["request"]), ids_from_bytes(plain["answer"])
 
 
 def kept(signed: Signed[Record], order: bytes | None = None) -> Kept:

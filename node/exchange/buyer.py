@@ -129,7 +129,7 @@ class Buyer:
     def _prepare(self, offer: Signed[Offer], ask: Ask) -> tuple[Terms, bytes, bytes]:
         """The signed order, its sealed request, and the key of the answer."""
         now, draw = self._book.now(), self._entropy.bytes
-        request = Request(draw(SALT_BYTES), ask.prompt, ask.stop)
+        request = Request(draw(SALT_BYTES), ask.prompt, ask.stop, ask.steering)
         nonce, ephemeral = draw(NONCE_BYTES), KeyPair.from_seed(draw(KEY_BYTES))
         try:
             binding = RequestBinding(offer.digest, nonce, self._book.me)

@@ -8,6 +8,7 @@ from attrs import field, frozen
 
 from ledger.records import Privacy, Sampling
 from node.exchange.delivery import Delivery
+from verify.steering import Steering
 
 
 @frozen
@@ -20,6 +21,7 @@ class Ask:
     seed: int
     max_tokens: int
     privacy: Privacy
+    steering: Steering = field(factory=Steering, repr=False)
 
 
 class NotPlaced(Exception):

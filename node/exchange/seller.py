@@ -42,7 +42,7 @@ from ledger.records import (
     open_record,
     sign,
 )
-from node.engine.port import Engine, EngineError, Job
+from node.engine.port import Engine, EngineError, Job, Piece
 from node.exchange import experience
 from node.exchange.book import RAIL, Book, kept
 from node.models.tokenizer import Tokenizer
@@ -485,11 +485,20 @@ class _Delivering:
     async def run(self) -> AsyncGenerator[bytes, None]:
         """The bytes of the stream, to its end."""
         order, request = self.sale.order.record, self.sale.request
-        job = Job(request.prompt, order.sampling, order.seed, order.max_tokens)
+        job = Job(
+            request.prompt,
+            order.sampling,
+            order.seed,
+            order.max_tokens,
+            steering=request.steering,
+            earlier=order.start,
+            client=self.sale.buyer,
+            sold=True,
+        )
         try:
             async with (
-                contextlib.aclosing(self.sale.stand.ware.engine.generate(job)) as groups,
-                contextlib.aclosing(_with_signs_of_life(groups, self.sale.cancelled)) as beats,
+                contextlib.aclosing(self.sale.stand.ware.engine.generate(job)) as pieces,
+                contextlib.aclosing(_with_signs_of_life(pieces, self.sale.cancelled)) as beats,
             ):
                 async for ids in beats:
                     for part in self._parts(ids):
@@ -596,22 +605,22 @@ def _received(voucher: Signed[Voucher], account: Account) -> VoucherReceived:
 
 
 async def _with_signs_of_life(
-    groups: AsyncGenerator[list[int], None], cancelled: asyncio.Event
+    pieces: AsyncGenerator[Piece, None], cancelled: asyncio.Event
 ) -> AsyncGenerator[Sequence[int], None]:
-    """The groups as they come, an empty one when nothing came for a while; ends early when cancelled."""
+    """The ids as they come, none when nothing came for a while; ends early when cancelled."""
     stop = asyncio.ensure_future(cancelled.wait())
-    following: asyncio.Future[list[int] | None] | None = None
+    following: asyncio.Future[Piece | None] | None = None
     try:
         while not cancelled.is_set():
-            following = following or asyncio.ensure_future(anext(groups, None))
+            following = following or asyncio.ensure_future(anext(pieces, None))
             await asyncio.wait((following, stop), timeout=SIGN_OF_LIFE_S, return_when=asyncio.FIRST_COMPLETED)
             if not following.done():
                 yield ()
                 continue
-            ids, following = following.result(), None
-            if ids is None:
+            piece, following = following.result(), None
+            if piece is None:
                 return
-            yield ids
+            yield piece.ids
     finally:
         stop.cancel()
         if following is not None:

@@ -1,13 +1,13 @@
 """An answer on its way to the client: text as it comes, whoever computes it, and what it was in the end."""
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Literal, Protocol
 
 from attrs import frozen
 
 from ledger.money import Amount
-from node.engine.port import Engine, Job
+from node.engine.port import Engine, Job, Piece
 from node.exchange.delivery import Delivery
 from node.exchange.purchase import NotPlaced, Purchase
 from node.models.text import TextStream
@@ -32,8 +32,8 @@ class Source(Protocol):
 
     stops_itself: bool  # whether it ends the answer at a stop string without being told
 
-    def ids(self) -> AsyncGenerator[Sequence[int], None]:
-        """Groups of new ids; closing stops the work."""
+    def ids(self) -> AsyncGenerator[Piece, None]:
+        """Pieces of new ids; closing stops the work."""
         ...
 
     async def paper(self) -> tuple[bytes | None, Amount | None]:
@@ -49,10 +49,10 @@ class LocalSource:
     def __init__(self, engine: Engine, job: Job) -> None:
         self._engine, self._job = engine, job
 
-    async def ids(self) -> AsyncGenerator[Sequence[int], None]:
-        async with contextlib.aclosing(self._engine.generate(self._job)) as groups:
-            async for group in groups:
-                yield group
+    async def ids(self) -> AsyncGenerator[Piece, None]:
+        async with contextlib.aclosing(self._engine.generate(self._job)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def paper(self) -> tuple[bytes | None, Amount | None]:
         return None, None
@@ -66,11 +66,11 @@ class BoughtSource:
     def __init__(self, purchase: Purchase) -> None:
         self._purchase = purchase
 
-    async def ids(self) -> AsyncGenerator[Sequence[int], None]:
+    async def ids(self) -> AsyncGenerator[Piece, None]:
         ended = False
         try:
-            async for group in self._purchase.tokens():
-                yield group
+            async for ids in self._purchase.tokens():
+                yield Piece(ids)
             ended = True
         finally:
             if not ended:
@@ -119,10 +119,10 @@ class Answer:
     async def begin(self) -> bool:
         """Wait for the first ids; False if none came. Raises what the source raises."""
         try:
-            group = await anext(self._ids, None)
-            if group is None:
+            piece = await anext(self._ids, None)
+            if piece is None:
                 return False
-            self._waiting.append(self._take(group))
+            self._waiting.append(self._take(piece))
         except BaseException:
             await self.close()
             raise
@@ -144,8 +144,8 @@ class Answer:
         if self.ending is not None:
             return
         try:
-            while self._wants_more() and (group := await anext(self._ids, None)) is not None:
-                if part := self._take(group):
+            while self._wants_more() and (piece := await anext(self._ids, None)) is not None:
+                if part := self._take(piece):
                     yield part
             if rest := self._stream.finish():
                 yield rest
@@ -162,10 +162,10 @@ class Answer:
     def _wants_more(self) -> bool:
         return self._stream.stopped_at is None or self._source.stops_itself
 
-    def _take(self, group: Sequence[int]) -> str:
+    def _take(self, piece: Piece) -> str:
         before = self._stream.tokens
-        text = self._stream.feed(group)
+        text = self._stream.feed(piece.ids)
         taken = self._stream.tokens - before
         self._tokens += taken
-        self._last = group[taken - 1] if taken else self._last
+        self._last = piece.ids[taken - 1] if taken else self._last
         return text

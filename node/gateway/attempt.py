@@ -98,7 +98,7 @@ class Attempt:
     async def _prompt(self, candidate: Candidate) -> tuple[int, ...]:
         tokenizer = await self._supply.tokenizer_for(candidate)
         if tokenizer.digest not in self._prompts:
-            self._prompts[tokenizer.digest] = await tokenizer.encode(self._question.messages)
+            self._prompts[tokenizer.digest] = await tokenizer.encode(self._question.messages, self._question.tools)
         return self._prompts[tokenizer.digest]
 
     def _note(self, candidate: Candidate, reason: str) -> None:
@@ -123,7 +123,17 @@ class Attempt:
         if len(prompt) + most > candidate.context:
             raise ContextExceeded(len(prompt) + most, candidate.context)
         answer = Answer(
-            LocalSource(local.engine, Job(prompt, question.sampling, self._seed, most)),
+            LocalSource(
+                local.engine,
+                Job(
+                    prompt,
+                    question.sampling,
+                    self._seed,
+                    most,
+                    steering=question.steering,
+                    logprobs=question.logprobs,
+                ),
+            ),
             local.tokenizer.stream(question.stop),
             local.tokenizer.eog,
             route="local",
@@ -157,7 +167,7 @@ class Attempt:
         question, prompt = self._question, await self._prompt(candidate)
         tokenizer = await self._supply.tokenizer_for(candidate)
         most = self._most_tokens(candidate, len(prompt))
-        ask = Ask(prompt, question.stop, question.sampling, self._seed, most, question.privacy)
+        ask = Ask(prompt, question.stop, question.sampling, self._seed, most, question.privacy, question.steering)
         source = self._supply.buy(candidate, ask, tokenizer)
         answer = Answer(
             source,

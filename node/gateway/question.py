@@ -7,6 +7,7 @@ from attrs import field, frozen
 
 from ledger.records import Privacy, Sampling
 from node.market.candidates import Limits, Route, Weights
+from verify.steering import Steering
 
 
 @frozen
@@ -23,6 +24,9 @@ class Question:
     seed: int | None = None
     may_degrade: bool = True
     streaming: bool = True
+    steering: Steering = field(factory=Steering, repr=False)
+    tools: Sequence[dict[str, Any]] | None = field(default=None, repr=False)
+    logprobs: int | None = None  # how many of the likeliest tokens to tell for each; peers cannot, this machine can
 
 
 @frozen

@@ -6,19 +6,21 @@ from attrs import field, frozen
 
 from ledger import codec
 from ledger.commitments import SALT_BYTES, ids_bytes, ids_from_bytes
-from ledger.records import Order
+from ledger.records import MAX_SCORED, Order, Receipt
+from verify.steering import MAX_BIASED, MAX_GRAMMAR, BadSteering, Steering
 
 MAX_STOPS: Final = 16
 MAX_STOP_CHARS: Final = 256
 MAX_PROMPT: Final = 262_144  # token ids
-# 4 bytes an id, and room for the rest.
-MAX_REQUEST: Final = 4 * MAX_PROMPT + 32_768
+# 4 bytes an id, a grammar, and room for the rest.
+MAX_REQUEST: Final = 4 * (MAX_PROMPT + MAX_SCORED + MAX_GRAMMAR) + 65_536
 MAX_SEALED: Final = MAX_REQUEST + 256
 MAX_ENVELOPE: Final = MAX_SEALED + Order.limit + 64
 MAX_REFUSAL: Final = 4_096
 MAX_REFUSAL_CHARS: Final = 512
 # Containers, keys and values of each message, so that a large one cannot keep its reader busy.
-_REQUEST_ITEMS: Final = 7 + MAX_STOPS
+_REQUEST_ITEMS: Final = 32 + MAX_STOPS + 3 * MAX_BIASED
+_ALWAYS: Final = frozenset({"salt", "prompt", "stop"})
 _ENVELOPE_ITEMS: Final = 3
 _REFUSAL_ITEMS: Final = 64
 _MAX_RETRY_S: Final = 86_400
@@ -64,35 +66,99 @@ class Unreachable(Exception):
 
 
 @frozen
+class Earlier:
+    """The part of an answer before a continued one: its order, the last record its seller signed for it (a checkpoint
+    or a receipt; empty if the line broke before the first), and the salt that opens the commitments.
+    """
+
+    order: bytes = field(repr=False)
+    proof: bytes = field(repr=False)
+    salt: bytes = field(repr=False)
+
+
+@frozen
 class Request:
-    """The content of an order: what only buyer and seller may see."""
+    """The content of an order: what only buyer and seller may see.
+
+    `claimed` are the ids to score, of a score order alone; `earlier` belongs to a continued answer.
+    """
 
     salt: bytes = field(repr=False)
     prompt: tuple[int, ...] = field(repr=False)
     stop: tuple[str, ...] = field(default=(), repr=False)
+    steering: Steering = field(factory=Steering, repr=False)
+    earlier: Earlier | None = field(default=None, repr=False)
+    claimed: tuple[int, ...] = field(default=(), repr=False)
 
 
 def encode_request(request: Request) -> bytes:
-    """The bytes to seal."""
-    return codec.encode({"salt": request.salt, "prompt": ids_bytes(request.prompt), "stop": list(request.stop)})
+    """The bytes to seal; what asks for nothing is left out."""
+    steering = request.steering
+    body: dict[str, Any] = {
+        "salt": request.salt,
+        "prompt": ids_bytes(request.prompt),
+        "stop": list(request.stop),
+        "frequency": steering.frequency,
+        "presence": steering.presence,
+        "bias": [[token, value] for token, value in steering.bias],
+        "grammar": steering.grammar,
+        "claimed": ids_bytes(request.claimed),
+    }
+    if request.earlier is not None:
+        body["earlier"] = [request.earlier.order, request.earlier.proof, request.earlier.salt]
+    return codec.encode({name: value for name, value in body.items() if value or name in _ALWAYS})
 
 
 def decode_request(raw: bytes) -> Request:
     """Read an opened request. Raises codec.Malformed, without a word of its content.
 
-    An unknown field is refused: each one there (a grammar, a penalty) would change what the answer has to be.
+    An unknown field is refused: each one there would change what the answer has to be.
     """
     match codec.decode(raw, MAX_REQUEST, _REQUEST_ITEMS):
-        case {"salt": bytes(salt), "prompt": bytes(prompt), "stop": list(stop), **unknown} if len(salt) == SALT_BYTES:
-            if unknown:
-                raise codec.Malformed("the request asks for something that is not known here")
+        case {"salt": bytes(salt), "prompt": bytes(prompt), "stop": list(stop), **rest} if len(salt) == SALT_BYTES:
+            pass
         case _:
             raise codec.Malformed(f"a request needs a salt of {SALT_BYTES} bytes, a prompt and a list of stop strings")
     if len(stop) > MAX_STOPS or not all(isinstance(s, str) and 0 < len(s) <= MAX_STOP_CHARS for s in stop):
         raise codec.Malformed(f"at most {MAX_STOPS} stop strings of 1 to {MAX_STOP_CHARS} characters are allowed")
     if not prompt or len(prompt) > 4 * MAX_PROMPT or len(prompt) % 4:
         raise codec.Malformed(f"a prompt is 1 to {MAX_PROMPT} token ids of 4 bytes each")
-    return Request(salt, ids_from_bytes(prompt), tuple(stop))
+    steering, earlier, claimed = _steering(rest), _earlier(rest), _claimed(rest)
+    if rest:
+        raise codec.Malformed("the request asks for something that is not known here")
+    return Request(salt, ids_from_bytes(prompt), tuple(stop), steering, earlier, claimed)
+
+
+def _steering(rest: dict[Any, Any]) -> Steering:
+    bias, grammar = rest.pop("bias", []), rest.pop("grammar", "")
+    frequency, presence = rest.pop("frequency", 0), rest.pop("presence", 0)
+    pairs = isinstance(bias, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(type(number) is int for number in pair) for pair in bias
+    )
+    if not pairs or not isinstance(grammar, str):
+        raise codec.Malformed("a request's bias is a list of pairs of numbers, and its grammar is text")
+    try:
+        return Steering(frequency, presence, tuple((token, value) for token, value in bias), grammar)
+    except BadSteering as error:
+        raise codec.Malformed(str(error)) from None
+
+
+def _earlier(rest: dict[Any, Any]) -> Earlier | None:
+    if "earlier" not in rest:
+        return None
+    match rest.pop("earlier"):
+        case [bytes(order), bytes(proof), bytes(salt)] if (
+            len(order) <= Order.limit and len(proof) <= Receipt.limit and len(salt) == SALT_BYTES
+        ):
+            return Earlier(order, proof, salt)
+    raise codec.Malformed("a request's earlier part is an order, a record of its seller and a salt")
+
+
+def _claimed(rest: dict[Any, Any]) -> tuple[int, ...]:
+    packed = rest.pop("claimed", b"")
+    if not isinstance(packed, bytes) or len(packed) > 4 * MAX_SCORED or len(packed) % 4:
+        raise codec.Malformed(f"at most {MAX_SCORED} token ids of 4 bytes each can be scored")
+    return ids_from_bytes(packed)
 
 
 def encode_envelope(order: bytes, sealed: bytes) -> bytes:

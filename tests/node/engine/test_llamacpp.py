@@ -10,7 +10,7 @@ import pytest
 
 from ledger.records import Sampling
 from node.engine.llamacpp import LlamaEngine
-from node.engine.port import BadPrompt, Engine, EngineBusy, EngineClosed, EngineFailed, Job, PromptTooLong
+from node.engine.port import BadPrompt, Engine, EngineBusy, EngineClosed, EngineFailed, Job, Piece, PromptTooLong
 from node.models.gguf import NotGguf
 from node.models.llama import build, quantize
 from node.models.manifest import Manifest
@@ -33,8 +33,8 @@ def endless() -> Sampling:
     return Sampling(temperature=10_000_000, top_p=1_000_000, min_p=0, top_k=0)
 
 
-async def answer_of(running: AsyncGenerator[list[int], None]) -> list[int]:
-    return [token async for group in running for token in group]
+async def answer_of(running: AsyncGenerator[Piece, None]) -> list[int]:
+    return [token async for piece in running for token in piece.ids]
 
 
 async def answer(engine: Engine, job: Job) -> list[int]:

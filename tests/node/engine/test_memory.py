@@ -24,7 +24,7 @@ PROMPT = (1, 2, 3)
 
 
 async def answer(engine: Engine, job: Job) -> list[int]:
-    return [token async for group in engine.generate(job) for token in group]
+    return [token async for piece in engine.generate(job) for token in piece.ids]
 
 
 async def score(engine: Engine, prompt: Sequence[int], claimed: Sequence[int]) -> np.ndarray:
@@ -82,13 +82,13 @@ async def test_more_than_may_wait_are_refused_and_closing_makes_room(hot: Sampli
     await running.aclose()
     assert engine.free_slots() == 1
     async with aclosing(engine.generate(job)) as again:
-        assert len(await anext(again)) == 1
+        assert len((await anext(again)).ids) == 1
 
 
 async def test_it_fails_when_told_to_and_works_on(hot: Sampling) -> None:
     engine = MemoryEngine(fail_after=3)
     running = engine.generate(Job(PROMPT, hot, 7, 9))
-    assert [len(await anext(running)) for _ in range(3)] == [1, 1, 1]
+    assert [len((await anext(running)).ids) for _ in range(3)] == [1, 1, 1]
     with pytest.raises(EngineFailed):
         await anext(running)
     assert engine.free_slots() == 1

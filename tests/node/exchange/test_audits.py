@@ -7,7 +7,7 @@ from attrs import evolve
 
 from ledger.records import Acknowledgement, Fingerprint, Verdict, open_record
 from node.engine.memory import FINGERPRINT, MemoryEngine
-from node.engine.port import Engine, Job
+from node.engine.port import Engine, Job, Piece
 from node.exchange.auditor import Audit
 from node.exchange.delivery import Delivery
 from node.exchange.settler import AuditPolicy
@@ -119,7 +119,7 @@ async def test_another_seed_than_ordered_is_found_out(tokenizer: Tokenizer, cloc
     class OtherSeed(MemoryEngine):
         """Draws with a seed of its own."""
 
-        def generate(self, job: Job) -> AsyncGenerator[list[int], None]:
+        def generate(self, job: Job) -> AsyncGenerator[Piece, None]:
             return super().generate(evolve(job, seed=job.seed + 1))
 
     engine = OtherSeed(model(tokenizer), vocabulary=tokenizer.size, eog=tokenizer.eog)

@@ -35,7 +35,7 @@ from tests.node.trading import (
 async def answer_of(tokenizer: Tokenizer, tokens: int, seed: int = SEED) -> tuple[int, ...]:
     """What an honest engine answers, computed apart from any trade."""
     job = Job(PROMPT, HOT, seed, tokens)
-    return tuple([i async for group in engine_of(tokenizer).generate(job) for i in group])
+    return tuple([i async for piece in engine_of(tokenizer).generate(job) for i in piece.ids])
 
 
 async def test_what_was_bought_is_what_the_engine_would_say_here(tokenizer: Tokenizer, clock: ManualClock) -> None:

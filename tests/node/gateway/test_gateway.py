@@ -11,7 +11,7 @@ from attrs import evolve
 from ledger.money import Amount, Price
 from ledger.records import PRIVACY_LEVELS, Order, Privacy, open_record
 from node.engine.memory import MemoryEngine
-from node.engine.port import EngineBusy, Job
+from node.engine.port import EngineBusy, Job, Piece
 from node.exchange import experience
 from node.gateway.answer import Answer, AnswerCut
 from node.gateway.question import ContextExceeded, Policy, UnknownModel, Unservable
@@ -54,11 +54,11 @@ async def store(tokenizer: Tokenizer, clock: ManualClock, seed: int = 1, **setti
 async def text_of(engine: MemoryEngine, tokenizer: Tokenizer, tokens: int = 12, seed: int = 1) -> str:
     """What an engine answers to the question, computed apart."""
     prompt = await tokenizer.encode([{"role": "user", "content": ASKED}])
-    ids = [i async for group in engine.generate(Job(prompt, HOT, seed, tokens)) for i in group]
+    ids = [i async for piece in engine.generate(Job(prompt, HOT, seed, tokens)) for i in piece.ids]
     return tokenizer.text(ids)
 
 
-async def occupied(engine: MemoryEngine) -> AsyncGenerator[list[int], None]:
+async def occupied(engine: MemoryEngine) -> AsyncGenerator[Piece, None]:
     """A job that holds a slot of the engine until it is closed."""
     running = engine.generate(Job((5,), HOT, 4, 2_000))
     await anext(running)
