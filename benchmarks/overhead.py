@@ -23,7 +23,7 @@ import uvloop
 
 from benchmarks.report import Row, report
 from ledger.records import Sampling
-from node.app import DEMO_MODEL
+from node.config import DEMO_MODEL
 from node.demo.processes import NodeProcess, start_node
 from node.engine.llamacpp import LlamaEngine
 from node.engine.port import Job
@@ -81,7 +81,7 @@ def nodes(folder: Path) -> Iterator[NodeProcess]:
     up = ["node.cli", "up", "--json", "--home"]
     for name in ("seller", "owner"):
         (folder / name).mkdir()
-        (folder / name / "config.toml").write_text("[node]\nport = 0\nthreads = 1\n")
+        (folder / name / "config.toml").write_text("[node]\nport = 0\nthreads = 1\n[idle]\nenabled = false\n")
     sell = ["--sell", "0.05usd:0.15usd", "--open-credit", "10usd"]
     with start_node("seller", folder / "seller", [*up, str(folder / "seller"), *sell]) as seller:
         peer = f"--peer={seller.running.did}@{seller.running.url}"
@@ -94,7 +94,7 @@ async def measure(owner: NodeProcess, folder: Path, requests: int) -> dict[str, 
     engine = await LlamaEngine.load(DEMO_MODEL, manifest_of(DEMO_MODEL), threads=1)
     renderer = TemplateRenderer()
     tokenizers = Tokenizers(folder / "tokenizers", renderer)
-    prompt = await tokenizers.open(tokenizers.add_own(DEMO_MODEL)).encode(MESSAGES)
+    prompt = await tokenizers.open_own(tokenizers.add_own(DEMO_MODEL)).encode(MESSAGES)
     times: dict[str, list[Times]] = {"bare": [], "local": [], "peers": []}
     url = owner.running.url
     try:
@@ -105,7 +105,7 @@ async def measure(owner: NodeProcess, folder: Path, requests: int) -> dict[str, 
                 times["local"].append(await through(session, url, "local", seed))
                 times["peers"].append(await through(session, url, "peers", seed))
     finally:
-        tokenizers.close()
+        await tokenizers.close()
         await renderer.close()
         await engine.close()
     return {name: measured[WARM_UP:] for name, measured in times.items()}

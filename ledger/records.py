@@ -76,6 +76,11 @@ def _digest_if_any(value: bytes | None) -> None:
         _sized(DIGEST_BYTES, DIGEST_BYTES)(value)
 
 
+def _word_if_any(value: str | None) -> None:
+    if value is not None:
+        _sized(1, 64)(value)
+
+
 # The types of fields: what a stranger's value must be to get in.
 Count = Annotated[int, _between(0, MAX_AMOUNT)]
 Positive = Annotated[int, _between(1, MAX_AMOUNT)]
@@ -158,6 +163,9 @@ class Offer:
     sequence: Count
     issued: Seconds
     expires: Seconds
+    # Of whoever computes for the seller: the law it is under, and how long it keeps prompts ("none", "30 days").
+    jurisdiction: Annotated[str | None, _word_if_any] = None
+    retention: Annotated[str | None, _word_if_any] = None
 
 
 @frozen(field_transformer=_ranges)
@@ -331,7 +339,11 @@ class Verdict:
 
 Record = Offer | Order | Checkpoint | Receipt | Voucher | Acknowledgement | Grant | Cancel | Score | Verdict
 KINDS: Final[dict[str, type[Any]]] = {record.kind: record for record in get_args(Record)}
-_MAY_BE_ABSENT: Final = {"acknowledgement": ("previous",), "order": ("part_of",)}
+_MAY_BE_ABSENT: Final = {
+    "offer": ("jurisdiction", "retention"),
+    "acknowledgement": ("previous",),
+    "order": ("part_of",),
+}
 R = TypeVar("R", bound=Record)
 R_co = TypeVar("R_co", bound=Record, covariant=True)
 
@@ -366,9 +378,12 @@ def strict_converter() -> cattrs.Converter:
     converter = cattrs.Converter(detailed_validation=True)
     for kind in (int, str, bytes, bool):
         converter.register_structure_hook(kind, _strict(kind))
-    optional_bytes = _strict(bytes)
+    optional_bytes, optional_text = _strict(bytes), _strict(str)
     converter.register_structure_hook(
         bytes | None, lambda value, kind: None if value is None else optional_bytes(value, kind)
+    )
+    converter.register_structure_hook(
+        str | None, lambda value, kind: None if value is None else optional_text(value, kind)
     )
 
     def listed(value: object, kind: Any) -> tuple[object, ...]:

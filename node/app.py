@@ -5,49 +5,56 @@ import contextlib
 import logging
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
-from aiohttp import web
 from attrs import field, frozen
 
 from ledger.database import Database
 from ledger.identity import Did, Identity
 from ledger.money import Amount
-from node.api.chat import ChatDoor
+from ledger.records import Offer, Signed
+from node.api.connections import Bounds, serving
 from node.api.mesh import MeshDoor
+from node.api.openai import OpenAiDoor
 from node.api.owner import OwnerDoor
 from node.api.server import Keys, build_app, is_loopback, is_wildcard
-from node.config import Config, SellSettings, default_credit, did_of
+from node.config import Config, default_credit, did_of
+from node.engine.calibration import CalibrationFiles
+from node.engine.hardware import Plan
 from node.engine.llamacpp import LlamaEngine
+from node.engine.load import Sensors
+from node.engine.pool import Pool
 from node.engine.port import Engine
 from node.exchange.auditor import Auditor
 from node.exchange.book import Book
 from node.exchange.buyer import Buyer
+from node.exchange.idling import IdleWatch, reader, selling_now
+from node.exchange.panel import Market, Panel
 from node.exchange.seller import Credit, Seller, Ware
 from node.exchange.settler import AuditPolicy, Settler
 from node.gateway.gateway import Gateway
 from node.gateway.question import Policy
+from node.gateway.remotes import Remotes
 from node.gateway.supply import Local, Supply
 from node.home import Home, HomeError, Running
 from node.mesh.static import NamedPeers
 from node.models.catalogue import Catalogue, Entry, shipped
-from node.models.gguf import BadModelFile
-from node.models.manifest import Manifest, manifest_of
+from node.models.manifest import Manifest
 from node.models.template import TemplateRenderer
+from node.models.tokenizer import Tokenizer
 from node.models.tokenizers import Tokenizers
+from node.own_models import LoadEngine, OwnModel, OwnModels, Say, open_models
+from node.own_remotes import open_remotes
 from node.ports import Clock, Entropy, SystemClock, SystemEntropy
 from node.wire.client import HttpPeer
+from node.wire.messages import Refused
 
-DEMO_MODEL: Final = Path(__file__).parent / "models" / "demo" / "demo-Q8_0.gguf"
 # How often nonces and token ids past their time are dropped, and orders that came to nothing are closed.
 _SWEEP_S: Final = 60.0
-# How long requests may still take then; aiohttp waits for it twice.
-_SHUTDOWN_S: Final = 1.0
-
-LoadEngine = Callable[[Path, Manifest, Config], Awaitable[Engine]]
 
 _log = logging.getLogger(__name__)
 
@@ -78,14 +85,22 @@ class Node:
     gateway: Gateway
     peers: NamedPeers
     settler: Settler
+    own: OwnModels
     token: str = field(repr=False)
 
 
-async def load_llama(path: Path, manifest: Manifest, config: Config) -> Engine:
+async def load_llama(path: Path, manifest: Manifest, plan: Plan) -> Engine:
     """The usual engine: llama.cpp on this machine."""
-    settings = config.node
     return await LlamaEngine.load(
-        path, manifest, context=settings.context, threads=settings.threads, gpu_layers=settings.gpu_layers
+        path,
+        manifest,
+        context=plan.context,
+        slots=plan.slots,
+        cells=plan.cells,
+        threads=plan.threads,
+        batch=plan.batch,
+        kv=plan.kv,
+        gpu_layers=plan.gpu_layers,
     )
 
 
@@ -96,8 +111,12 @@ async def run_node(
     load_engine: LoadEngine = load_llama,
     clock: Clock | None = None,
     entropy: Entropy | None = None,
+    say: Say = lambda _: None,
 ) -> AsyncIterator[Node]:
-    """Run a node until the context is left. Raises HomeError, BadModelFile, LedgerCorrupt, each with advice."""
+    """Run a node until the context is left; `say` is told what takes time at the start.
+
+    Raises HomeError, BadModelFile, BadConfig, NameTaken, EngineError, LedgerCorrupt, each with advice.
+    """
     clock, entropy = clock or SystemClock(), entropy or SystemEntropy()
     keys = Keys(secrets.token_urlsafe(32), _api_key(home, config))
     async with contextlib.AsyncExitStack() as stack:
@@ -108,10 +127,15 @@ async def run_node(
         stack.push_async_callback(renderer.close)
         await renderer.start()
         tokenizers = Tokenizers(home.tokenizers, renderer)
-        stack.callback(tokenizers.close)
-        local, catalogue = await _load_model(stack, config, tokenizers, load_engine)
+        stack.push_async_callback(tokenizers.close)
+        watch = _idle_watch(stack, config)  # before the models are read: what others use shows over a time
+        own = await open_models(home, config, tokenizers, _catalogue(config), load_engine, say)
+        stack.push_async_callback(own.pool.close)
+        say(f"Loading {own.models[0].name}…")
+        await own.load_first()
         session = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
-        auditor = Auditor(book, [local.engine])
+        calibrations = CalibrationFiles(home.calibrations)
+        auditor = Auditor(book, [model.engine for model in own.models], calibrations.find, tokenizers.open_own)
         dialled = {did_of(peer): HttpPeer(session, peer.url) for peer in config.peers}
         policy = AuditPolicy(config.audit.rate, config.audit.first)
         settler = Settler(book, entropy, auditor, policy, dialled.get)
@@ -119,8 +143,20 @@ async def run_node(
         buyer = Buyer(book, entropy, settler.settle, config.buy.patience)
         stack.push_async_callback(buyer.close)
         peers = NamedPeers(book.identity.did, dialled, tokenizers, clock, buyer.take_grant)
-        gateway = Gateway(Supply(book, [local], catalogue, peers, buyer), entropy, _policy(config))
-        seller = _seller(book, entropy, config.sell, local, tokenizers, dialled)
+        sold = [model.engine.manifest.digest for model in own.models if model.price is not None]
+        elsewhere = await open_remotes(config, home, session, tokenizers, sold)
+        remotes = Remotes([remote.backend for remote in elsewhere], clock)
+        local = [_local(model) for model in own.models]
+        supply = Supply(book, local, own.catalogue, peers, buyer, remotes)
+        gateway = Gateway(supply, entropy, _policy(config))
+        helping = Buyer(book, entropy, settler.settle_help, config.buy.patience)
+        stack.push_async_callback(helping.close)
+        auditor.panel = Panel(book, entropy, helping, _help(config, supply, peers))
+        if watch is not None:
+            await watch.look()
+        may_sell = watch.may_sell if watch is not None else _always
+        wares = [*_wares(own), *(remote.ware for remote in elsewhere if remote.ware is not None)]
+        seller = _seller(book, entropy, config, wares, tokenizers, dialled, may_sell)
         if seller is not None:
             seller.url = "" if is_wildcard(config.node.host) else _url(config.node.host, listener)
             await seller.sweep()
@@ -128,16 +164,21 @@ async def run_node(
         await settler.recover()
         peers.start()
         stack.push_async_callback(peers.close)
-        chat = ChatDoor(gateway, clock, entropy, config.api.privacy, config.api.route)
-        owner = OwnerDoor(book, gateway, peers, auditor, seller.offers if seller else _no_offers)
-        app = build_app(chat, MeshDoor(seller), owner, keys, clock)
-        await _serve(stack, app, listener)
+        door = OpenAiDoor(gateway, clock, entropy, config.api.privacy, config.api.route)
+        selling = partial(selling_now, seller is not None, watch)
+        owner = OwnerDoor(book, gateway, peers, auditor, seller.offers if seller else _no_offers, selling, own.status)
+        app = build_app(door, MeshDoor(seller), owner, keys, clock)
+        await stack.enter_async_context(serving(app, listener, Bounds(trusted=is_loopback)))
         # At the end this comes first: what is being sold is cut in good order, and paid up to its last checkpoint.
-        stack.push_async_callback(local.engine.close)
-        _in_background(stack, _sweep(book, settler, seller))
+        for remote in elsewhere:
+            stack.push_async_callback(remote.close)
+        stack.push_async_callback(own.pool.close)
+        _in_background(stack, _sweep(book, settler, seller, own.pool))
+        if seller is not None and watch is not None:
+            _in_background(stack, watch.run(seller.hand_back))
         home.announce(Running(url, keys.token, book.me))
         stack.callback(home.withdraw)
-        yield Node(url, book.identity.did, book, gateway, peers, settler, keys.token)
+        yield Node(url, book.identity.did, book, gateway, peers, settler, own, keys.token)
 
 
 def _api_key(home: Home, config: Config) -> str | None:
@@ -178,21 +219,8 @@ async def _open_book(stack: contextlib.AsyncExitStack, home: Home, identity: Ide
     return await Book.open(database, identity, clock)
 
 
-async def _load_model(
-    stack: contextlib.AsyncExitStack, config: Config, tokenizers: Tokenizers, load_engine: LoadEngine
-) -> tuple[Local, Catalogue]:
-    """The node's model: the owner's, else the one that comes with idlemesh."""
-    path = (config.node.model or DEMO_MODEL).expanduser()
-    try:
-        manifest = await asyncio.to_thread(manifest_of, path)
-    except OSError as error:
-        raise BadModelFile(str(path), f"it cannot be read: {error.strerror}", "Name a .gguf model file.") from None
-    catalogue = _catalogue(config).add_own(manifest, path.stem)
-    tokenizer = tokenizers.open(tokenizers.add_own(path))
-    engine = await load_engine(path, manifest, config)
-    stack.push_async_callback(engine.close)
-    entry = catalogue.entry(manifest.digest)
-    return Local(engine, tokenizer, entry.name if entry else path.stem), catalogue
+def _local(model: OwnModel) -> Local:
+    return Local(model.engine, model.tokenizer, model.name, lambda: model.engine.state)
 
 
 def _catalogue(config: Config) -> Catalogue:
@@ -202,40 +230,71 @@ def _catalogue(config: Config) -> Catalogue:
     return catalogue
 
 
+def _help(config: Config, supply: Supply, peers: NamedPeers) -> Market:
+    """Whom the auditor may ask, and for how much."""
+
+    async def tokenizer(offer: Signed[Offer]) -> Tokenizer:
+        return await peers.tokenizer(offer.record.tokenizer, offer.signer)
+
+    return Market(supply.other_candidates, peers.dial, tokenizer, config.buy.limits(), config.audit.max_per_day)
+
+
 def _policy(config: Config) -> Policy:
     return Policy(config.buy.limits(), config.buy.weights, config.buy.busy_wait, config.api.max_tokens)
 
 
+def _wares(own: OwnModels) -> list[Ware]:
+    """The models of this machine that are sold."""
+    return [
+        Ware(model.engine, model.tokenizer, model.name, model.price, model.engine.is_unchanged)
+        for model in own.models
+        if model.price is not None
+    ]
+
+
 def _seller(
-    book: Book, entropy: Entropy, sell: SellSettings, local: Local, tokenizers: Tokenizers, named: Collection[str]
+    book: Book,
+    entropy: Entropy,
+    config: Config,
+    wares: Sequence[Ware],
+    tokenizers: Tokenizers,
+    named: Collection[str],
+    may_sell: Callable[[], Refused | None],
 ) -> Seller | None:
     """The selling side, if the owner named a price."""
-    if sell.price is None:
+    if not wares:
         return None
-    limit = sell.open_credit or default_credit(sell.price)
+    sell = config.sell
+    limit = sell.open_credit or default_credit(wares[0].price)
     window = sell.window or Amount(max(limit.value // 5, 1), limit.unit)
     exposure = sell.exposure or Amount(5 * window.value, window.unit)
-    ware = Ware(local.engine, local.tokenizer, local.name, sell.price)
     credit = {limit.unit: Credit(limit, window, exposure)}
-    return Seller(book, entropy, [ware], credit, tokenizers.raw, named)
+    return Seller(book, entropy, wares, credit, tokenizers.raw, named, may_sell)
+
+
+def _idle_watch(stack: contextlib.AsyncExitStack, config: Config) -> IdleWatch | None:
+    """The watch over the owner's machine, if something is sold by a rule."""
+    rule = config.idle.rule()
+    if not config.prices or rule is None:
+        return None
+    sensors = Sensors()
+    stack.callback(sensors.close)
+    return IdleWatch(rule, reader(sensors))
+
+
+def _always() -> None:
+    """Nothing is in the way of selling."""
 
 
 async def _no_offers() -> list[bytes]:
     return []
 
 
-async def _serve(stack: contextlib.AsyncExitStack, app: web.Application, listener: socket.socket) -> None:
-    # A client that goes away cancels its handler, and so the work here or at the seller.
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_SHUTDOWN_S)
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    await web.SockSite(runner, listener).start()
-
-
-async def _sweep(book: Book, settler: Settler, seller: Seller | None) -> None:
+async def _sweep(book: Book, settler: Settler, seller: Seller | None, pool: Pool) -> None:
     while True:
         await asyncio.sleep(_SWEEP_S)
         try:
+            await pool.sweep()
             await book.sweep()
             await settler.sweep()
             if seller is not None:

@@ -1,19 +1,34 @@
 """The owner's settings: one frozen object, read once from `config.toml` and the command line, and passed down."""
 
+import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ledger.identity import Did, parse_did
 from ledger.money import Amount, Price, parse_amount, parse_price
 from ledger.records import Privacy
-from node.market.candidates import Limits, Route, Weights
+from node.market.candidates import Hardware, Limits, Remote, Route, Weights
+from node.market.idle import IdleRule, Window, parse_schedule
+from node.models.weights import KvType
 
 DEFAULT_PORT: Final = 8080
 MAX_CONFIG: Final = 2**20
+# The model that comes with idlemesh.
+DEMO_MODEL: Final = Path(__file__).parent / "models" / "demo" / "demo-Q8_0.gguf"
+_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+_PEER_URL: Final = re.compile(r"https?://[^\s@/]+/?")
+_MAX_URL: Final = 256
+_MEMORY: Final = re.compile(r"(\d{1,9}(?:\.\d{1,3})?) ?([KMGT]i?B)", re.IGNORECASE)
+_MEMORY_UNITS: Final = {
+    f"{letter}{binary}b": (1024 if binary else 1000) ** power
+    for power, letter in enumerate("kmgt", 1)
+    for binary in ("", "i")
+}
 
 
 T = TypeVar("T")
@@ -37,15 +52,51 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
 
+def _parse_memory(text: str) -> int:
+    """Read bytes as people write them: 12GiB, 900MB."""
+    found = _MEMORY.fullmatch(text.strip())
+    if found is None:
+        raise ValueError("write memory as 12GiB or 900MB")
+    return int(float(found[1]) * _MEMORY_UNITS[found[2].lower()])
+
+
+_Context = Annotated[int, Field(ge=64, le=2**20)]
+_MemoryText = Annotated[int, _with(_parse_memory), Field(ge=2**20, le=2**50)]
+
+
+_Jurisdiction = Annotated[str, Field(pattern=r"^[A-Z]{2,3}$")]  # a country as ISO 3166 has it, or EU
+
+
 class NodeSettings(_Section):
-    """Where the node listens, and what it runs."""
+    """Where the node listens, and how it runs its models; what is None follows from the machine."""
 
     host: str = "127.0.0.1"
+    jurisdiction: _Jurisdiction | None = None  # the law that this node's owner is under
     port: Annotated[int, Field(ge=0, le=65_535)] = DEFAULT_PORT
-    model: Path | None = None
-    context: Annotated[int, Field(ge=64, le=2**20)] | None = None
+    memory: _MemoryText | None = None  # bytes that all models together may take
+    slots: Annotated[int, Field(ge=1, le=128)] | None = None  # jobs of one model at the same time
+    context: _Context | None = None  # tokens for each of them
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    gpu_layers: Annotated[int, Field(ge=-1, le=10_000)] = 0
+    batch: Annotated[int, Field(ge=16, le=8_192)] | None = None  # tokens computed at once
+    kv: KvType | None = None
+    gpu_layers: Annotated[int, Field(ge=-1, le=10_000)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _models_have_a_place(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "model" in values:
+            raise ValueError('model: models have sections of their own: write [[models]] and path = "model.gguf"')
+        return values
+
+
+class ModelSettings(_Section):
+    """One model: its file, what it is called here, and how it is sold."""
+
+    path: Annotated[Path, AfterValidator(Path.expanduser)]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/+-]{0,63}$")] | None = None  # None: the file's
+    price: _PriceText | None = None  # None: that of all models
+    sell: bool = True
+    context: _Context | None = None  # None: that of all models
 
 
 class ApiSettings(_Section):
@@ -63,6 +114,28 @@ class SellSettings(_Section):
     open_credit: _AmountText | None = None  # None: enough for a demo, in the price's unit
     window: _AmountText | None = None  # None: a fifth of the open credit
     exposure: _AmountText | None = None  # None: five windows
+
+
+_Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+_Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
+
+
+class IdleSettings(_Section):
+    """When sold work may start: see `market.idle.IdleRule`. `schedule` as "mon-fri 18:00-08:00, sat-sun"."""
+
+    enabled: bool = True
+    max_cpu: _Share = IdleRule().max_cpu
+    max_gpu: _Share = IdleRule().max_gpu
+    on_battery: bool = IdleRule().on_battery
+    schedule: Annotated[tuple[Window, ...], _with(parse_schedule, tuple)] = ()
+    calm: _Seconds = IdleRule().calm_s
+    grace: _Seconds = IdleRule().grace_s
+
+    def rule(self) -> IdleRule | None:
+        """The rule as the market knows it; None if the node sells at any time."""
+        if not self.enabled:
+            return None
+        return IdleRule(self.max_cpu, self.max_gpu, self.on_battery, self.schedule, self.calm, self.grace)
 
 
 _Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -111,17 +184,68 @@ class BuySettings(_Section):
 
 
 class AuditSettings(_Section):
-    """How often bought answers are replayed."""
+    """How often bought answers are checked, and what the help of other sellers in it may cost."""
 
     rate: Annotated[float, Field(ge=0, le=1)] = 0.05
     first: Annotated[int, Field(ge=0, le=1_000_000)] = 8
+    max_per_day: _AmountText | None = None  # None: a cent, or ten satoshis
+
+
+def _peer_url(url: str) -> str:
+    """An address without path, user or password."""
+    if len(url) > _MAX_URL or not _PEER_URL.fullmatch(url):
+        raise ValueError("write where the peer listens and nothing after it, as http://192.168.1.20:8080")
+    return url
 
 
 class PeerSettings(_Section):
     """A named peer: its identity, and where it can be reached now."""
 
     did: _DidText
-    url: Annotated[str, Field(pattern=r"^https?://[^\s@/]+/?$", max_length=256)]
+    url: Annotated[str, AfterValidator(_peer_url)]
+
+
+class RemoteSettings(_Section):
+    """An OpenAI-compatible server: where it is, what it is, and what the owner says of it."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/+-]{0,63}$")]
+    url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$", max_length=_MAX_URL)]  # as OpenAI's base_url: with /v1
+    model: Annotated[str, Field(min_length=1, max_length=256)]  # as the server calls it
+    key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")] | None = None
+    key_file: Annotated[Path, AfterValidator(Path.expanduser)] | None = None
+    price: _PriceText = Price(0, 0, "uusd")  # what it costs the owner, for a million tokens
+    hardware: Hardware = "cloud"
+    jurisdiction: _Jurisdiction | None = None
+    retention: Literal["none"] | Annotated[int, Field(ge=1, le=36_500)] | None = None  # days; None: not known
+    privacy: Literal["public", "internal", "confidential"] = "public"  # the highest level that it may be shown
+    tokenizer: Annotated[Path, AfterValidator(Path.expanduser)] | None = None  # a GGUF file of the very model
+    prompts: Literal["text", "ids"] = "text"  # how prompts are sent where the tokenizer is here; ids are exact
+    context: _Context = 4_096
+    slots: Annotated[int, Field(ge=1, le=256)] = 4
+    quality: Annotated[float, Field(ge=0, le=1)] = 0.5  # where no file of the model tells it
+    sell: bool = False
+
+    @property
+    def said_retention(self) -> str | None:
+        """How long it keeps prompts, in words."""
+        return f"{self.retention} days" if isinstance(self.retention, int) else self.retention
+
+    def terms(self, jurisdiction: str | None) -> Remote:
+        """What the market knows of it; `jurisdiction` is the owner's."""
+        same = self.jurisdiction is not None and self.jurisdiction == jurisdiction
+        return Remote(self.name, self.price, self.hardware, same, self.retention != "none", self.privacy)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.key_env is not None and self.key_file is not None:
+            raise ValueError("name one place of the key: key_env or key_file")
+        keyed = self.key_env is not None or self.key_file is not None
+        there = urlsplit(self.url)
+        if keyed and there.scheme == "http" and self.hardware == "cloud" and there.hostname not in _LOOPBACK:
+            raise ValueError("the key would travel for all to read: use https")
+        if self.sell and self.tokenizer is None:
+            raise ValueError("what is sold is counted and named by the model's own file: name it as tokenizer")
+        return self
 
 
 class Config(_Section):
@@ -129,21 +253,71 @@ class Config(_Section):
 
     node: NodeSettings = NodeSettings()
     api: ApiSettings = ApiSettings()
+    models: tuple[ModelSettings, ...] = ()  # none: the one that comes with idlemesh
     sell: SellSettings = SellSettings()
+    idle: IdleSettings = IdleSettings()
     buy: BuySettings = BuySettings()
     audit: AuditSettings = AuditSettings()
     peers: tuple[PeerSettings, ...] = ()
+    remotes: tuple[RemoteSettings, ...] = ()
     catalogue: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default_factory=dict)
+
+    @property
+    def own_models(self) -> tuple[ModelSettings, ...]:
+        """The models that the node runs."""
+        return self.models or (ModelSettings(path=DEMO_MODEL),)
+
+    def price_of(self, model: ModelSettings) -> Price | None:
+        """What a model is sold for; None if it is not."""
+        return (model.price or self.sell.price) if model.sell else None
+
+    @property
+    def prices(self) -> tuple[Price, ...]:
+        """What is sold for how much: nothing is, where there are none."""
+        own = tuple(price for model in self.own_models if (price := self.price_of(model)) is not None)
+        price = self.sell.price
+        return (*own, price) if price is not None and any(remote.sell for remote in self.remotes) else own
 
     @model_validator(mode="after")
     def _one_unit(self) -> Self:
-        price = self.sell.price
-        if price is None:
-            return self
+        if not self.prices:
+            return self._nobody_can_owe()
+        price = self.prices[0]
+        if any(other.unit != price.unit for other in self.prices):
+            raise ValueError("the models' prices are in several units: use one")
         for name in ("open_credit", "window", "exposure"):
             amount: Amount | None = getattr(self.sell, name)
             if amount is not None and amount.unit != price.unit:
                 raise ValueError(f"sell.{name} is in {amount.unit}, and the price in {price.unit}: use one unit")
+        return self
+
+    def _nobody_can_owe(self) -> Self:
+        for name in ("open_credit", "window", "exposure"):
+            if getattr(self.sell, name) is not None:
+                raise ValueError(f"sell.{name} is what buyers may owe, and nothing is sold: name a price with --sell")
+        return self
+
+    @model_validator(mode="after")
+    def _remotes_make_sense(self) -> Self:
+        names = [remote.name for remote in self.remotes]
+        if len(names) != len(set(names)):
+            raise ValueError("two remotes have the same name")
+        for remote in (remote for remote in self.remotes if remote.sell):
+            sold = self.sell.price
+            if sold is None:
+                raise ValueError(f"the remote {remote.name} is to be sold, and there is no price: write it in [sell]")
+            if remote.price.unit == sold.unit and (
+                sold.input < remote.price.input or sold.output < remote.price.output
+            ):
+                raise ValueError(f"the remote {remote.name} costs more than it would be sold for")
+        return self
+
+    @model_validator(mode="after")
+    def _models_once(self) -> Self:
+        for what in ("path", "name"):
+            given = [value for model in self.models if (value := getattr(model, what)) is not None]
+            if len(given) != len(set(given)):
+                raise ValueError(f"two models have the same {what}")
         return self
 
     @model_validator(mode="after")
@@ -163,9 +337,15 @@ def parse_peer(text: str) -> PeerSettings:
 
 
 def load_config(
-    path: Path | None, overrides: dict[str, dict[str, Any]], peers: tuple[PeerSettings, ...] = ()
+    path: Path | None,
+    overrides: dict[str, dict[str, Any]],
+    peers: tuple[PeerSettings, ...] = (),
+    models: Sequence[Path] = (),
 ) -> Config:
-    """Read a file (none: all defaults), lay the command line over it, and check the whole. Raises BadConfig."""
+    """Read a file (none: all defaults), lay the command line over it, and check the whole. Raises BadConfig.
+
+    `models` are the ones to run, instead of the file's; what the file says of one of them still holds.
+    """
     settings = _read(path) if path is not None else {}
     for section, values in overrides.items():
         given = {name: value for name, value in values.items() if value is not None}
@@ -178,7 +358,16 @@ def load_config(
         named = {peer.did for peer in peers}
         kept = [peer for peer in standing_peers if not (isinstance(peer, dict) and peer.get("did") in named)]
         settings["peers"] = [*kept, *(peer.model_dump() for peer in peers)]
+    standing_models = settings.get("models", [])
+    if models and isinstance(standing_models, list):
+        said = {_place(model.get("path")): model for model in standing_models if isinstance(model, dict)}
+        settings["models"] = [{**said.get(_place(model), {}), "path": model} for model in models]
     return _checked(lambda: Config.model_validate(settings), str(path or "the command line"))
+
+
+def _place(path: object) -> Path:
+    """Where a model's file is, however it is written."""
+    return Path(str(path)).expanduser().absolute()
 
 
 def _read(path: Path) -> dict[str, Any]:

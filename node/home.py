@@ -4,6 +4,7 @@ identity.key   the node's Ed25519 key, 32 bytes in hexadecimal, readable by the 
 config.toml    the owner's settings
 ledger.db      the journal and the records
 models/        model and tokenizer files
+calibrations/  what honest engines show, for each model
 api.key        the key that `/v1` asks for on hosts other than loopback
 node.json      address and token of the running node
 node.lock      held while a node runs in this home
@@ -80,6 +81,11 @@ class Home:
     def tokenizers(self) -> Path:
         """Tokenizer files, own ones and those from peers."""
         return self.folder / "models" / "tokenizers"
+
+    @property
+    def calibrations(self) -> Path:
+        """What `idlemesh calibrate` found, a file for each model."""
+        return self.folder / "calibrations"
 
     def make(self) -> None:
         """Make the folder, for the owner's eyes only. Raises HomeError."""

@@ -12,9 +12,10 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from node.app import LoadEngine, Node, load_llama, run_node
+from node.app import Node, load_llama, run_node
 from node.config import Config
 from node.home import Home
+from node.own_models import LoadEngine
 
 _FILES: Final = 65_536
 
@@ -23,7 +24,8 @@ Started = Callable[[Node, Config], None]
 
 def say_started_json(node: Node, config: Config) -> None:
     """Tell scripts, in one line."""
-    body = {"url": node.url, "did": node.did, "sells": config.sell.price is not None}
+    models = [model.name for model in node.own.models]
+    body = {"url": node.url, "did": node.did, "sells": bool(config.prices), "models": models}
     sys.stdout.write(json.dumps(body) + "\n")
     sys.stdout.flush()
 
@@ -41,8 +43,8 @@ async def _serve(home: Home, config: Config, started: Started, load_engine: Load
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    with Console(stderr=True).status("Loading the model…"):
-        context = run_node(home, config, load_engine)
+    with Console(stderr=True).status("Looking at the models…") as status:
+        context = run_node(home, config, load_engine, say=status.update)
         node = await context.__aenter__()
     try:
         started(node, config)

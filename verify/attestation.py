@@ -1,36 +1,48 @@
 """What a seller claims about its weights and environment, and which of it can be checked.
 
-Checked now: that the promised weights computed the tokens, by replay, on condition that seller and checker
-run the same engine; this module tells whether they do. Tokenizer and model names are digests and prove
-themselves. All else in an offer (jurisdiction, hardware, retention, sandbox) is the seller's word.
+Checked now: that the promised weights computed the tokens, by replay, on condition that the margins of honest work are
+known for the seller's engine against the checker's and this model (`verify.calibration`); this module tells whether
+they are. Tokenizer and model names are digests and prove themselves. All else in an offer (jurisdiction, hardware,
+retention, sandbox) is the seller's word.
 """
 
 from attrs import fields_dict
 
-from ledger.records import Fingerprint
+from ledger.records import Fingerprint, Sampling
+from verify.calibration import TEMPERATURES, Calibration
+from verify.cutoffs import MILLION
 from verify.sampler import SAMPLER
 
-
-def same_engine(seller: Fingerprint, checker: Fingerprint) -> bool:
-    """Whether the margins between these two engines are those of honest rounding alone."""
-    return seller == checker
+# Characters of a reason: the auditor puts some before it, and the reason of a Verdict has 256.
+_LONGEST = 230
 
 
-def abstention(seller: Fingerprint, checker: Fingerprint) -> str | None:
-    """Why a replay by `checker` is no evidence about `seller`, in a sentence; None if it is.
+def abstention(
+    seller: Fingerprint, checker: Fingerprint, calibration: Calibration | None, sampling: Sampling
+) -> str | None:
+    """Why a replay by `checker` is no evidence about `seller`, in a sentence that fits a Verdict; None if it is.
 
-    The honest bin frequencies are known for an engine against itself only; any other pair would need its
-    own calibration.
+    `calibration`: that of this pair and model, if there is one; `sampling`: the order's.
     """
     if seller.sampler != SAMPLER:
         return f"the seller's sampler is {_quoted(seller.sampler)}, not {SAMPLER!r}: no replay tells its choices"
-    if same_engine(seller, checker):
-        return None
+    if calibration is None or (calibration.seller, calibration.checker) != (seller, checker):
+        return _uncalibrated(seller, checker)
+    if not calibration.complete:
+        return f"only {calibration.tokens} tokens are calibrated: let `idlemesh calibrate MODEL` run to its end"
+    if not calibration.covers(sampling):
+        return f"honest margins are calibrated up to a temperature of {max(TEMPERATURES) / MILLION:g} only"
+    return None
+
+
+def _uncalibrated(seller: Fingerprint, checker: Fingerprint) -> str:
     pairs = {name: (getattr(seller, name), getattr(checker, name)) for name in fields_dict(Fingerprint)}
     different = ", ".join(
         f"{name} {_quoted(theirs)} not {_quoted(ours)}" for name, (theirs, ours) in pairs.items() if theirs != ours
     )
-    return f"engines differ, uncalibrated: {different}"
+    if not different:
+        return "nobody calibrated this model on this engine: run `idlemesh calibrate MODEL`"
+    return f"uncalibrated: run `idlemesh calibrate MODEL` with both engines; they differ: {different}"[:_LONGEST]
 
 
 def _quoted(name: str) -> str:

@@ -18,6 +18,10 @@ from verify.noise import Reals
 Logits = NDArray[np.float32]
 
 MILLION = 1_000_000
+# From how many tokens on it pays to look for the few that count before ranking them.
+MANY = 1_024
+# More than single precision errs by, relative, in a sum over a vocabulary.
+NEAR = 1e-4
 # Millionths of the likeliest token's probability. Of 150,000 tokens this leaves a few hundred.
 LEAST_MIN_P = 1
 
@@ -45,9 +49,9 @@ class Kept:
     logits: Reals
     slack: Reals
 
-    def only(self, mask: NDArray[np.bool_]) -> "Kept":
-        """The tokens where `mask` (K,) is true."""
-        return Kept(self.ids[mask], self.logits[mask], self.slack[mask])
+    def only(self, index: NDArray[np.intp]) -> "Kept":
+        """The tokens at these places of the arrays."""
+        return Kept(self.ids[index], self.logits[index], self.slack[index])
 
 
 def peak_of(logits: Logits) -> float:
@@ -61,29 +65,33 @@ def peak_of(logits: Logits) -> float:
 
 def kept(logits: Logits, sampling: Sampling) -> Kept:
     """The tokens that may be drawn from logits (V,) at a temperature above 0. Raises BadLogits."""
-    floor = _floor(peak_of(logits), sampling)
-    wide = logits.astype(np.float64)
-    ids = np.flatnonzero(wide >= floor)
-    inside = Kept(ids, wide[ids], wide[ids] - floor)
-    top_k = 0 < sampling.top_k < ids.size
-    top_p = sampling.top_p < MILLION
-    if not (top_k or top_p):
-        return inside
-    size = sampling.top_k if top_k else ids.size
-    if top_k:  # the first k, the one behind them, and its equals: no need to sort more
-        inside = inside.only(inside.logits >= np.partition(inside.logits, -size - 1)[-size - 1])
-    ranked = _by_rank(inside)
-    slack = ranked.slack
-    if top_k:
-        slack = np.minimum(slack, ranked.logits - ranked.logits[size])
-    if top_p:
-        before, total = _masses(ranked, logits, _temperature(sampling))
-        size = min(size, int(np.searchsorted(before, total * (sampling.top_p / MILLION))))
+    peak = peak_of(logits)
+    ranking, temperature = _ranking(logits, sampling, peak), _temperature(sampling)
+    own, size = ranking.logits, ranking.size
+    slack = own - _floor(peak, sampling)
+    if size < own.size:  # top-k: what is behind it in rank is the edge
+        slack = np.minimum(slack, own - own[size])
+    if sampling.top_p < MILLION:
+        before, total = ranking.before(temperature), _total(logits, ranking, temperature)
+        size = min(size, _nucleus(before, total, sampling))
         with np.errstate(divide="ignore"):  # nothing comes before the first token: it is never cut
             odds = np.log(before[:size] / (total - before[:size]))
-        nucleus = _temperature(sampling) * (_log_odds(sampling) - odds)
+        nucleus = temperature * (_log_odds(sampling) - odds)
         slack = np.minimum(slack[:size], np.maximum(nucleus, 0.0))
-    return Kept(ranked.ids[:size], ranked.logits[:size], slack[:size])
+    return Kept(ranking.ids[:size], own[:size], slack[:size])
+
+
+def drawable(logits: Logits, sampling: Sampling, peak: float) -> tuple[NDArray[np.intp], Reals]:
+    """What `kept` keeps, ids and logits, where no slack is wanted; `peak` is the largest of the logits, finite."""
+    ranking, temperature = _ranking(logits, sampling, peak), _temperature(sampling)
+    size = ranking.size
+    if sampling.top_p < MILLION:
+        before = ranking.before(temperature)
+        # The exact total takes as long as all the rest, and most cuts are the same for its least and its most.
+        size, most = (min(size, _nucleus(before, total, sampling)) for total in ranking.total)
+        if size < most:
+            size = min(most, _nucleus(before, _total(logits, ranking, temperature), sampling))
+    return ranking.ids[:size], ranking.logits[:size]
 
 
 def shortfall(token: int, logits: Logits, sampling: Sampling) -> float:
@@ -122,21 +130,90 @@ def _log_odds(sampling: Sampling) -> float:
     return math.log(sampling.top_p / (MILLION - sampling.top_p))
 
 
-def _by_rank(tokens: Kept) -> Kept:
-    # Stable, so that equal logits stay in the order of their ids.
-    order = np.argsort(-tokens.logits, kind="stable")
-    return Kept(tokens.ids[order], tokens.logits[order], tokens.slack[order])
+@frozen(eq=False)
+class _Ranking:
+    """Tokens (K,) in the order of their rank, if top-k or top-p is on; those that min-p and top-k keep are the first
+    `size`, and what tops k follows. With top-p, some that it surely cuts may be missing.
 
-
-def _masses(ranked: Kept, logits: Logits, temperature: float) -> tuple[Reals, float]:
-    """The mass that ranks before each token, (K,), and the mass of the whole vocabulary.
-
-    Of the tokens that are not in `ranked`, most of the vocabulary, only the sum counts: single precision,
-    ten times faster, is exact enough for that.
+    `total`: the mass of the whole vocabulary, relative to the first token's, lies between these two.
     """
-    peak = ranked.logits[0]
-    sums = np.cumsum(np.exp((ranked.logits - peak) / temperature))
+
+    ids: NDArray[np.intp]
+    logits: Reals
+    size: int
+    total: tuple[float, float] = (0.0, 0.0)
+
+    def before(self, temperature: float) -> Reals:
+        """The mass that ranks before each token, (K,), relative to that of the first."""
+        masses = np.exp((self.logits - self.logits[0]) / temperature)
+        return np.concatenate(([0.0], np.cumsum(masses[:-1])))
+
+
+def _ranking(logits: Logits, sampling: Sampling, peak: float) -> _Ranking:
+    floor, temperature = _floor(peak, sampling), _temperature(sampling)
+    ids = np.flatnonzero(logits >= _single_from(floor))
+    own, size, total = logits[ids], ids.size, (0.0, 0.0)
+    top_k, top_p = 0 < sampling.top_k < size, sampling.top_p < MILLION
+    if not (top_k or top_p):
+        return _Ranking(ids, own.astype(np.float64), size)
+    if top_p:
+        masses = _masses(own, peak, temperature)
+        total = _bounds(float(masses.sum()), logits, size, floor, peak, temperature)
+    if top_k:  # the first k, the one behind them, and its equals: no need to sort more
+        size = sampling.top_k
+        few = own >= np.partition(own, -size - 1)[-size - 1]
+        ids, own = ids[few], own[few]
+    elif size > MANY:  # all above a logit, as soon as they weigh more than top-p keeps
+        for distance in (1.0, 2.0, 4.0, 8.0):
+            few = own >= _single_from(peak - distance * temperature)
+            if float(masses[few].sum()) * (1 - NEAR) > total[1] * (sampling.top_p / MILLION):
+                ids, own = ids[few], own[few]
+                size = ids.size
+                break
+    # Stable, so that equal logits stay in the order of their ids.
+    order = np.argsort(-own, kind="stable")
+    return _Ranking(ids[order], own[order].astype(np.float64), size, total)
+
+
+def _bounds(
+    inside: float, logits: Logits, size: int, floor: float, peak: float, temperature: float
+) -> tuple[float, float]:
+    """The least and the most that the vocabulary weighs, of which `size` tokens from the floor on weigh `inside`."""
+    low = floor - 4.0 * temperature
+    near = int(np.count_nonzero(logits >= _single_from(low))) - size
+    below = near * math.exp((floor - peak) / temperature)
+    below += (logits.size - size - near) * math.exp((low - peak) / temperature)
+    return inside * (1 - NEAR), (inside + below) * (1 + NEAR)
+
+
+def _single_from(bound: float) -> np.float32:
+    """The least 32-bit float that is not below: to compare with it is to compare with the bound, exactly."""
+    with np.errstate(over="ignore"):
+        single = np.float32(bound)
+    return single if float(single) >= bound else np.nextafter(single, np.float32(np.inf))
+
+
+def _total(logits: Logits, ranking: _Ranking, temperature: float) -> float:
+    """The mass of the whole vocabulary.
+
+    Of the tokens that are not ranked, most of the vocabulary, only the sum counts: single precision, ten times
+    faster, is exact enough for that.
+    """
+    peak = float(ranking.logits[0])
+    others = _masses(logits, peak, temperature)
+    others[ranking.ids] = 0.0
+    ranked = np.exp((ranking.logits - peak) / temperature)
+    return float(ranked.sum()) + float(others.sum(dtype=np.float64))
+
+
+def _masses(logits: Logits, peak: float, temperature: float) -> Logits:
     with np.errstate(over="ignore"):  # far below the peak: minus infinity, and no mass
-        others = np.exp((logits - np.float32(peak)) / np.float32(temperature))
-    others[ranked.ids] = 0.0
-    return np.concatenate(([0.0], sums[:-1])), float(sums[-1]) + float(others.sum(dtype=np.float64))
+        masses = logits - np.float32(peak)
+        masses /= np.float32(temperature)
+    np.exp(masses, out=masses)
+    return masses
+
+
+def _nucleus(before: Reals, total: float, sampling: Sampling) -> int:
+    """How many of the tokens top-p keeps."""
+    return int(np.searchsorted(before, total * (sampling.top_p / MILLION)))

@@ -30,12 +30,17 @@ class NotUnsigned64(ValueError):
         self.value = value
 
 
+def unsigned64(name: str, value: int) -> None:
+    """Raises NotUnsigned64, with the name, for what does not fit."""
+    if not 0 <= value < WORD:
+        raise NotUnsigned64(name, value)
+
+
 def stream(seed: int, position: int) -> int:
     """The SplitMix64 state from which all tokens at one position draw; an unsigned 64-bit integer."""
-    for name, value in (("seed", seed), ("position", position)):
-        if not 0 <= value < WORD:
-            raise NotUnsigned64(name, value)
-    return _output(_output(seed, 0), position)
+    unsigned64("seed", seed)
+    unsigned64("position", position)
+    return output(output(seed, 0), position)
 
 
 def bits(seed: int, position: int, tokens: Ids) -> NDArray[np.uint64]:
@@ -62,7 +67,12 @@ def gumbel(seed: int, position: int, tokens: Ids) -> Reals:
 
     Raises NotUnsigned64 for a seed or position that does not fit.
     """
-    return -log(-log(uniform(bits(seed, position, tokens))))
+    return gumbel_of(uniform(bits(seed, position, tokens)))
+
+
+def gumbel_of(u: Reals) -> Reals:
+    """Standard Gumbel noise of numbers strictly between 0 and 1, shape (K,) in and out."""
+    return -log(-log(u))
 
 
 # Polynomial of fdlibm's e_log.c (Sun Microsystems 1993): error below one unit in the last place.
@@ -102,7 +112,7 @@ def _polynomial(coefficients: tuple[float, ...], w: Reals) -> Reals:
     return total
 
 
-def _output(state: int, index: int) -> int:
+def output(state: int, index: int) -> int:
     """Output `index` of the SplitMix64 generator that starts in `state`."""
     word = (state + (index + 1) * GAMMA) & MASK
     word = (word ^ (word >> 30)) * FIRST & MASK

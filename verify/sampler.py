@@ -38,20 +38,40 @@ which moves margins by less than a millionth of a logit. `tests/vectors/sampler.
 Any change to what is written here is a new name in SAMPLER, which is part of every offer.
 """
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
+from attrs import frozen
+from numpy.typing import NDArray
 
 from ledger.records import Sampling
-from verify.cutoffs import MILLION, BadLogits, Kept, Logits, kept, peak_of
-from verify.noise import Ids, NotUnsigned64, Reals, bits, gumbel, uniform
+from verify.cutoffs import MILLION, BadLogits, Kept, Logits, drawable
+from verify.noise import Ids, NotUnsigned64, Reals, bits, gumbel, gumbel_of, output, uniform, unsigned64
 
-__all__ = ["SAMPLER", "BadLogits", "NotUnsigned64", "choice", "contenders", "gumbel", "sample"]
+__all__ = [
+    "NOTHING",
+    "SAMPLER",
+    "BadLogits",
+    "NotUnsigned64",
+    "choice",
+    "contenders",
+    "derived_seed",
+    "gumbel",
+    "sample",
+    "sample_block",
+]
 
 SAMPLER = "gumbel-1"
+# What `sample_block` puts where nothing can be drawn.
+NOTHING = -1
 
-# From how many kept tokens on (hot temperatures) a rough pass with the vendor's faster logarithm pays.
-MANY = 2_048
-# Of the rough pass; above any logarithm's true error by six orders of magnitude.
+# From how many kept tokens on it pays to look first which of them can win at all.
+MANY = 256
+# Of z by the vendor's faster logarithms, relative; above its true error by six orders of magnitude.
 ROUGH_ERROR = 1e-9
+# Tokens at a time in that look, so that its arrays stay in the processor's cache.
+CHUNK = 16_384
 
 
 def sample(logits: Logits, sampling: Sampling, seed: int, position: int) -> int:
@@ -59,11 +79,100 @@ def sample(logits: Logits, sampling: Sampling, seed: int, position: int) -> int:
 
     Raises BadLogits if nothing can be drawn, NotUnsigned64 for a seed or position that does not fit.
     """
-    if sampling.temperature == 0:
-        peak_of(logits)
-        return int(logits.argmax())
-    few, z = contenders(kept(logits, sampling), sampling, seed, position)
-    return choice(few.ids, z)
+    found = sample_block(logits[None, :], [sampling], [seed], [position])[0]
+    if found == NOTHING:
+        raise BadLogits(logits.size, float(logits.max()) if logits.size else -math.inf)
+    return int(found)
+
+
+def sample_block(
+    logits: NDArray[np.float32], samplings: Sequence[Sampling], seeds: Sequence[int], positions: Sequence[int]
+) -> NDArray[np.int64]:
+    """The tokens (R,) that `sample` gives for each row of logits (R, V); NOTHING where it raises BadLogits.
+
+    Raises NotUnsigned64.
+    """
+    found = np.full(len(logits), NOTHING, np.int64)
+    peaks = logits.max(axis=1) if logits.size else np.full(len(logits), -np.inf, np.float32)
+    draws: list[_Draw] = []
+    places = zip(logits, peaks.tolist(), samplings, seeds, positions, strict=True)
+    for row, (own, peak, sampling, seed, position) in enumerate(places):
+        # The maximum of an array that holds a NaN is NaN, so it shows every fault.
+        if math.isfinite(peak) and sampling.temperature == 0:
+            found[row] = own.argmax()
+        elif math.isfinite(peak):
+            draws.append(_Draw(row, *drawable(own, sampling, peak), sampling.temperature / MILLION, seed, position))
+    if draws:
+        few = [draw.reaching(np.inf) for draw in draws]
+        # The logarithms, a hundred steps, once for all rows.
+        noise = gumbel_of(np.concatenate([draw.uniform(index) for draw, index in zip(draws, few, strict=True)]))
+        parts = np.split(noise, np.cumsum([index.size for index in few])[:-1])
+        for draw, index, part in zip(draws, few, parts, strict=True):
+            found[draw.row] = choice(draw.ids[index], draw.logits[index] + draw.temperature * part)
+    return found
+
+
+@frozen(eq=False)
+class _Draw:
+    """Tokens of which one is drawn at one place: ids and logits (K,)."""
+
+    row: int
+    ids: NDArray[np.intp]
+    logits: Reals
+    temperature: float
+    seed: int
+    position: int
+
+    def uniform(self, index: NDArray[np.intp] | slice) -> Reals:
+        """The numbers between 0 and 1 from which the noise of some of the tokens is made."""
+        return uniform(bits(self.seed, self.position, self.ids[index]))
+
+    def reaching(self, bar: float) -> NDArray[np.intp]:
+        """The indices of all tokens whose z = logit + T G may be the largest or above the bar, and of few others."""
+        if self.ids.size <= MANY:
+            return np.arange(self.ids.size)
+        few = np.flatnonzero(self.logits >= self.logits.max() - self.temperature)[:MANY]
+        few = self._passing(self._below(bar, self._rough(few)))
+        rough = self._rough(few)
+        index: NDArray[np.intp] = few[rough >= self._below(bar, rough)]
+        return index
+
+    def _below(self, bar: float, rough: Reals) -> float:
+        """Surely not above the bar and the largest z, by what the rough ones say of it."""
+        return min(bar, float(rough.max())) - ROUGH_ERROR * (self.temperature + float(np.abs(rough).max()))
+
+    def _rough(self, index: NDArray[np.intp]) -> Reals:
+        noise = -np.log(-np.log(self.uniform(index)))
+        z: Reals = self.logits[index] + self.temperature * noise
+        return z
+
+    def _passing(self, bar: float) -> NDArray[np.intp]:
+        """The indices of all tokens with z >= bar, and of some others.
+
+        z >= bar is u >= exp(-e) with e = exp((logit - bar) / T); and exp(-e) >= 1 - e. So no token is lost that has
+        1 - u <= e, and to see that takes one exponential in single precision.
+        """
+        slope, found = 1.0 / self.temperature, []
+        for start in range(0, self.ids.size, CHUNK):
+            part = slice(start, start + CHUNK)
+            e = ((self.logits[part] - bar) * slope).astype(np.float32)
+            # Beyond these it is true of every u, or smaller than all 1 - u; a thousandth covers the rounding.
+            np.exp(np.clip(e, -80.0, 1.0, out=e), out=e)
+            e *= np.float32(2.0**53 * 1.001)
+            # The bits of 1 - u, in units of its last, or one less.
+            rest = ~bits(self.seed, self.position, self.ids[part]) >> np.uint64(11)
+            found.append(start + np.flatnonzero(rest.view(np.int64).astype(np.float32) <= e))
+        return np.concatenate(found)
+
+
+def derived_seed(seed: int, choice: int) -> int:
+    """The seed of one of several answers to one question, counted from 0: unsigned 64-bit in and out.
+
+    The first has the seed itself, number n has S(seed, n) of step 3. Raises NotUnsigned64.
+    """
+    unsigned64("seed", seed)
+    unsigned64("choice", choice)
+    return output(seed, choice) if choice else seed
 
 
 def contenders(kept: Kept, sampling: Sampling, seed: int, position: int, bar: float = np.inf) -> tuple[Kept, Reals]:
@@ -72,11 +181,8 @@ def contenders(kept: Kept, sampling: Sampling, seed: int, position: int, bar: fl
     Leaves out only tokens whose z is surely below both the largest and `bar`.
     """
     temperature = sampling.temperature / MILLION
-    if kept.ids.size > MANY:
-        u = uniform(bits(seed, position, kept.ids))
-        rough = kept.logits - temperature * np.log(-np.log(u))
-        error = ROUGH_ERROR * (temperature + float(np.abs(rough).max()))
-        kept = kept.only(rough >= min(bar, float(rough.max())) - error)
+    few = _Draw(0, kept.ids, kept.logits, temperature, seed, position).reaching(bar)
+    kept = kept.only(few)
     return kept, kept.logits + temperature * gumbel(seed, position, kept.ids)
 
 

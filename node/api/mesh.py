@@ -60,6 +60,7 @@ class MeshDoor:
         return [
             web.get("/mesh/v1/offers", self.offers),
             web.get("/mesh/v1/grants/{buyer}/{unit}", self.grant),
+            web.get("/mesh/v1/manifests/{digest}", self.manifest),
             web.get("/mesh/v1/tokenizers/{digest}", self.tokenizer),
             web.post("/mesh/v1/orders", self.order),
             web.get("/mesh/v1/orders/{digest}/receipt", self.receipt),
@@ -78,6 +79,9 @@ class MeshDoor:
 
     async def grant(self, request: web.Request) -> web.Response:
         return _cbor(await self._open.grant(request.match_info["buyer"], request.match_info["unit"]))
+
+    async def manifest(self, request: web.Request) -> web.Response:
+        return _cbor(await self._open.manifest(_digest(request)))
 
     async def tokenizer(self, request: web.Request) -> web.StreamResponse:
         """Stream a file that may be large, to a few at a time, and to nobody who takes nothing."""

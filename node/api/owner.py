@@ -11,6 +11,7 @@ from ledger.journal import BrokenChain, Journal, Kept, Replay
 from ledger.money import Amount
 from ledger.records import (
     Acknowledgement,
+    Checkpoint,
     Offer,
     Order,
     Receipt,
@@ -41,17 +42,23 @@ class OwnerDoor:
         peers: NamedPeers,
         auditor: Auditor,
         own_offers: Callable[[], Awaitable[list[bytes]]],
+        selling: Callable[[], dict[str, Any]],
+        running: Callable[[], dict[str, Any]],
     ) -> None:
+        """`selling` says whether this node sells now, and if not, why; `running` which models it runs, and on what."""
         self._book = book
         self._gateway = gateway
         self._peers = peers
         self._auditor = auditor
         self._own_offers = own_offers
+        self._selling = selling
+        self._running = running
 
     def routes(self) -> list[web.RouteDef]:
         """What it serves."""
         return [
             web.get("/node/v1/id", self.id),
+            web.get("/node/v1/status", self.status),
             web.get("/node/v1/peers", self.peers),
             web.get("/node/v1/offers", self.offers),
             web.get("/node/v1/receipts", self.receipts),
@@ -63,6 +70,10 @@ class OwnerDoor:
 
     async def id(self, _request: web.Request) -> web.Response:
         return web.json_response({"did": self._book.me})
+
+    async def status(self, _request: web.Request) -> web.Response:
+        """What the node does now."""
+        return web.json_response({"did": self._book.me, "selling": self._selling(), **self._running()})
 
     async def peers(self, _request: web.Request) -> web.Response:
         """The named peers and what this node has seen of them."""
@@ -79,6 +90,9 @@ class OwnerDoor:
             "delivered": history.delivered,
             "failed": history.failed,
             "audits_passed": history.honest,
+            "contradicted": history.contradicted,
+            "scores_agreed": standing.word.agreed,
+            "scores_distrusted": standing.word.lost,
             "tokens_per_s": standing.speed.tokens_per_s,
             "first_token_ms": standing.speed.first_token_ms,
         }
@@ -88,7 +102,7 @@ class OwnerDoor:
         own = [open_record(raw, Offer) for raw in await self._own_offers()]
         rows = [self._offer(signed, own=True) for signed in own]
         rows += [self._offer(signed, own=False) for signed in self._peers.offers()]
-        return web.json_response({"offers": rows})
+        return web.json_response({"offers": rows, "selling": self._selling()})
 
     def _offer(self, signed: Signed[Offer], own: bool) -> dict[str, Any]:
         offer = signed.record
@@ -102,6 +116,9 @@ class OwnerDoor:
             "input": str(Amount(offer.price.input, offer.price.unit)),
             "output": str(Amount(offer.price.output, offer.price.unit)),
             "expires": offer.expires,
+            "backend": offer.engine.backend,
+            "jurisdiction": offer.jurisdiction,
+            "retention": offer.retention,
         }
 
     async def receipts(self, request: web.Request) -> web.Response:
@@ -125,6 +142,7 @@ class OwnerDoor:
             "id": receipt.digest.hex(),
             "order": said.order.hex(),
             "role": "sold" if receipt.signer == self._book.me else "bought",
+            "work": order.record.work if order else None,
             "seller": receipt.signer,
             "buyer": order.signer if order else None,
             "model": self._gateway.name_of(said.model),
@@ -141,12 +159,16 @@ class OwnerDoor:
             "verdicts": [_verdict(verdict) for verdict in verdicts],
         }
 
-    async def _find(self, request: web.Request) -> Kept:
-        """A receipt by its id, or by the beginning of it."""
+    async def _find(self, request: web.Request, *others: str) -> Kept:
+        """A receipt by its id, or by the beginning of it; or a record of another of these kinds."""
         prefix = request.match_info["id"].lower()
         if len(prefix) < _SHORTEST_PREFIX:
             raise ApiError(400, f"give at least {_SHORTEST_PREFIX} digits of the receipt's id", param="id")
-        kept = await self._book.journal.list_records(Receipt.kind, MAX_LISTED)
+        kept = [
+            record
+            for kind in (Receipt.kind, *others)
+            for record in await self._book.journal.list_records(kind, MAX_LISTED)
+        ]
         found = [record for record in kept if record.digest.hex().startswith(prefix)]
         if len(found) != 1:
             how = "several receipts" if found else "no receipt"
@@ -154,9 +176,14 @@ class OwnerDoor:
         return found[0]
 
     async def export(self, request: web.Request) -> web.Response:
-        """One file with all that a stranger needs to check a receipt; token ids and salt only on request."""
-        receipt = open_record((await self._find(request)).raw, Receipt)
-        records = {r.kind: r.raw for r in await self._book.journal.records_of(receipt.record.order)}
+        """One file with all that a stranger needs to check a receipt; token ids and salt only on request.
+
+        The last checkpoint of an answer that was cut off, which has no receipt, can be had by its digest.
+        """
+        found = await self._find(request, Checkpoint.kind)
+        cut = found.kind == Checkpoint.kind
+        said = open_record(found.raw, Checkpoint).record.order if cut else open_record(found.raw, Receipt).record.order
+        records = {r.kind: r.raw for r in await self._book.journal.records_of(said)}
         order = open_record(records[Order.kind], Order)
         offer = await self._book.journal.record(order.record.offer)
         if offer is None:
@@ -168,10 +195,11 @@ class OwnerDoor:
         bundle = Bundle(
             offer=offer.raw,
             order=order.raw,
-            receipt=receipt.raw,
+            receipt=None if cut else found.raw,
+            checkpoint=found.raw if cut else None,
             acknowledgement=records.get(Acknowledgement.kind),
             salt=material[0].salt if material else None,
-            prompt=material[0].prompt if material else None,
+            prompt=material[0].prompt + material[0].claimed if material else None,
             answer=material[1] if material else None,
         )
         return web.json_response(to_json(bundle))

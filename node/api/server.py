@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from attrs import field, frozen
 
-from node.api.chat import ChatDoor
 from node.api.errors import ApiError, internal_error
 from node.api.mesh import MeshDoor, refusal_response
+from node.api.openai import OpenAiDoor
 from node.api.owner import OwnerDoor
 from node.ports import Clock
 from node.wire.messages import MAX_ENVELOPE, Refused
@@ -87,7 +87,7 @@ class _Rates:
         return admitted
 
 
-def build_app(chat: ChatDoor, mesh: MeshDoor, owner: OwnerDoor, keys: Keys, clock: Clock) -> web.Application:
+def build_app(openai: OpenAiDoor, mesh: MeshDoor, owner: OwnerDoor, keys: Keys, clock: Clock) -> web.Application:
     """Put the doors together."""
     rates = _Rates(clock)
 
@@ -101,7 +101,7 @@ def build_app(chat: ChatDoor, mesh: MeshDoor, owner: OwnerDoor, keys: Keys, cloc
         return await handler(request)
 
     app = web.Application(middlewares=[_errors, guard], client_max_size=MAX_BODY)
-    app.add_routes(chat.routes() + mesh.routes() + owner.routes())
+    app.add_routes(openai.routes() + mesh.routes() + owner.routes())
     return app
 
 
@@ -134,6 +134,11 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return error.response()
     except web.HTTPRequestEntityTooLarge:
         return ApiError(413, f"the body is larger than {MAX_BODY} bytes", code="too_large").response()
+    except web.RequestPayloadError:
+        why = "the body is not encoded as its headers say"
+        if request.path.startswith("/mesh/"):
+            return refusal_response(Refused("malformed", why))
+        return ApiError(400, why, code="invalid_encoding").response()
     except web.HTTPNotFound:
         return ApiError(404, f"there is nothing at {request.path[:128]}", code="not_found").response()
     except web.HTTPMethodNotAllowed as error:

@@ -4,8 +4,8 @@ from typing import Any
 
 import typer
 
-from node.cli.client import OwnerClient
 from node.cli.output import plain
+from node.owner_client import OwnerClient
 
 
 async def ask(client: OwnerClient, body: dict[str, Any], headers: dict[str, str], quiet: bool) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def summary(result: dict[str, Any]) -> str:
         result.get("cost", "free"),
     ]
     if "receipt" in result:
-        parts.append(f"receipt {result['receipt'][:12]}")
+        parts.append("receipt " + ", ".join(one[:12] for one in result["receipt"].split(", ")))
     if "degraded" in result:
         parts.append(f"degraded: {result['degraded']}")
     return " · ".join(parts)

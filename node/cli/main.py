@@ -1,6 +1,7 @@
 """All commands with their options and help."""
 
 import asyncio
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -9,20 +10,24 @@ import typer
 from ledger.database import Database, LedgerError
 from node.api.owner import account_rows
 from node.cli import ask as asking
+from node.cli import calibrate as calibrating
 from node.cli import show
-from node.cli.client import OwnerClient, call
+from node.cli.client import call
 from node.cli.output import CommandFailed, fail, print_json
 from node.config import BadConfig, load_config, parse_peer
 from node.demo.tour import Tour, TourFailed
+from node.engine.calibration import TooSmall
+from node.engine.port import EngineError
 from node.home import Home, HomeError, NotRunning, open_home
 from node.models.catalogue import NameTaken
 from node.models.gguf import BadModelFile
+from node.owner_client import CallFailed, OwnerClient
 from node.ports import SystemEntropy
 from node.serve import say_started_json, serve
+from verify.calibration import BadCalibration
 
 app = typer.Typer(
     name="idlemesh",
-    help="Spare computers become a market for language-model inference. Start with `idlemesh demo`.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -38,7 +43,34 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts
 ReceiptArgument = Annotated[str, typer.Argument(help="The receipt's id, or at least its first 6 digits.")]
 
 # What goes wrong for reasons that the user can mend: said in one line, without a traceback.
-_EXPECTED: Final = (CommandFailed, HomeError, BadConfig, BadModelFile, NameTaken, LedgerError, TourFailed)
+_EXPECTED: Final = (
+    BadCalibration,
+    CommandFailed,
+    CallFailed,
+    HomeError,
+    BadConfig,
+    BadModelFile,
+    EngineError,
+    NameTaken,
+    LedgerError,
+    TooSmall,
+    TourFailed,
+)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"idlemesh {version('idlemesh')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Spare computers become a market for language-model inference. Start with `idlemesh demo`."""
 
 
 @app.command()
@@ -47,7 +79,13 @@ def up(
     config: Annotated[Path | None, typer.Option(help="Settings; else config.toml in the home folder.")] = None,
     host: Annotated[str | None, typer.Option(help="The address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="The port to listen on; 0 takes a free one.")] = None,
-    model: Annotated[Path | None, typer.Option(help="A GGUF file; else the demo model.")] = None,
+    model: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A GGUF file; may be given more than once, the first is loaded now. Else the demo model.",
+            metavar="FILE",
+        ),
+    ] = None,
     sell: Annotated[
         str | None, typer.Option(help="Sell at IN:OUT for a million tokens, as 0.05usd:0.15usd.", metavar="IN:OUT")
     ] = None,
@@ -68,10 +106,11 @@ def up(
     settings = load_config(
         file,
         {
-            "node": {"host": host, "port": port, "model": model},
+            "node": {"host": host, "port": port},
             "sell": {"price": sell, "open_credit": open_credit},
         },
         tuple(parse_peer(text) for text in peer or ()),
+        model or (),
     )
     serve(where, settings, say_started_json if as_json else show.started)
 
@@ -81,7 +120,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="What to ask.")],
     home: HomeOption = None,
     model: Annotated[str, typer.Option(help="A model's name, or auto.")] = "auto",
-    route: Annotated[str | None, typer.Option(help="auto, local or peers.")] = None,
+    route: Annotated[str | None, typer.Option(help="auto, local, peers or remotes.")] = None,
     privacy: Annotated[str | None, typer.Option(help="public, internal, confidential or restricted.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="The longest answer, in tokens.", min=1)] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is always the same, 1 the model's own variety.")] = None,
@@ -92,6 +131,8 @@ def ask(
 
     Example: idlemesh ask "What is a receipt?"
     """
+    if not question.strip():
+        raise CommandFailed('there is no question: write one in quotes, as idlemesh ask "What is a receipt?"')
     body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": question}]}
     body |= {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     headers = {"X-IdleMesh-Route": route, "X-IdleMesh-Privacy": privacy}
@@ -115,6 +156,15 @@ def show_id(home: HomeOption = None, as_json: JsonOption = False) -> None:
 def _list(home: Path | None, path: str, as_json: bool, printer: Any) -> None:
     body = call(open_home(home), lambda client: client.get(path))
     print_json(body) if as_json else printer(body)
+
+
+@app.command()
+def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Say what the running node does now: its models, the memory they take, and whether it sells, and if not, why.
+
+    Example: idlemesh status
+    """
+    _list(home, "/node/v1/status", as_json, show.status)
 
 
 @app.command()
@@ -190,6 +240,27 @@ def audit(receipt: ReceiptArgument, home: HomeOption = None, as_json: JsonOption
     path = f"/node/v1/receipts/{_plain(receipt)}/audit"
     body = call(open_home(home), lambda client: client.post(path))
     print_json(body) if as_json else show.audit(body)
+
+
+@app.command()
+def calibrate(
+    model: Annotated[Path, typer.Argument(help="A GGUF file.")],
+    home: HomeOption = None,
+    tokens: Annotated[int, typer.Option(help="So many honest tokens in all, earlier calls included.", min=1)] = (
+        calibrating.DEFAULT_TOKENS
+    ),
+    threads: Annotated[int | None, typer.Option(help="Compared with one thread; else the cores.", min=1)] = None,
+    gpu_layers: Annotated[int, typer.Option(help="Layers on the GPU, as in config.toml; -1 is all.", min=-1)] = -1,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what honest engines show on a model, so that audits of it mean something. Ctrl-C keeps what is done.
+
+    Example: idlemesh calibrate llama.gguf --tokens 1000000
+    """
+    result = calibrating.calibrate(open_home(home), model, tokens, threads, gpu_layers, quiet=as_json)
+    print_json(result) if as_json else calibrating.show(result)
+    if result["stopped"]:
+        raise typer.Exit(130)
 
 
 @app.command()

@@ -4,11 +4,14 @@ import json
 import sys
 import unicodedata
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from datetime import UTC, datetime
+from typing import Any, Final, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+_SHORT_DID: Final = 24
 
 
 class CommandFailed(Exception):
@@ -52,5 +55,17 @@ def plain(text: str) -> str:
 
 
 def short(did: str | None) -> str:
-    """A did:key short enough for a table; its end tells identities apart."""
-    return f"…{did[-10:]}" if did else ""
+    """A did:key short enough for a table on a terminal; whole for programs that read on, and where it is short."""
+    if did is None or not sys.stdout.isatty() or len(did) <= _SHORT_DID:
+        return did or ""
+    return f"{did[:12]}…{did[-6:]}"
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def local_time(milliseconds: int) -> str:
+    """A moment in this machine's own time."""
+    return datetime.fromtimestamp(milliseconds / 1000, tz=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")

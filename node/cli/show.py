@@ -3,12 +3,16 @@
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import typer
 
-from ledger.bundle import MAX_FILE, NotABundle, check, from_json
+from ledger.bundle import MAX_FILE, Bundle, NotABundle, check, from_json
+from ledger.codec import Malformed
+from ledger.records import Checkpoint, Order, Receipt, Signed, amount_of, open_record
+from node.api.server import is_loopback, is_wildcard
 from node.app import Node
-from node.cli.output import CommandFailed, print_facts, print_table, short
+from node.cli.output import CommandFailed, local_time, plain, print_facts, print_table, short, size
 from node.config import Config
 
 Body = dict[str, Any]
@@ -18,17 +22,69 @@ def started(node: Node, config: Config) -> None:
     """Where the node is and what it does."""
     typer.echo(f"This node is {node.did}")
     typer.echo(f"It answers at {node.url}/v1 (OpenAI-compatible); Ctrl-C stops it.")
-    if config.sell.price is not None:
-        typer.echo(f"It sells at {config.sell.price} for a million tokens in:out.")
+    for model in node.own.models:
+        when = "" if model.engine.state == "loaded" else "; it is loaded when it is first used"
+        sold = f", sold at {model.price} for a million tokens in:out" if model.price else ""
+        typer.echo(f"It runs {model.name}{sold}{when}.")
+    if config.prices:
+        typer.echo(f"Others buy from it with: idlemesh up --peer {node.did}@{node.url}")
+        typer.echo(_reach(config.node.host, node.url))
+        if config.idle.enabled:
+            typer.echo("It sells while this machine is idle: `idlemesh status` says whether it does now.")
+    for remote in config.remotes:
+        typer.echo(f"It may ask the remote {remote.name} at {remote.url}, with prompts up to {remote.privacy}.")
     for peer in config.peers:
         typer.echo(f"It may buy from {peer.did} at {peer.url}")
+
+
+def _reach(host: str, url: str) -> str:
+    """From where a seller can be reached."""
+    if is_wildcard(host):
+        return f"There {urlsplit(url).hostname} must be this machine's address in their network."
+    return "Only this machine can reach it there: --host lets others in." if is_loopback(host) else ""
+
+
+def _running(body: Body) -> None:
+    """The models, and what they take."""
+    memory = body["memory"]
+    rows = [
+        (
+            one["model"],
+            one["state"],
+            f"{one['jobs']} of {one['slots']}",
+            one["context"],
+            size(one["memory"]),
+            "no" if one["price"] is None else "yes" if one["for_sale"] else "stopped",
+        )
+        for one in body["models"]
+    ]
+    columns = ("model", "is", "jobs", "context", "memory", "sold")
+    print_table("Models", columns, rows, "This node runs no models of its own.")
+    for one in body["models"]:
+        if one["trouble"]:
+            typer.secho(f"{plain(one['model'])}: {plain(one['trouble'])}", fg=typer.colors.RED)
+    typer.echo(f"Models take {size(memory['taken'])} of {size(memory['allowed'])} that they may take.")
+
+
+def status(body: Body) -> None:
+    """What the node does now."""
+    selling = body["selling"]
+    typer.echo(f"This node is {body['did']}")
+    typer.echo(selling["words"])
+    shown = {"CPU by others": "cpu_by_others", "GPU by others": "gpu_by_others"}
+    measured = [f"{name} {selling[key]:.0%}" for name, key in shown.items() if selling.get(key) is not None]
+    if measured:
+        typer.echo(", ".join(measured))
+    if selling.get("not_measured"):
+        typer.echo(f"Not measured on this machine: {', '.join(selling['not_measured'])}")
+    _running(body)
 
 
 def peers(body: Body) -> None:
     """The named peers."""
     rows = [
         (
-            p["did"],
+            short(p["did"]),
             "cheat" if p["condemned"] else p["reputation"],
             p["delivered"],
             p["failed"],
@@ -44,13 +100,30 @@ def peers(body: Body) -> None:
 def offers(body: Body) -> None:
     """The open offers."""
     rows = [
-        ("this node" if o["own"] else o["seller"], o["model"], o["quantization"], o["context"], o["input"], o["output"])
+        (
+            "this node" if o["own"] else short(o["seller"]),
+            o["model"],
+            o["quantization"],
+            o["context"],
+            o["input"],
+            o["output"],
+            _computed(o),
+        )
         for o in body["offers"]
     ]
-    columns = ("seller", "model", "weights", "context", "a million in", "a million out")
+    columns = ("seller", "model", "weights", "context", "a million in", "a million out", "computed on")
+    if body["selling"]["state"] == "paused":
+        typer.echo(f"This node's own offers are withdrawn: {body['selling']['words']}")
     print_table(
         "Offers", columns, rows, "No offers are open: sell with --sell IN:OUT, or name peers with --peer DID@URL"
     )
+
+
+def _computed(offer: Body) -> str:
+    """Where an offer's answers are computed, as its seller says."""
+    kept = {None: "", "none": ", keeps no prompts"}.get(offer["retention"], f", keeps prompts {offer['retention']}")
+    law = f", {offer['jurisdiction']}" if offer["jurisdiction"] else ""
+    return f"{offer['backend']}{law}{kept}"
 
 
 def receipts(body: Body) -> None:
@@ -58,6 +131,7 @@ def receipts(body: Body) -> None:
     rows = [
         (
             r["id"][:12],
+            local_time(r["finished_ms"]),
             r["role"],
             short(r["seller"] if r["role"] == "bought" else r["buyer"]),
             r["model"],
@@ -68,7 +142,7 @@ def receipts(body: Body) -> None:
         )
         for r in body["receipts"]
     ]
-    columns = ("receipt", "", "with", "model", "tokens", "cost", "paid", "audit")
+    columns = ("receipt", "finished", "", "with", "model", "tokens", "cost", "paid", "audit")
     print_table("Receipts", columns, rows, "There are no receipts yet.")
 
 
@@ -127,13 +201,52 @@ def verify_file(path: Path) -> Body:
         raise CommandFailed(f"{path}: {error}") from None
     done = check(bundle)
     return {
+        **_whose(bundle),
         "valid": all(one.passed is not False for one in done),
         "checks": [{"name": one.name, "passed": one.passed, "detail": one.detail} for one in done],
     }
 
 
+def _whose(bundle: Bundle) -> Body:
+    """Who sold what to whom, as the records say; nothing if they cannot be read."""
+    try:
+        order = open_record(bundle.order, Order)
+        if bundle.receipt is None:
+            return _whose_cut(bundle.checkpoint or b"", order)
+        receipt = open_record(bundle.receipt, Receipt)
+    except Malformed:
+        return {}
+    said = receipt.record
+    return {
+        "receipt": receipt.digest.hex(),
+        "seller": receipt.signer,
+        "buyer": order.signer,
+        "prompt_tokens": said.prompt_tokens,
+        "output_tokens": said.output_tokens,
+        "cost": str(amount_of(said)),
+        "finished_ms": said.finished_ms,
+    }
+
+
+def _whose_cut(raw: bytes, order: Signed[Order]) -> Body:
+    """The same of an answer that was cut off, which only a checkpoint speaks for."""
+    checkpoint = open_record(raw, Checkpoint)
+    return {
+        "checkpoint": checkpoint.digest.hex(),
+        "seller": checkpoint.signer,
+        "buyer": order.signer,
+        "output_tokens": checkpoint.record.tokens,
+    }
+
+
 def checks(body: Body) -> None:
     """The checks of a receipt, one a line."""
+    if "receipt" in body:
+        typer.echo(f"Receipt {body['receipt']} of {local_time(body['finished_ms'])}")
+    elif "checkpoint" in body:
+        typer.echo(f"Checkpoint {body['checkpoint']} of an answer that was cut off")
+    if "seller" in body:
+        typer.echo(f"sold by   {body['seller']}\nbought by {body['buyer']}")
     marks = {True: "ok      ", False: "WRONG   ", None: "not here"}
     for one in body["checks"]:
         typer.echo(f"{marks[one['passed']]}  {one['name']}: {one['detail']}")

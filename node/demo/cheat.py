@@ -8,7 +8,8 @@ import argparse
 from pathlib import Path
 
 from node.app import load_llama
-from node.config import Config, load_config
+from node.config import load_config
+from node.engine.hardware import Plan
 from node.engine.port import Engine
 from node.home import Home
 from node.models.manifest import Manifest
@@ -23,8 +24,8 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     arguments = parser.parse_args()
 
-    async def load_other_weights(_path: Path, manifest: Manifest, config: Config) -> Engine:
-        return await load_llama(arguments.weights, manifest, config)
+    async def load_other_weights(_path: Path, manifest: Manifest, plan: Plan) -> Engine:
+        return await load_llama(arguments.weights, manifest, plan)
 
     serve(Home(arguments.home), load_config(arguments.config, {}), say_started_json, load_other_weights)
 

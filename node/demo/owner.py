@@ -1,36 +1,23 @@
 """The tour's hand at a node: it asks over the same HTTP API as any program of the owner."""
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import aiohttp
 
 from node.home import Running
+from node.owner_client import OwnerClient
 
 MAX_TOKENS: Final = 96
 _POLL_S: Final = 0.1
 
 
-class ApiFailed(Exception):
-    """The node's API said no."""
-
-
 class Owner:
-    """One node's API, with the owner's token."""
+    """One node's API, as the tour needs it. What the node refuses is raised as CallFailed."""
 
     def __init__(self, session: aiohttp.ClientSession, running: Running) -> None:
-        self._session = session
-        self._url = running.url
-        self._headers = {"Authorization": f"Bearer {running.token}"}
-
-    async def _get(self, path: str, **query: str) -> Any:
-        async with self._session.get(self._url + path, params=query, headers=self._headers) as response:
-            body = await response.json()
-            if response.status != 200:
-                raise ApiFailed(body["error"]["message"])
-            return body
+        self._client = OwnerClient(session, running)
 
     async def buy(self, prompt: str, show: Callable[[str], None]) -> dict[str, Any]:
         """Ask for one story at T = 1, show its text as it streams, and give what the last event says of it."""
@@ -39,27 +26,19 @@ class Owner:
             "messages": [{"role": "user", "content": prompt}],
             "temperature": 1.0,
             "max_tokens": MAX_TOKENS,
-            "stream": True,
         }
         facts: dict[str, Any] = {}
-        async with self._session.post(self._url + "/v1/chat/completions", json=body) as response:
-            async for line in response.content:
-                text = line.decode().strip().removeprefix("data: ")
-                if not text or text == "[DONE]":
-                    continue
-                event = json.loads(text)
-                if "error" in event:
-                    raise ApiFailed(event["error"]["message"])
-                facts = event.get("idlemesh", facts)
-                for choice in event["choices"]:
-                    show(choice["delta"].get("content") or "")
+        async for event in self._client.chat(body, {}):
+            facts = event.get("idlemesh", facts)
+            for choice in event["choices"]:
+                show(choice["delta"].get("content") or "")
         return facts
 
     async def offers_are_here(self, count: int) -> None:
         """Return once so many offers of others are open."""
 
         async def here() -> bool:
-            offers = (await self._get("/node/v1/offers"))["offers"]
+            offers = (await self._client.get("/node/v1/offers"))["offers"]
             return len([offer for offer in offers if not offer["own"]]) >= count
 
         await poll(here)
@@ -74,22 +53,22 @@ class Owner:
 
     async def receipts(self, most: int) -> list[dict[str, Any]]:
         """The newest receipts."""
-        listed: list[dict[str, Any]] = (await self._get("/node/v1/receipts", limit=str(most)))["receipts"]
+        listed: list[dict[str, Any]] = (await self._client.get("/node/v1/receipts", limit=str(most)))["receipts"]
         return listed
 
     async def peers(self) -> list[dict[str, Any]]:
         """The named peers."""
-        named: list[dict[str, Any]] = (await self._get("/node/v1/peers"))["peers"]
+        named: list[dict[str, Any]] = (await self._client.get("/node/v1/peers"))["peers"]
         return named
 
     async def export(self, receipt: str) -> dict[str, Any]:
         """One receipt with all that it takes to check it."""
-        exported: dict[str, Any] = await self._get(f"/node/v1/receipts/{receipt}/export", ids="1")
+        exported: dict[str, Any] = await self._client.get(f"/node/v1/receipts/{receipt}/export", ids="1")
         return exported
 
     async def accounts(self) -> dict[str, Any]:
         """Every balance."""
-        balances: dict[str, Any] = await self._get("/node/v1/accounts")
+        balances: dict[str, Any] = await self._client.get("/node/v1/accounts")
         return balances
 
 

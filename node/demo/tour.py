@@ -11,8 +11,7 @@ from typing import Any, Final
 import aiohttp
 from rich.console import Console
 
-from node.app import DEMO_MODEL
-from node.config import DEFAULT_PORT
+from node.config import DEFAULT_PORT, DEMO_MODEL
 from node.demo.figures import Seen, balanced, compute
 from node.demo.narrator import Narrator
 from node.demo.owner import Owner, poll
@@ -31,16 +30,23 @@ _SELLER_CONFIG: Final = """\
 [node]
 port = 0
 threads = 1
+gpu_layers = 0
 
 [sell]
 price = "{price}"
+
+# Three nodes share this machine: each would take the others for its owner.
+[idle]
+enabled = false
 """
-# Several engines on the same cores slow each other down, so each gets one thread. A quarter of the later receipts
+# Several engines on the same cores slow each other down, so each gets one thread; on a GPU, honest margins would have
+# to be calibrated first. A quarter of the later receipts
 # is audited, so that there is something to see.
 _OWNER_CONFIG: Final = """\
 [node]
 port = {port}
 threads = 1
+gpu_layers = 0
 
 [api]
 route = "peers"

@@ -1,188 +1,224 @@
-"""One thread that works off a line of jobs, and the way of their results into an event loop.
+"""The thread that owns a model, the line before it, and the calls it does between its steps.
 
-Theory of operation. A job is a generator that the thread steps through; what it yields is handed to the job's
-owner, None is only a pause. Between two steps the thread looks whether the job was cancelled, so a job ends
-within one step of its owner's wish. Nothing polls: the thread sleeps on a condition, the owner on an asyncio
-event. A job with `room` stops the thread while its owner has that many results untaken; only jobs with large
-results have one.
+Theory of operation. The thread does one step of its `Batcher` after the other as long as any task can get on, and
+sleeps on a condition otherwise; nothing polls. Between two steps it parts with what was cancelled, begins with those
+whose turn it is, and does at most one call (a part of an embedding, say), so that a step's time bounds how long
+anything waits. After each step it wakes the event loop once for all streams.
+
+Jobs take a slot each, and wait in line for one. Replays, one at a time, and calls wait as well and count as
+waiting, but take no slot: no audit keeps a customer out.
 """
 
 import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator
-from contextlib import closing, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, Generic, TypeVar
 
-from node.engine.port import EngineBusy, EngineClosed
+from node.engine.batch import Batcher
+from node.engine.line import Line
+from node.engine.outlet import Outlet, tell
+from node.engine.port import EngineBusy, EngineClosed, EngineFailed
+from node.engine.tasks import Replay, Stream, Work
 
 T = TypeVar("T")
 _WEIGHT: Final = 0.2  # of the last job in the mean duration
 _FIRST_GUESS: Final = 5.0  # seconds a job takes, before any was done
 
-Steps = Callable[[], Generator[T | None, None, None]]
 
+class EngineThread:
+    """One thread: loads, serves up to `slots` jobs at the same time, while `waiting` wait, and closes."""
 
-class Work(Generic[T]):
-    """One job: stepped through by the thread, its results taken by its owner in an event loop."""
-
-    def __init__(self, steps: Steps[T], room: int | None = None) -> None:
-        self.steps = steps
-        self._cancelled = False
-        self._room = threading.Semaphore(room) if room is not None else None
-        self._loop = asyncio.get_running_loop()
-        self._news = asyncio.Event()
-        self._lock = threading.Lock()
-        self._results: list[T] = []
-        self._ended = False
-        self._failure: BaseException | None = None
-
-    async def take(self) -> list[T]:
-        """All results that are there, waiting for one; empty at the end. Raises what the steps raised."""
-        while True:
-            await self._news.wait()
-            with self._lock:
-                self._news.clear()
-                results, self._results = self._results, []
-                ended = self._ended
-            if self._room is not None and results:
-                self._room.release(len(results))
-            if ended:
-                self._news.set()
-            if results:
-                return results
-            if ended:
-                if self._failure is not None:
-                    raise self._failure
-                return []
-
-    def cancelled(self) -> bool:
-        """Whether nobody wants more results."""
-        return self._cancelled
-
-    def cancel(self) -> None:
-        """No more results are wanted."""
-        self._cancelled = True
-        if self._room is not None:
-            self._room.release()
-
-    def put(self, result: T) -> None:
-        """From the thread: one more result."""
-        if self._room is not None:
-            self._room.acquire()
-        with self._lock:
-            self._results.append(result)
-            first = len(self._results) == 1
-        if first:
-            self._tell()
-
-    def end(self, failure: BaseException | None = None) -> None:
-        """From the thread, or instead of it: no more results will come."""
-        with self._lock:
-            self._ended, self._failure = True, failure
-        self._tell()
-
-    def _tell(self) -> None:
-        with suppress(RuntimeError):  # the owner's event loop is closed: nobody waits any more
-            self._loop.call_soon_threadsafe(self._news.set)
-
-
-class WorkThread:
-    """The thread and its line: one job runs, at most `waiting` wait."""
-
-    def __init__(self, name: str, waiting: int) -> None:
+    def __init__(self, name: str, slots: int, waiting: int) -> None:
+        self.slots: Final = slots
         self._waiting = waiting
-        self._line: deque[Work[Any]] = deque()
-        self._running: Work[Any] | None = None
+        self._batcher: Batcher | None = None
+        self._jobs: Line[Stream] = Line()
+        self._replays: Line[Replay] = Line()
+        self._calls: deque[_Call[Any]] = deque()
+        self._running: dict[Work, float] = {}  # when each began
         self._changed = threading.Condition()
         self._closed = False
+        self._last: Callable[[], None] | None = None
         self._mean = _FIRST_GUESS
         # A daemon: a node that forgot to close its engine must still be able to end.
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
-    def idle(self) -> bool:
-        """Whether a job would begin at once."""
-        return self._running is None and not self._line and not self._closed
+    def serve(self, batcher: Batcher) -> None:
+        """From a call: the batcher to be stepped from now on."""
+        self._batcher = batcher
+
+    def allowance(self, most: int) -> int:
+        """From a call: how many tokens it may compute so that the streams hardly notice."""
+        return self._batcher.allowance(most) if self._batcher is not None else most
+
+    def changed(self) -> None:
+        """Look again at what there is to do."""
+        with self._changed:
+            self._changed.notify()
+
+    def free_slots(self) -> int:
+        """How many jobs would begin at once."""
+        with self._changed:
+            if self._closed:
+                return 0
+            return max(0, self.slots - self._busy() - len(self._jobs))
 
     def check(self) -> None:
-        """Raises EngineBusy, EngineClosed, if `submit` would now."""
-        if self._closed:
-            raise EngineClosed
-        if len(self._line) >= self._waiting + (self._running is None):
-            raise EngineBusy(len(self._line), max(1.0, self._mean * (len(self._line) + 1)))
-
-    def submit(self, work: Work[Any]) -> None:
-        """Put a job at the end of the line. Raises EngineBusy, EngineClosed."""
+        """Raises EngineBusy, EngineClosed, if something more could not wait now."""
         with self._changed:
-            self.check()
-            self._line.append(work)
+            self._check()
+
+    def submit(self, work: Work) -> None:
+        """Put a task into the line. Raises EngineBusy, EngineClosed."""
+        with self._changed:
+            self._check()
+            if isinstance(work, Stream):
+                self._jobs.join(work, work.sold)
+            else:
+                self._replays.join(work, sold=False)
             self._changed.notify()
 
-    def withdraw(self, work: Work[Any]) -> None:
-        """Cancel a job: at once if it waits, within a step if it runs."""
-        work.cancel()
-        with self._changed, suppress(ValueError):
-            self._line.remove(work)
+    def withdraw(self, work: Work) -> None:
+        """Its owner wants no more: at once if it waits, within a step if it runs."""
+        with self._changed:
+            if isinstance(work, Stream):
+                self._jobs.leave(work)
+            else:
+                self._replays.leave(work)
+        work.outlet.cancel()
 
     async def call(self, function: Callable[[], T]) -> T:
-        """Run a function in the thread, in turn. Raises what it raises, EngineBusy, EngineClosed."""
-        work = Work(_once(lambda: (function(),)))  # in a tuple, for a bare None would be a pause
-        self.submit(work)
+        """Run a function in the thread, between two steps. Raises what it raises, EngineBusy, EngineClosed."""
+        call = _Call(function, self.changed)
+        with self._changed:
+            self._check()
+            self._calls.append(call)
+            self._changed.notify()
         try:
-            ((result,),) = await work.take()
-            await work.take()  # its end: then the thread is free again
+            ((result,),) = await call.outlet.take()
             return result
         finally:
-            self.withdraw(work)
+            call.outlet.cancel()
 
     async def close(self, last: Callable[[], None]) -> None:
-        """End every job with EngineClosed, run `last` in the thread and end it; again only waits for that."""
+        """End everything with EngineClosed, run `last` in the thread and end it; again only waits for that."""
         with self._changed:
-            left = [] if self._closed else [*self._line, *([self._running] if self._running else [])]
+            left: list[Outlet[Any]] = []
             if not self._closed:
-                self._closed = True
-                self._line = deque([Work(_once(last))])
+                self._closed, self._last = True, last
+                works = [*self._jobs.empty(), *self._replays.empty(), *self._running]
+                left = [*(work.outlet for work in works), *(call.outlet for call in self._calls)]
+                self._calls.clear()
             self._changed.notify()
-        for work in left:
-            work.cancel()
-            work.end(EngineClosed())
+        for outlet in left:
+            outlet.end(EngineClosed())
+        tell(left)
         await asyncio.to_thread(self._thread.join)
 
+    def _busy(self) -> int:
+        """How many slots are taken, by jobs whose owners still want them."""
+        return sum(isinstance(work, Stream) and not work.outlet.cancelled for work in self._running)
+
+    def _check(self) -> None:
+        if self._closed:
+            raise EngineClosed
+        queued = len(self._jobs) + len(self._replays) + len(self._calls)
+        begin = max(0, self.slots - self._busy())  # so many of those in line are on their way to a slot
+        if queued >= self._waiting + begin:
+            raise EngineBusy(queued, max(1.0, self._mean * (queued + 1) / self.slots))
+
+    # In the thread.
+
     def _serve(self) -> None:
-        while (work := self._next()) is not None:
-            began = time.monotonic()
-            failure = self._step_through(work)
-            self._mean += _WEIGHT * (time.monotonic() - began - self._mean)
-            with self._changed:
-                self._running = None  # before the owner hears of the end, who may look for a free slot then
-                closed = self._closed
-            work.end(EngineClosed() if work.cancelled() and closed else failure)
+        while self._wait():
+            for call in self._next_call():
+                call.run()
+                tell([call.outlet])
+            if self._batcher is not None:
+                self._step(self._batcher)
+        if self._last is not None:
+            self._last()
 
-    def _next(self) -> Work[Any] | None:
+    def _wait(self) -> bool:
+        """Sleep until there is something to do; false if that is to end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._line or self._closed)
-            self._running = self._line.popleft() if self._line else None
-            return self._running
+            self._changed.wait_for(self._has_work)
+            return not self._closed
 
-    def _step_through(self, work: Work[Any]) -> BaseException | None:
-        try:
-            if work.cancelled():
-                return None
-            with closing(work.steps()) as steps:
-                for result in steps:
-                    if work.cancelled():
-                        return None
-                    if result is not None:
-                        work.put(result)
-        except BaseException as error:  # noqa: BLE001  (whatever it is, it is this job's; the thread goes on)
-            return error
+    def _has_work(self) -> bool:
+        if self._closed or self._calls:
+            return True
+        return self._batcher is not None and (self._batcher.ready() or self._next(self._batcher) is not None)
+
+    def _next_call(self) -> list["_Call[Any]"]:
+        with self._changed:
+            return [self._calls.popleft()] if self._calls else []
+
+    def _next(self, batcher: Batcher) -> Work | None:
+        """Who can begin now."""
+        running = [isinstance(work, Stream) for work in batcher.tasks]
+        job, replay = self._jobs.first(), self._replays.first()
+        if job is not None and sum(running) < self.slots and batcher.fits(job):
+            return job
+        if replay is not None and all(running) and batcher.fits(replay):
+            return replay
         return None
 
+    def _step(self, batcher: Batcher) -> None:
+        try:
+            self._begin(batcher)
+            given_way = batcher.step()
+        except Exception as error:  # noqa: BLE001  (nothing may end the thread; what ran has failed)
+            given_way = []
+            with suppress(Exception):
+                batcher.fail_all(EngineFailed(f"{type(error).__name__}: {error}"))
+        self._tidy(batcher, given_way)
+        tell(batcher.announce())
 
-def _once(function: Callable[[], T]) -> Steps[T]:
-    def steps() -> Generator[T | None, None, None]:
-        yield function()
+    def _begin(self, batcher: Batcher) -> None:
+        while True:
+            with self._changed:
+                work = self._next(batcher)
+                if work is None or self._closed:
+                    return
+                (self._jobs if isinstance(work, Stream) else self._replays).leave(work)  # type: ignore[arg-type]
+                self._running[work] = time.monotonic()
+            batcher.begin(work)
 
-    return steps
+    def _tidy(self, batcher: Batcher, given_way: list[Work]) -> None:
+        """Note who has ended, before their owners hear of it, who may look for a free slot then."""
+        now = time.monotonic()
+        with self._changed:
+            left = set(batcher.tasks)
+            for work in [one for one in self._running if one not in left]:
+                began = self._running.pop(work)
+                if work not in given_way:
+                    self._mean += _WEIGHT * (now - began - self._mean)
+            for work in given_way:
+                if work.outlet.cancelled or self._closed:
+                    continue
+                if isinstance(work, Stream):
+                    self._jobs.rejoin(work, work.sold)
+                else:
+                    self._replays.rejoin(work, sold=False)
+
+
+class _Call(Generic[T]):
+    """A function to run between two steps, and the way of its result."""
+
+    def __init__(self, function: Callable[[], T], on_change: Callable[[], None]) -> None:
+        self.outlet: Final[Outlet[tuple[T]]] = Outlet(1, on_change)  # in a tuple, for it may be None
+        self._function = function
+
+    def run(self) -> None:
+        """By the thread."""
+        if self.outlet.cancelled:
+            return
+        try:
+            self.outlet.put((self._function(),))
+        except BaseException as error:  # noqa: BLE001  (whatever it is, it is this call's; the thread goes on)
+            self.outlet.end(error)

@@ -12,10 +12,10 @@ from nacl.exceptions import CryptoError
 from nacl.secret import SecretBox
 
 from ledger import codec
-from ledger.account import Account, AccountKey
+from ledger.account import Account, AccountKey, Reservation
 from ledger.changes import Authorized, Forgotten
 from ledger.commitments import ids_bytes, ids_from_bytes
-from ledger.events import AccountChanged, Event, decode_events
+from ledger.events import AccountChanged, Event, Observed, decode_events
 from ledger.identity import Identity
 from ledger.journal import Journal, Kept, Material, Nonce
 from ledger.money import Unit
@@ -42,6 +42,7 @@ class Book:
         self._clock = clock
         self._authorized: dict[AccountKey, int] = {}
         self._spent: dict[tuple[int, str], int] = {}  # by (day since 1970, unit)
+        self._checking: dict[tuple[int, str], int] = {}  # of it for help in audits
         self._box = SecretBox(identity.secret(b"audit materials"))
 
     @staticmethod
@@ -105,6 +106,10 @@ class Book:
                     day = (time_ms // _DAY_MS, key.unit)
                     self._authorized[key] = total
                     self._spent[day] = self._spent.get(day, 0) + spent
+                case Observed(what="checking", facts={"unit": str(unit), "cost": int(cost)}):
+                    today = (time_ms // _DAY_MS, unit)
+                    # What comes back after midnight was of another day.
+                    self._checking[today] = max(self._checking.get(today, 0) + cost, 0)
 
     def spent_today(self) -> dict[str, int]:
         """What this node authorized since midnight UTC, and what its open orders may still cost, by unit."""
@@ -112,8 +117,18 @@ class Book:
         spent = {unit: amount for (day, unit), amount in self._spent.items() if day == today}
         for key, account in self.journal.books.accounts.items():
             if key.payer == self.me:
-                spent[key.unit] = spent.get(key.unit, 0) + account.reserved
+                open_orders = sum(self._may_cost(order, reservation) for order, reservation in account.orders.items())
+                spent[key.unit] = spent.get(key.unit, 0) + open_orders
         return spent
+
+    def spent_on_checking_today(self, unit: Unit) -> int:
+        """What help in audits has cost this node since midnight UTC, and what open orders for it may still cost."""
+        return self._checking.get((self.now_ms() // _DAY_MS, unit), 0)
+
+    def _may_cost(self, order: bytes, reservation: Reservation) -> int:
+        """What an open order may still cost: what is due, once it has ended."""
+        due = self.experience.due(order)
+        return reservation.rest if due is None else min(reservation.rest, due.owed)
 
     async def sweep(self) -> None:
         """Drop nonces and token ids past their time, and orders that are long closed."""

@@ -37,9 +37,21 @@ from node.exchange import experience
 from node.exchange.book import RAIL, Book, kept
 from node.exchange.delivery import BrokenPromise, Delivery, Incoming, Terms
 from node.exchange.purchase import Ask, NotPlaced, Purchase
+from node.exchange.recomputing import follow
+from node.exchange.scoring import ScoreReceiving
+from node.models.grammar import BadGrammar, ForbiddenToken, GrammarGaveUp, Matcher
 from node.models.tokenizer import Tokenizer
 from node.ports import Entropy
-from node.wire.frames import AnswerReader, CancelFrame, CheckpointFrame, Frame, Ids, ReceiptFrame, StreamError
+from node.wire.frames import (
+    AnswerReader,
+    CancelFrame,
+    CheckpointFrame,
+    Frame,
+    Ids,
+    ReceiptFrame,
+    ScoreFrame,
+    StreamError,
+)
 from node.wire.messages import Refused, Request, Unreachable, encode_request
 from node.wire.peer import Peer
 from node.wire.sealing import KEY_BYTES, CannotOpen, KeyPair, RequestBinding, buyers_answer_key, seal_request
@@ -54,6 +66,8 @@ PATIENCE_S: Final = 60.0
 ANSWER_S: Final = 3600.0
 # How soon a seller that does not know the order yet is asked again to cancel it.
 _CANCEL_AGAIN_S: Final = 0.1
+# How long a seller whose line broke is asked for a receipt: the client waits for the answer to go on elsewhere.
+_ASK_AGAIN_S: Final = 3.0
 # How long the end of the stream may take after its last frame.
 _END_S: Final = 1.0
 # Token ids of an order are kept so long for audits and exports.
@@ -104,9 +118,14 @@ class Buyer:
 
     async def _run(self, purchase: Purchase, peer: Peer, offer: Signed[Offer], ask: Ask, tokenizer: Tokenizer) -> None:
         try:
+            matcher = await _matcher(ask, tokenizer)
             terms, sealed, answer_key = self._prepare(offer, ask)
             await self._reserve(terms)
-            receiving = _Receiving(terms, AnswerReader(answer_key), tokenizer, purchase, self._patience_s)
+            receiving: _Receiving | ScoreReceiving
+            if ask.claimed:
+                receiving = ScoreReceiving(terms, AnswerReader(answer_key))
+            else:
+                receiving = _Receiving(terms, AnswerReader(answer_key), tokenizer, matcher, purchase, self._patience_s)
             self._book.under_way.add(terms.order.digest)
             try:
                 delivery = await self._deliver(receiving, peer, terms, sealed)
@@ -129,7 +148,7 @@ class Buyer:
     def _prepare(self, offer: Signed[Offer], ask: Ask) -> tuple[Terms, bytes, bytes]:
         """The signed order, its sealed request, and the key of the answer."""
         now, draw = self._book.now(), self._entropy.bytes
-        request = Request(draw(SALT_BYTES), ask.prompt, ask.stop, ask.steering)
+        request = Request(draw(SALT_BYTES), ask.prompt, ask.stop, ask.steering, ask.earlier, ask.claimed)
         nonce, ephemeral = draw(NONCE_BYTES), KeyPair.from_seed(draw(KEY_BYTES))
         try:
             binding = RequestBinding(offer.digest, nonce, self._book.me)
@@ -137,22 +156,23 @@ class Buyer:
         except CannotOpen:
             raise NotPlaced("the offer's prekey is no usable key", "malformed") from None
         order = Order(
-            work="generate",
+            work="score" if ask.claimed else "generate",
             seller=offer.signer,
             offer=offer.digest,
             nonce=nonce,
             request=digest_of(sealed),
             sampling=ask.sampling,
             seed=ask.seed,
-            start=0,
+            start=ask.start,
             max_tokens=ask.max_tokens,
-            max_cost=cost(offer.record.price, len(ask.prompt), ask.max_tokens),
+            max_cost=cost(offer.record.price, len(ask.prompt) + len(ask.claimed), 0 if ask.claimed else ask.max_tokens),
             privacy=ask.privacy,
             hops=0,
             rail=RAIL,
-            trace=draw(16),
+            trace=open_record(ask.earlier.order, Order).record.trace if ask.earlier is not None else draw(16),
             issued=now,
             expires=now + ORDER_LIFETIME_S,
+            part_of=digest_of(ask.earlier.order) if ask.earlier is not None else None,
         )
         signed = sign(order, self._book.identity)
         answer_key = buyers_answer_key(ephemeral, offer.record.prekey, signed.digest)
@@ -170,7 +190,9 @@ class Buyer:
         except AccountError as error:
             raise NotPlaced(f"its credit does not bear the order: {error}", "credit") from None
 
-    async def _deliver(self, receiving: "_Receiving", peer: Peer, terms: Terms, sealed: bytes) -> Delivery:
+    async def _deliver(
+        self, receiving: "_Receiving | ScoreReceiving", peer: Peer, terms: Terms, sealed: bytes
+    ) -> Delivery:
         trouble = None
         try:
             await receiving.run(peer, sealed, self._book.identity)
@@ -181,7 +203,7 @@ class Buyer:
             trouble = str(error)
         if receiving.receipt is None:
             receiving.receipt = await self._ask_for_receipt(peer, terms)
-        if receiving.receipt is None and not receiving.incoming.ids:
+        if receiving.receipt is None and receiving.nothing:
             trouble = trouble or "the seller stopped before the first token"
             await self._give_up(terms, experience.failed(terms.seller, trouble))
             raise NotPlaced(trouble, "unreachable")
@@ -191,8 +213,9 @@ class Buyer:
 
     async def _ask_for_receipt(self, peer: Peer, terms: Terms) -> Signed[Receipt] | None:
         """The receipt of an answer that broke off: the seller may have made one that did not get through."""
-        with contextlib.suppress(Refused, Unreachable, codec.Malformed):
-            raw = await peer.receipt(terms.order.digest)
+        with contextlib.suppress(Refused, Unreachable, codec.Malformed, TimeoutError):
+            async with asyncio.timeout(_ASK_AGAIN_S):
+                raw = await peer.receipt(terms.order.digest)
             if raw is not None:
                 return open_record(raw, Receipt)
         return None
@@ -202,7 +225,8 @@ class Buyer:
 
     async def _record(self, delivery: Delivery) -> None:
         terms, order = delivery.terms, delivery.terms.order.digest
-        records = [kept(signed, order) for signed in (delivery.checkpoint, delivery.receipt) if signed is not None]
+        signed = (delivery.checkpoint, delivery.score, delivery.receipt)
+        records = [kept(record, order) for record in signed if record is not None]
         due = experience.due(terms.seller, order, delivery.owed, delivery.objection)
         await self._book.post(
             delivery.observed(), due, records=records, materials=(self._material(terms, delivery.ids),)
@@ -217,15 +241,34 @@ class Buyer:
         )
 
 
+async def _matcher(ask: Ask, tokenizer: Tokenizer) -> Matcher | None:
+    """What follows the grammar of an answer, if it has one. Raises NotPlaced."""
+    if not ask.steering.grammar or ask.claimed:
+        return None
+    earlier = ask.prompt[len(ask.prompt) - ask.start :]
+    try:
+        return await asyncio.to_thread(follow, tokenizer, ask.steering.grammar, earlier)
+    except (BadGrammar, ForbiddenToken, GrammarGaveUp) as error:
+        raise NotPlaced(str(error), "malformed") from None
+
+
 class _Receiving:
     """The reading of one answer."""
 
     def __init__(
-        self, terms: Terms, reader: AnswerReader, tokenizer: Tokenizer, purchase: Purchase, patience_s: float
+        self,
+        terms: Terms,
+        reader: AnswerReader,
+        tokenizer: Tokenizer,
+        matcher: Matcher | None,
+        purchase: Purchase,
+        patience_s: float,
     ) -> None:
+        """`matcher` follows the order's grammar, if it has one."""
         self._terms = terms
+        self._matcher = matcher
         self._reader = reader
-        self._text = tokenizer.stream(terms.request.stop)
+        self._text = tokenizer.stream(terms.request.stop, terms.so_far)  # a stop string may begin in the part before
         self._purchase = purchase
         self._patience_s = patience_s
         self._started = self._first = asyncio.get_running_loop().time()
@@ -233,6 +276,11 @@ class _Receiving:
         self._broken: str | None = None  # a promise that was broken, whatever a receipt says later
         self.incoming: Final = Incoming(terms, tokenizer.eog, tokenizer.size)
         self.receipt: Signed[Receipt] | None = None
+
+    @property
+    def nothing(self) -> bool:
+        """Whether nothing came that is worth anything."""
+        return not self.incoming.ids
 
     async def run(self, peer: Peer, sealed: bytes, identity: Identity) -> None:
         """Read to the end. Raises Refused, Unreachable, StreamError, BrokenPromise."""
@@ -282,6 +330,7 @@ class _Receiving:
                 if not self.incoming.ids:
                     self._first = asyncio.get_running_loop().time()
                 before = self._due
+                self._follow(ids)
                 self.incoming.take(ids)
                 self._text.feed(ids)
                 if due := ids[: self._due - before]:
@@ -299,6 +348,24 @@ class _Receiving:
                     raise BrokenPromise(f"the receipt is not valid: {error}") from None
             case CancelFrame():
                 raise BrokenPromise("the seller stopped before the end of the answer")
+            case ScoreFrame():
+                raise BrokenPromise("the seller sends a score, where an answer was ordered")
+
+    def _follow(self, ids: tuple[int, ...]) -> None:
+        """Check the next ids against the grammar, for behind a forbidden one nobody else could go on.
+
+        Raises BrokenPromise.
+        """
+        matcher = self._matcher
+        if matcher is None:
+            return
+        try:
+            for token in ids:
+                matcher.take(token)
+        except ForbiddenToken:
+            raise BrokenPromise("the seller sends what the order's grammar does not allow") from None
+        except GrammarGaveUp:
+            self._matcher = None  # from here on nobody can tell
 
     @property
     def _due(self) -> int:

@@ -7,7 +7,7 @@ from ledger.commitments import CHECKPOINT_TOKENS, AnswerCommitment, prompt_commi
 from ledger.events import Observed
 from ledger.identity import Did
 from ledger.money import cost
-from ledger.records import Checkpoint, Offer, Order, Receipt, Signed, open_record
+from ledger.records import Checkpoint, Offer, Order, Receipt, Score, Signed, open_record
 from node.exchange import experience
 from node.wire.messages import Request
 
@@ -30,9 +30,19 @@ class Terms:
         return self.offer.signer
 
     @property
+    def input_ids(self) -> tuple[int, ...]:
+        """What is paid at the input price: the prompt, and what a score order claims."""
+        return self.request.prompt + self.request.claimed
+
+    @property
     def prompt_tokens(self) -> int:
-        """How many token ids the prompt has."""
-        return len(self.request.prompt)
+        """How many token ids are paid at the input price."""
+        return len(self.request.prompt) + len(self.request.claimed)
+
+    @property
+    def so_far(self) -> tuple[int, ...]:
+        """The answer's earlier part, which the prompt of a continued order ends with."""
+        return self.request.prompt[len(self.request.prompt) - self.order.record.start :]
 
     def output_cost(self, tokens: int) -> int:
         """What so many output tokens cost without the input: what a checkpoint says."""
@@ -57,12 +67,15 @@ class Delivery:
     complete: bool = False  # whether the ids are a whole answer: ended, stopped, or as long as ordered
     first_token_ms: int = 0
     total_ms: int = 0
+    score: Signed[Score] | None = None  # of a score order, if one came that fits
 
     def observed(self) -> Observed:
         """What it says about the seller."""
         seller = self.terms.seller
         if self.objection is not None:
             return experience.failed(seller, self.objection)
+        if self.score is not None:
+            return experience.scored(seller, self.terms.order.digest)
         return experience.delivered(seller, len(self.ids), self.first_token_ms, self.total_ms)
 
 
@@ -127,22 +140,9 @@ class Incoming:
 
         `cancelled`: the buyer had asked to stop. `stopped`: the ids so far complete a stop string.
         """
-        said, terms, tokens = receipt.record, self._terms, len(self.ids)
-        order = terms.order.record
-        facts = (
-            ("signer", receipt.signer, terms.seller),
-            ("order", said.order, terms.order.digest),
-            ("model", said.model, terms.offer.record.model),
-            ("prompt token count", said.prompt_tokens, terms.prompt_tokens),
-            ("output token count", said.output_tokens, tokens),
-            ("prompt commitment", said.prompt_commitment, prompt_commitment(terms.request.salt, terms.request.prompt)),
-            ("output commitment", said.output_commitment, self.commitment()),
-            ("unit", said.unit, terms.offer.record.price.unit),
-            ("cost", said.cost, terms.full_cost(tokens)),
-        )
-        for name, got, expected in facts:
-            if got != expected:
-                return f"the receipt's {name} is not what was delivered"
+        tokens, order = len(self.ids), self._terms.order.record
+        if (wrong := misfit(self._terms, receipt, tokens, self.commitment())) is not None:
+            return wrong
         ended = self._ended() or stopped
         fits = {
             "stop": ended,
@@ -150,8 +150,27 @@ class Incoming:
             "cancelled": cancelled,
             "cut": False,
         }
-        return None if fits[said.finish] else f"the answer did not end by {said.finish!r}"
+        finish = receipt.record.finish
+        return None if fits[finish] else f"the answer did not end by {finish!r}"
 
     def undisputed(self, receipt: Signed[Receipt], tokens: int) -> int:
         """What is owed in any case for so many tokens: never more than the receipt asks for."""
         return min(receipt.record.cost, self._terms.full_cost(tokens))
+
+
+def misfit(terms: Terms, receipt: Signed[Receipt], tokens: int, commitment: bytes) -> str | None:
+    """Which fact of a receipt is not as ordered and delivered, so many tokens with this commitment; None if all are."""
+    said, prompt = receipt.record, prompt_commitment(terms.request.salt, terms.input_ids)
+    facts = (
+        ("signer", receipt.signer, terms.seller),
+        ("order", said.order, terms.order.digest),
+        ("model", said.model, terms.offer.record.model),
+        ("prompt token count", said.prompt_tokens, terms.prompt_tokens),
+        ("output token count", said.output_tokens, tokens),
+        ("prompt commitment", said.prompt_commitment, prompt),
+        ("output commitment", said.output_commitment, commitment),
+        ("unit", said.unit, terms.offer.record.price.unit),
+        ("cost", said.cost, terms.full_cost(tokens)),
+    )
+    wrong = next((name for name, got, expected in facts if got != expected), None)
+    return None if wrong is None else f"the receipt's {wrong} is not what was delivered"

@@ -5,22 +5,27 @@ the observations are called and which facts they carry.
 """
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, get_args
 
 from attrs import evolve, field, frozen
 
 from ledger.changes import Released
 from ledger.events import AccountChanged, Event, Fact, Observed
+from ledger.money import Unit
 from ledger.records import Outcome
 from verify.evidence import CONTEXT_BYTES, Evidence
 from verify.reputation import Event as Conduct
 from verify.reputation import History, observe
+from verify.scores import Credibility, Word, heard
 
 # How much the newest measurement moves a seller's measured speed.
 _NEWEST: Final = 0.3
 # An audit of fewer new tokens tells too little to speak for a seller.
 _TELLING: Final = 16
+# So many Scores of a model are remembered that scorers agreed on.
+_AGREED: Final = 64
 
 
 @frozen
@@ -40,12 +45,22 @@ class Due:
 
 
 @frozen
+class Agreed:
+    """A score order whose Score others agreed with; `answer` is the order that it was about."""
+
+    order: bytes
+    scorer: str
+    answer: bytes
+
+
+@frozen
 class Standing:
     """All that is known of one seller."""
 
     history: History = field(factory=History)
     speed: Speed = field(factory=Speed)
     audits: int = 0  # how many audits really checked something
+    word: Credibility = field(factory=Credibility)  # what its Scores are worth
 
 
 def delivered(seller: str, tokens: int, first_token_ms: int, total_ms: int) -> Observed:
@@ -75,13 +90,33 @@ def audited(seller: str, model: bytes, outcome: Outcome, evidence: Evidence, con
         "model": model,
         "outcome": outcome,
         # Floats as hexadecimal text: the journal holds whole numbers, text and bytes, and nothing may be rounded.
-        "log_m": evidence.log_m.hex(),
+        "log_m": " ".join(log_m.hex() for log_m in evidence.log_ms),
         "peak": evidence.peak.hex(),
         "tokens": evidence.tokens,
         "odd": evidence.odd,
         "contexts": b"".join(contexts),
     }
     return Observed(seller, "audited", facts)
+
+
+def scored(scorer: str, order: bytes) -> Observed:
+    """A Score came that fits its order; what it is worth is found out by comparison."""
+    return Observed(scorer, "scored", {"order": order})
+
+
+def word(scorer: str, model: bytes, order: bytes, answer: bytes, said: Word) -> Observed:
+    """What a scorer's Score turned out to be worth; `answer` is the digest of the order that it was about."""
+    return Observed(scorer, "word", {"model": model, "order": order, "answer": answer, "said": said})
+
+
+def contradicted(seller: str, order: bytes) -> Observed:
+    """Two other sellers answered an order alike, and otherwise than this one."""
+    return Observed(seller, "contradicted", {"order": order})
+
+
+def checking(helper: str, unit: Unit, cost: int) -> Observed:
+    """So much may be paid to somebody for help in checking somebody else; below zero: so much of it was not."""
+    return Observed(helper, "checking", {"unit": unit, "cost": cost})
 
 
 def disputed(buyer: str, order: bytes, amount: int) -> Observed:
@@ -97,6 +132,11 @@ class Experience:
         self._evidence: dict[tuple[str, bytes], Evidence] = {}
         self._contexts: dict[tuple[str, bytes], set[bytes]] = {}
         self._due: dict[bytes, Due] = {}  # by order
+        self._agreed: dict[bytes, deque[Agreed]] = {}  # by model, oldest first
+
+    def agreed(self, model: bytes) -> Sequence[Agreed]:
+        """The latest Scores of a model that scorers agreed on."""
+        return tuple(self._agreed.get(model, ()))
 
     def standing(self, seller: str) -> Standing:
         """What is known of a seller; a stranger's is empty."""
@@ -138,11 +178,24 @@ class Experience:
                 self._remember_due(facts)
             case "audited":
                 self._audit(seller, standing, facts)
+            case "contradicted":
+                self._conduct(seller, standing, "contradicted")
+            case "word":
+                self._remember_word(seller, standing, facts)
             case _:
                 pass  # about buyers, or written by a newer version: it is kept, and counts for nothing here
 
     def _conduct(self, seller: str, standing: Standing, event: Conduct, tokens: int = 0) -> None:
         self._standings[seller] = evolve(standing, history=observe(standing.history, event, tokens))
+
+    def _remember_word(self, scorer: str, standing: Standing, facts: Mapping[str, Fact]) -> None:
+        model, order, answer, said = (facts.get(name) for name in ("model", "order", "answer", "said"))
+        known: Word | None = next((word for word in get_args(Word) if word == said), None)
+        if known is None or not (isinstance(model, bytes) and isinstance(order, bytes) and isinstance(answer, bytes)):
+            return
+        self._standings[scorer] = evolve(standing, word=heard(standing.word, known))
+        if known == "agreed":
+            self._agreed.setdefault(model, deque(maxlen=_AGREED)).append(Agreed(order, scorer, answer))
 
     def _remember_due(self, facts: Mapping[str, Fact]) -> None:
         order, objection = facts.get("order"), facts.get("objection")
@@ -155,8 +208,9 @@ class Experience:
         packed = facts.get("contexts")
         if not isinstance(model, bytes) or not isinstance(packed, bytes):
             return
-        log_m, peak = _float(facts, "log_m"), _float(facts, "peak")
-        self._evidence[seller, model] = Evidence(log_m, peak, _int(facts, "tokens"), _int(facts, "odd"))
+        self._evidence[seller, model] = Evidence(
+            _detectors(facts), _float(facts, "peak"), _int(facts, "tokens"), _int(facts, "odd")
+        )
         self.contexts(seller, model).update(packed[i : i + CONTEXT_BYTES] for i in range(0, len(packed), CONTEXT_BYTES))
         if packed:
             # What was checked before speaks for nobody a second time.
@@ -176,6 +230,13 @@ def _int(facts: Mapping[str, Fact], name: str) -> int:
 def _float(facts: Mapping[str, Fact], name: str) -> float:
     value = facts.get(name)
     return float.fromhex(value) if isinstance(value, str) else -math.inf
+
+
+def _detectors(facts: Mapping[str, Fact]) -> tuple[float, ...]:
+    """Each detector's ln M; what was written when there was one alone is where all of them stand."""
+    value, start = facts.get("log_m"), Evidence().log_ms
+    found = tuple(map(float.fromhex, value.split())) if isinstance(value, str) else start
+    return found if len(found) == len(start) else (max(found, default=-math.inf),) * len(start)
 
 
 def _measured(speed: Speed, facts: Mapping[str, Fact]) -> Speed:

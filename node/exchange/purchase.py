@@ -8,12 +8,17 @@ from attrs import field, frozen
 
 from ledger.records import Privacy, Sampling
 from node.exchange.delivery import Delivery
+from node.wire.messages import Earlier
 from verify.steering import Steering
 
 
 @frozen
 class Ask:
-    """What is to be bought: a prompt's ids and how to continue them."""
+    """What is to be bought: a prompt's ids and how to continue them.
+
+    Of a continued answer the prompt ends with its tokens so far, `start` of them, and `earlier` shows the part before,
+    if that was bought. With `claimed` it is a score order: those ids are to be judged, and `max_tokens` is 1.
+    """
 
     prompt: tuple[int, ...] = field(repr=False)
     stop: tuple[str, ...] = field(repr=False)
@@ -22,6 +27,9 @@ class Ask:
     max_tokens: int
     privacy: Privacy
     steering: Steering = field(factory=Steering, repr=False)
+    start: int = 0
+    earlier: Earlier | None = field(default=None, repr=False)
+    claimed: tuple[int, ...] = field(default=(), repr=False)
 
 
 class NotPlaced(Exception):

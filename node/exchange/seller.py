@@ -9,8 +9,8 @@ memory only, and go soon after their offer.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
-from typing import Final
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 from attrs import field, frozen
 
@@ -20,7 +20,7 @@ from ledger.changes import Earned, Granted, Released, Reserved, VoucherReceived
 from ledger.commitments import CHECKPOINT_TOKENS, AnswerCommitment, prompt_commitment
 from ledger.events import AccountChanged, Event
 from ledger.identity import Did, NotADid, parse_did
-from ledger.journal import Nonce, NonceReused
+from ledger.journal import Kept, Nonce, NonceReused
 from ledger.money import Amount, Price, Unit, cost
 from ledger.rails.credit import check_voucher
 from ledger.rails.port import TotalTooLow, VoucherRefused
@@ -34,7 +34,9 @@ from ledger.records import (
     Grant,
     Offer,
     Order,
+    Privacy,
     Receipt,
+    Score,
     Signed,
     Voucher,
     check_time,
@@ -42,15 +44,24 @@ from ledger.records import (
     open_record,
     sign,
 )
-from node.engine.port import Engine, EngineError, Job, Piece
+from node.engine.port import Engine, EngineError, Job
 from node.exchange import experience
 from node.exchange.book import RAIL, Book, kept
+from node.exchange.continuing import ForgedPart, check_part
+from node.exchange.recomputing import follow
+from node.exchange.scoring import opinions, signed_score
+from node.market.privacy import within
+from node.models.grammar import BadGrammar, ForbiddenToken, GrammarGaveUp
 from node.models.tokenizer import Tokenizer
 from node.ports import Entropy
 from node.wire.client import SIGN_OF_LIFE_S
-from node.wire.frames import AnswerWriter, CancelFrame, CheckpointFrame, Ids, ReceiptFrame
+from node.wire.frames import AnswerWriter, CancelFrame, CheckpointFrame, Ids, ReceiptFrame, ScoreFrame
 from node.wire.messages import MAX_SEALED, Refused, Request, decode_request
 from node.wire.sealing import KEY_BYTES, CannotOpen, KeyPair, RequestBinding, open_request, sellers_answer_key
+from verify.sampler import SAMPLER
+from verify.scores import Opinion
+
+T = TypeVar("T")
 
 # Short enough that a stolen prekey opens little, long enough that buyers need not ask all the time.
 OFFER_LIFETIME_S: Final = 3600
@@ -76,6 +87,17 @@ class Credit:
 
 
 @frozen
+class Elsewhere:
+    """Of a ware that another server computes: how private its prompts may be, and, where that server is somebody
+    else's, the law it is under and how long it keeps prompts.
+    """
+
+    ceiling: Privacy
+    jurisdiction: str | None = None
+    retention: str | None = None
+
+
+@frozen
 class Ware:
     """A model for sale: the engine that runs it, its tokenizer, its name, its price."""
 
@@ -83,6 +105,8 @@ class Ware:
     tokenizer: Tokenizer
     name: str
     price: Price
+    is_unchanged: Callable[[], bool] = lambda: True  # whether its weights are still those that the manifest names
+    elsewhere: Elsewhere | None = None
 
 
 @frozen
@@ -103,15 +127,36 @@ class _Sale:
     request: Request = field(repr=False)
     key: bytes = field(repr=False)
     cancelled: asyncio.Event = field(factory=asyncio.Event)
+    handed_back: asyncio.Event = field(factory=asyncio.Event)  # to be cut at its next checkpoint
 
     @property
     def buyer(self) -> Did:
         """Who ordered."""
         return self.order.signer
 
+    @property
+    def so_far(self) -> tuple[int, ...]:
+        """The answer's earlier part, which the prompt of a continued order ends with."""
+        return self.request.prompt[len(self.request.prompt) - self.order.record.start :]
+
+    @property
+    def scores(self) -> bool:
+        """Whether a claimed answer is to be scored, and none to be generated."""
+        return self.order.record.work == "score"
+
+    @property
+    def input_ids(self) -> tuple[int, ...]:
+        """What is paid at the input price: the prompt, and what a score order claims."""
+        return self.request.prompt + self.request.claimed
+
+    @property
+    def most_tokens(self) -> int:
+        """How many output tokens it may bring."""
+        return 0 if self.scores else self.order.record.max_tokens
+
     def cost(self, tokens: int) -> int:
         """What it costs with so many output tokens."""
-        return cost(self.stand.ware.price, len(self.request.prompt), tokens)
+        return cost(self.stand.ware.price, len(self.input_ids), tokens)
 
 
 class Seller:
@@ -125,11 +170,14 @@ class Seller:
         credit: Mapping[Unit, Credit],
         tokenizer_file: Callable[[bytes], bytes],
         named: Collection[str] = (),
+        may_sell: Callable[[], Refused | None] = lambda: None,
     ) -> None:
         """`credit` by unit; a unit without one gives none. `tokenizer_file` gives a file by digest or raises.
 
-        `named` are the buyers that the owner knows: they do not share the exposure of strangers.
+        `named` are the buyers that the owner knows: they do not share the exposure of strangers. `may_sell` says why
+        no new order may begin now, if none may; nothing is offered meanwhile.
         """
+        self._may_sell = may_sell
         self._named = frozenset(named)
         self._book = book
         self._entropy = entropy
@@ -156,7 +204,9 @@ class Seller:
     # What a peer may ask for
 
     async def offers(self) -> list[bytes]:
-        """The open offers; made anew when half of their life is over."""
+        """The open offers; made anew when half of their life is over. None while nothing may be sold."""
+        if self._may_sell() is not None:
+            return []
         now = self._book.now()
         self._drop_stale_stands()
         fresh = {
@@ -165,10 +215,10 @@ class Seller:
             if s.offer.record.expires > now + OFFER_LIFETIME_S // 2
         }
         for model, ware in self._wares.items():
-            if model not in fresh:
+            if model not in fresh and ware.is_unchanged():
                 stand = self._make_stand(ware, now)
                 self._stands[stand.offer.digest] = fresh[model] = stand
-        return [stand.offer.raw for stand in fresh.values()]
+        return [stand.offer.raw for stand in fresh.values() if stand.ware.is_unchanged()]
 
     def _drop_stale_stands(self) -> None:
         """Offers that are over go, and their prekeys with them."""
@@ -199,6 +249,8 @@ class Seller:
             sequence=self._book.now_ms(),
             issued=now,
             expires=now + OFFER_LIFETIME_S,
+            jurisdiction=ware.elsewhere.jurisdiction if ware.elsewhere else None,
+            retention=ware.elsewhere.retention if ware.elsewhere else None,
         )
         return _Stand(sign(offer, self._book.identity), ware, prekey)
 
@@ -230,6 +282,13 @@ class Seller:
         sequence = max(self._book.now_ms(), account.grant_sequence + 1)
         return Granted(terms.limit.value, terms.window.value, sequence)
 
+    async def manifest(self, model: bytes) -> bytes:
+        """The manifest of a model that is sold here: it proves what the offer says of it."""
+        ware = self._wares.get(model)
+        if ware is None:
+            raise Refused("unknown_offer", "this model is not sold here")
+        return ware.engine.manifest.raw
+
     async def tokenizer(self, digest: bytes) -> bytes:
         """A tokenizer file by its digest."""
         if digest not in {ware.engine.manifest.tokenizer for ware in self._wares.values()}:
@@ -253,6 +312,11 @@ class Seller:
         if sale is None or sale.buyer != signed.signer:
             raise Refused("unknown_order", "no such order of yours is running here")
         sale.cancelled.set()
+
+    def hand_back(self) -> None:
+        """Cut every running order at its next checkpoint, so that what was delivered is paid; scores at once."""
+        for sale in self._running.values():
+            sale.handed_back.set()
 
     async def acknowledge(self, raw: bytes) -> None:
         """Take a buyer's acknowledgement and the voucher in it; durable on return, and once only."""
@@ -348,7 +412,7 @@ class Seller:
         return signed
 
     async def _earlier_outcome(self, order: Signed[Order], sealed: bytes) -> bytes | None:
-        """The receipt of this very order, sealed again for its buyer; None if the order is new."""
+        """The receipt of this very order, and its Score, sealed again for its buyer; None if the order is new."""
         if not any(order.digest in account.orders for account in self._accounts_of(order.signer)):
             return None
         receipt = await self.receipt(order.digest)
@@ -356,15 +420,20 @@ class Seller:
         if receipt is None or stand is None:
             raise Refused("failed", "this order was taken before, and brought nothing more")
         key = sellers_answer_key(sealed, stand.prekey, order.digest)
-        return AnswerWriter(key).write(ReceiptFrame(receipt))
+        writer = AnswerWriter(key)
+        kept = await self._book.journal.records_of(order.digest)
+        scores = [writer.write(ScoreFrame(record.raw)) for record in kept if record.kind == Score.kind]
+        return b"".join((*scores, writer.write(ReceiptFrame(receipt))))
 
     def _accounts_of(self, buyer: Did) -> list[Account]:
         return [self._book.debt_of(buyer, unit) for unit in self._credit]
 
     async def _admit(self, order: Signed[Order], sealed: bytes) -> _Sale:
         """Check the order against offer, engine and account, and reserve what it may cost. Raises Refused."""
+        if (refusal := self._may_sell()) is not None:
+            raise refusal
         stand = self._stands.get(order.record.offer)
-        if stand is None or self._is_over(stand):
+        if stand is None or self._is_over(stand) or not stand.ware.is_unchanged():
             raise Refused("unknown_offer", "this offer is not open any more: ask for the offers again")
         try:
             request = decode_request(
@@ -416,22 +485,30 @@ class Seller:
 
     def _check_fit(self, sale: _Sale) -> None:
         order, engine, vocabulary = sale.order.record, sale.stand.ware.engine, sale.stand.ware.tokenizer.size
-        needed = len(sale.request.prompt) + order.max_tokens
+        if sale.stand.ware.elsewhere is not None:
+            _check_elsewhere(sale, sale.stand.ware.elsewhere)
+        needed = len(sale.input_ids) + sale.most_tokens
         if needed > engine.context:
             raise Refused("too_long", f"{needed} tokens are needed, and the context has {engine.context}")
-        if any(i >= vocabulary for i in sale.request.prompt):
+        if any(i >= vocabulary for i in sale.input_ids):
             raise Refused("malformed", "the prompt has token ids that the model does not have")
-        if order.max_cost < sale.cost(order.max_tokens):
-            raise Refused(
-                "max_cost", f"the order may cost {sale.cost(order.max_tokens)}, more than its max_cost allows"
-            )
+        if sale.scores != bool(sale.request.claimed):
+            raise Refused("malformed", "an order to score claims token ids, and no other order does")
+        if sale.scores:
+            _check_scored(sale)
+        else:
+            _check_continued(sale)
+        most = sale.cost(sale.most_tokens)
+        if order.max_cost < most:
+            raise Refused("max_cost", f"the order may cost {most}, more than its max_cost allows")
 
     async def _reserve(self, sale: _Sale) -> None:
         order, unit = sale.order, sale.stand.ware.price.unit
         if unit not in self._credit:
             raise Refused("credit", f"no credit is given here in {unit}")
+        await _check_grammar(sale)
         account = self._book.debt_of(sale.buyer, unit)
-        amount = sale.cost(order.record.max_tokens)
+        amount = sale.cost(sale.most_tokens)
         self._check_exposure(account, amount)
         events: list[Event] = []
         granted = self._terms(account)
@@ -468,6 +545,10 @@ class Seller:
         return account.settled > 0 or account.key.payer in self._named
 
 
+class _HandedBack(Exception):
+    """The owner of the machine needs it: the order is cut, and what was delivered is paid."""
+
+
 class _Delivering:
     """The delivery of one sale: from the engine's ids to the frames, and the receipt at the end."""
 
@@ -476,14 +557,56 @@ class _Delivering:
         self._book = book
         self._writer = AnswerWriter(sale.key)
         self._chain = AnswerCommitment(sale.request.salt, sale.order.digest)
-        self._text = sale.stand.ware.tokenizer.stream(sale.request.stop)
+        # A stop string may begin in the part before.
+        self._text = sale.stand.ware.tokenizer.stream(sale.request.stop, sale.so_far)
         self._last: int | None = None
         self._started_ms = book.now_ms()
         self._receipt: Signed[Receipt] | None = None
         self._failed = False
+        self._scored = False
 
     async def run(self) -> AsyncGenerator[bytes, None]:
         """The bytes of the stream, to its end."""
+        async with contextlib.aclosing(self._score() if self.sale.scores else self._answer()) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _score(self) -> AsyncGenerator[bytes, None]:
+        order, request, ware = self.sale.order.record, self.sale.request, self.sale.stand.ware
+        found: list[Opinion] = []
+        try:
+            async with (
+                contextlib.aclosing(opinions(ware.engine, ware.tokenizer, order, request)) as blocks,
+                contextlib.aclosing(_with_signs_of_life(blocks, self.sale)) as beats,
+            ):
+                async for block in beats:
+                    if self.sale.handed_back.is_set():
+                        raise _HandedBack
+                    if block is None:
+                        yield self._writer.write(Ids(()))
+                    else:
+                        found.append(block)
+        except (EngineError, _HandedBack) as error:
+            if not _asked_too_much(error):
+                yield self._cut()
+                return
+            self.sale.cancelled.set()
+        if self.sale.cancelled.is_set():
+            yield self._writer.write(ReceiptFrame((await self._finish()).raw))
+            return
+        score = signed_score(self.sale.order, ware.engine, found, self._book.identity)
+        self._scored = True
+        receipt = await self._finish(kept(score, self.sale.order.digest))
+        yield self._writer.write(ScoreFrame(score.raw))
+        yield self._writer.write(ReceiptFrame(receipt.raw))
+
+    def _cut(self) -> bytes:
+        """The last frame of an answer that does not go on here."""
+        self._failed = True
+        cancel = sign(Cancel(self.sale.order.digest, self._chain.tokens), self._book.identity)
+        return self._writer.write(CancelFrame(cancel.raw))
+
+    async def _answer(self) -> AsyncGenerator[bytes, None]:
         order, request = self.sale.order.record, self.sale.request
         job = Job(
             request.prompt,
@@ -498,31 +621,37 @@ class _Delivering:
         try:
             async with (
                 contextlib.aclosing(self.sale.stand.ware.engine.generate(job)) as pieces,
-                contextlib.aclosing(_with_signs_of_life(pieces, self.sale.cancelled)) as beats,
+                contextlib.aclosing(_with_signs_of_life(pieces, self.sale)) as beats,
             ):
-                async for ids in beats:
-                    for part in self._parts(ids):
+                async for piece in beats:
+                    for part in self._parts(piece.ids if piece is not None else ()):
                         if isinstance(part, Ids):
                             yield self._writer.write(part)
                         else:
                             await self._keep_checkpoint(part)
                             yield self._writer.write(CheckpointFrame(part.raw))
+                            self._hand_back_if_told()
                     if self._stopped():
                         break
-        except EngineError:
-            # What was sent so far is covered by the last checkpoint; the buyer goes on elsewhere.
-            self._failed = True
-            cancel = sign(Cancel(self.sale.order.digest, self._chain.tokens), self._book.identity)
-            yield self._writer.write(CancelFrame(cancel.raw))
-            return
+                    self._hand_back_if_told()
+        except (EngineError, _HandedBack) as error:
+            if not _asked_too_much(error):
+                # What was sent so far is covered by the last checkpoint; the buyer goes on elsewhere.
+                yield self._cut()
+                return
         receipt = await self._finish()
         yield self._writer.write(ReceiptFrame(receipt.raw))
 
-    def _parts(self, ids: Sequence[int]) -> list[Ids | Signed[Checkpoint]]:
+    def _hand_back_if_told(self) -> None:
+        """Raises _HandedBack where nothing is out that no checkpoint covers, unless the answer is at its end."""
+        at_checkpoint = self._chain.tokens % CHECKPOINT_TOKENS == 0
+        if self.sale.handed_back.is_set() and at_checkpoint and self._finish_reason() == "cancelled":
+            raise _HandedBack
+
+    def _parts(self, ids: Sequence[int]) -> Iterator[Ids | Signed[Checkpoint]]:
         """The next ids, cut where a stop string is complete, with the checkpoints that fall due."""
         if not ids:
-            return [Ids(())]
-        parts: list[Ids | Signed[Checkpoint]] = []
+            yield Ids(())
         while ids and not self._stopped():
             room = CHECKPOINT_TOKENS - self._chain.tokens % CHECKPOINT_TOKENS
             part, ids = tuple(ids[:room]), ids[room:]
@@ -531,10 +660,9 @@ class _Delivering:
             part = part[: self._text.tokens - before]
             self._chain.add(part)
             self._last = part[-1]
-            parts.append(Ids(part))
+            yield Ids(part)
             if self._chain.tokens % CHECKPOINT_TOKENS == 0:
-                parts.append(self._checkpoint())
-        return parts
+                yield self._checkpoint()
 
     async def _keep_checkpoint(self, checkpoint: Signed[Checkpoint]) -> None:
         """What a checkpoint says is earned before the buyer sees it, so that a crash takes nothing from either."""
@@ -553,15 +681,15 @@ class _Delivering:
         record = Checkpoint(self.sale.order.digest, tokens, self._chain.value(), output_cost)
         return sign(record, self._book.identity)
 
-    async def _finish(self) -> Signed[Receipt]:
+    async def _finish(self, *with_it: Kept) -> Signed[Receipt]:
         """Make the receipt and put it on disk, together with what was earned."""
         sale, tokens = self.sale, self._chain.tokens
         record = Receipt(
             order=sale.order.digest,
             model=sale.stand.offer.record.model,
-            prompt_tokens=len(sale.request.prompt),
+            prompt_tokens=len(sale.input_ids),
             output_tokens=tokens,
-            prompt_commitment=prompt_commitment(sale.request.salt, sale.request.prompt),
+            prompt_commitment=prompt_commitment(sale.request.salt, sale.input_ids),
             output_commitment=self._chain.value(),
             finish=self._finish_reason(),
             cost=sale.cost(tokens),
@@ -574,14 +702,16 @@ class _Delivering:
         await self._book.post(
             AccountChanged(key, Earned(sale.order.digest, record.cost)),
             AccountChanged(key, Released(sale.order.digest)),
-            records=(kept(receipt, sale.order.digest),),
+            records=(*with_it, kept(receipt, sale.order.digest)),
         )
         self._receipt = receipt
         return receipt
 
     def _finish_reason(self) -> Finish:
-        if self._stopped() or self._last in self.sale.stand.ware.tokenizer.eog:
+        if self._scored or self._stopped() or self._last in self.sale.stand.ware.tokenizer.eog:
             return "stop"
+        if self.sale.scores:
+            return "cancelled"
         return "length" if self._chain.tokens == self.sale.order.record.max_tokens else "cancelled"
 
     async def close(self) -> None:
@@ -596,6 +726,54 @@ class _Delivering:
         await self._book.post(AccountChanged(key, Released(self.sale.order.digest)))
 
 
+def _check_scored(sale: _Sale) -> None:
+    """Check what is said of the answer to score. Raises Refused."""
+    if sale.stand.ware.engine.fingerprint.sampler != SAMPLER:
+        raise Refused("failed", "nothing is scored here: the sampler of this model is another one's own")
+    if sale.order.record.part_of is not None or sale.request.earlier is not None:
+        raise Refused("malformed", "a claimed answer is scored by itself, whatever was before it")
+    if sale.order.record.start >= len(sale.request.prompt):
+        raise Refused("malformed", "the claimed answer's earlier part leaves no prompt")
+
+
+def _check_elsewhere(sale: _Sale, elsewhere: Elsewhere) -> None:
+    """Check that an order may go to the server that computes, and is for what that can do. Raises Refused."""
+    if not within(elsewhere.ceiling, sale.order.record.privacy):
+        raise Refused("privacy", f"this model is computed elsewhere, and takes prompts up to {elsewhere.ceiling}")
+    if sale.scores:
+        raise Refused("not_selling", "this model is computed elsewhere, and scores nothing")
+    if sale.request.steering.grammar:
+        raise Refused("not_selling", "this model is computed elsewhere, and is sold without grammars")
+
+
+def _check_continued(sale: _Sale) -> None:
+    """Check what a continued order says of the part before it. Raises Refused."""
+    try:
+        check_part(sale.order, sale.request)
+    except ForgedPart as error:
+        raise Refused("forged", f"the order continues no answer: {error}") from None
+    if sale.stand.ware.tokenizer.eog.intersection(sale.so_far):
+        raise Refused("forged", "the order continues no answer: it was over before")
+
+
+async def _check_grammar(sale: _Sale) -> None:
+    """Check that the order's grammar can be followed from where the answer stands. Raises Refused."""
+    grammar, earlier = sale.request.steering.grammar, () if sale.scores else sale.so_far
+    if not grammar:
+        return
+    try:
+        await asyncio.to_thread(follow, sale.stand.ware.tokenizer, grammar, earlier)
+    except ForbiddenToken:
+        raise Refused("malformed", "the answer's earlier part is none that the grammar allows") from None
+    except (BadGrammar, GrammarGaveUp) as error:
+        raise Refused("malformed", str(error)) from None
+
+
+def _asked_too_much(error: Exception) -> bool:
+    """Whether an order failed by its grammar: what was done for it is owed, or such orders were a way to free work."""
+    return isinstance(error.__cause__, GrammarGaveUp)
+
+
 def _received(voucher: Signed[Voucher], account: Account) -> VoucherReceived:
     """What a voucher brings; one that came late, after one for more, brings nothing and takes nothing back."""
     try:
@@ -604,25 +782,26 @@ def _received(voucher: Signed[Voucher], account: Account) -> VoucherReceived:
         return VoucherReceived(voucher.record.total)
 
 
-async def _with_signs_of_life(
-    pieces: AsyncGenerator[Piece, None], cancelled: asyncio.Event
-) -> AsyncGenerator[Sequence[int], None]:
-    """The ids as they come, none when nothing came for a while; ends early when cancelled."""
-    stop = asyncio.ensure_future(cancelled.wait())
-    following: asyncio.Future[Piece | None] | None = None
+async def _with_signs_of_life(pieces: AsyncGenerator[T, None], sale: _Sale) -> AsyncGenerator[T | None, None]:
+    """The pieces as they come, None when none came for a while or the sale is handed back; ends when cancelled."""
+    cancelled = sale.cancelled
+    stop, told = (asyncio.ensure_future(event.wait()) for event in (cancelled, sale.handed_back))
+    following: asyncio.Future[T | None] | None = None
     try:
         while not cancelled.is_set():
             following = following or asyncio.ensure_future(anext(pieces, None))
-            await asyncio.wait((following, stop), timeout=SIGN_OF_LIFE_S, return_when=asyncio.FIRST_COMPLETED)
+            awaited: set[asyncio.Future[Any]] = {following, stop} if told.done() else {following, stop, told}
+            await asyncio.wait(awaited, timeout=SIGN_OF_LIFE_S, return_when=asyncio.FIRST_COMPLETED)
             if not following.done():
-                yield ()
+                yield None
                 continue
             piece, following = following.result(), None
             if piece is None:
                 return
-            yield piece.ids
+            yield piece
     finally:
         stop.cancel()
+        told.cancel()
         if following is not None:
             following.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):

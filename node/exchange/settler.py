@@ -40,6 +40,8 @@ _SENT_AGAIN: Final = 16
 # Refusals that are not meant for good.
 _LATER: Final = frozenset({"busy", "too_many_requests", "not_selling", "failed"})
 
+_NO_AUDIT: Final = AuditPlan(audit=False, before_payment=False)
+
 _log = logging.getLogger(__name__)
 
 
@@ -75,9 +77,16 @@ class Settler:
 
     async def settle(self, delivery: Delivery) -> None:
         """Audit (if the plan says so), acknowledge and pay one delivery. Durable on return; sent soon after."""
+        await self._settle(delivery, audited=delivery.terms.order.record.work == "generate")
+
+    async def settle_help(self, delivery: Delivery) -> None:
+        """The same for what was bought to audit somebody else: audits of audits would never end."""
+        await self._settle(delivery, audited=False)
+
+    async def _settle(self, delivery: Delivery, audited: bool) -> None:
         seller = delivery.terms.seller
         async with self._locks.setdefault(seller, asyncio.Lock()):
-            chosen = self._plan(seller)
+            chosen = self._plan(seller) if audited else _NO_AUDIT
             verdict = await self._audit(delivery) if chosen.audit and chosen.before_payment else None
             await self._acknowledge(delivery, verdict)
         self._hand_over(seller)
@@ -117,9 +126,10 @@ class Settler:
         earlier = self._book.experience.standing(seller).audits
         return plan(self._policy.rate, earlier, self._policy.first, self._entropy.bytes(ENTROPY_BYTES))
 
-    async def _audit(self, delivery: Delivery) -> Audit | None:
-        of = delivery.receipt or delivery.checkpoint
-        return await self._auditor.audit(delivery.terms, of.digest, delivery.ids) if of else None
+    async def _audit(self, delivery: Delivery) -> Audit:
+        # What was cut before its first checkpoint costs nothing, but it was read: it is evidence like any other.
+        of = delivery.receipt or delivery.checkpoint or delivery.terms.order
+        return await self._auditor.audit(delivery.terms, of.digest, delivery.ids)
 
     async def _audit_later(self, delivery: Delivery) -> None:
         await self._audit(delivery)
@@ -259,7 +269,9 @@ class Settler:
             return None
         said = receipt.record
         sums = said.prompt_tokens == terms.prompt_tokens and said.cost == terms.full_cost(said.output_tokens)
-        return receipt if sums and said.output_tokens <= terms.order.record.max_tokens else None
+        # A Score that was lost is worth nothing, and is not paid: its receipt says too much.
+        fits = terms.order.record.work == "generate" and said.output_tokens <= terms.order.record.max_tokens
+        return receipt if sums and fits else None
 
     async def _latest_acknowledgements(self) -> list[tuple[Signed[Acknowledgement], Voucher]]:
         """The latest few for each seller, oldest first; one that it has already does no harm."""

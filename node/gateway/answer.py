@@ -1,94 +1,45 @@
 """An answer on its way to the client: text as it comes, whoever computes it, and what it was in the end."""
 
-import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Literal, Protocol
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Literal
 
 from attrs import frozen
 
-from ledger.money import Amount
-from node.engine.port import Engine, Job, Piece
-from node.exchange.delivery import Delivery
-from node.exchange.purchase import NotPlaced, Purchase
+from ledger.money import Amount, Unit
+from node.engine.port import Logprob, Piece
+from node.gateway.sources import Paper, Source
 from node.models.text import TextStream
-
-
-class AnswerCut(Exception):
-    """The answer broke off after the client had seen a part of it."""
 
 
 @frozen
 class Ending:
-    """How an answer ended: `receipt` is the digest of the receipt of a bought one."""
+    """How an answer ended, with the papers of its parts in their order; most answers have one."""
 
     finish: Literal["stop", "length"]
     tokens: int
-    receipt: bytes | None = None
-    cost: Amount | None = None
+    papers: tuple[Paper, ...]
+
+    @property
+    def records(self) -> tuple[bytes, ...]:
+        """The digests of the parts' receipts, or of the last checkpoints of those that were cut off."""
+        return tuple(paper.record for paper in self.papers if paper.record is not None)
+
+    @property
+    def costs(self) -> tuple[Amount, ...]:
+        """What the parts cost together, in each unit that their sellers take."""
+        sums: dict[Unit, int] = {}
+        for cost in (paper.cost for paper in self.papers if paper.cost is not None):
+            sums[cost.unit] = sums.get(cost.unit, 0) + cost.value
+        return tuple(Amount(value, unit) for unit, value in sums.items())
 
 
-class Source(Protocol):
-    """Where an answer's ids come from."""
+@frozen
+class Part:
+    """Text that is safe to show, and how likely its tokens were: of those that are wholly shown, if it was asked."""
 
-    stops_itself: bool  # whether it ends the answer at a stop string without being told
-
-    def ids(self) -> AsyncGenerator[Piece, None]:
-        """Pieces of new ids; closing stops the work."""
-        ...
-
-    async def paper(self) -> tuple[bytes | None, Amount | None]:
-        """The receipt's digest and the cost, after the last ids. Raises AnswerCut."""
-        ...
-
-
-class LocalSource:
-    """This machine's own engine: no receipt, no cost."""
-
-    stops_itself = False
-
-    def __init__(self, engine: Engine, job: Job) -> None:
-        self._engine, self._job = engine, job
-
-    async def ids(self) -> AsyncGenerator[Piece, None]:
-        async with contextlib.aclosing(self._engine.generate(self._job)) as pieces:
-            async for piece in pieces:
-                yield piece
-
-    async def paper(self) -> tuple[bytes | None, Amount | None]:
-        return None, None
-
-
-class BoughtSource:
-    """A purchase under way."""
-
-    stops_itself = True
-
-    def __init__(self, purchase: Purchase) -> None:
-        self._purchase = purchase
-
-    async def ids(self) -> AsyncGenerator[Piece, None]:
-        ended = False
-        try:
-            async for ids in self._purchase.tokens():
-                yield Piece(ids)
-            ended = True
-        finally:
-            if not ended:
-                self._purchase.cancel()
-
-    async def outcome(self) -> Delivery:
-        """How the purchase ended. Raises NotPlaced if it brought nothing."""
-        return await self._purchase.outcome()
-
-    async def paper(self) -> tuple[bytes | None, Amount | None]:
-        try:
-            delivery = await self._purchase.outcome()
-        except NotPlaced as error:
-            raise AnswerCut(str(error)) from None
-        if delivery.receipt is None or not delivery.complete:
-            raise AnswerCut(delivery.objection or "the seller stopped before the end of the answer")
-        # What is paid, also where the receipt asks for more.
-        return delivery.receipt.digest, Amount(delivery.owed, delivery.terms.offer.record.price.unit)
+    text: str
+    logprobs: tuple[Logprob, ...] = ()
 
 
 class Answer:
@@ -100,13 +51,17 @@ class Answer:
         stream: TextStream,
         eog: frozenset[int],
         *,
-        route: str,
         model: str,
         prompt_tokens: int,
         degraded: str | None = None,
+        spell: Callable[[int], bytes] | None = None,
     ) -> None:
-        """`route` is `local` or the seller's did; `degraded` says why it is not what was wished, if it is not."""
-        self.route, self.model, self.prompt_tokens, self.degraded = route, model, prompt_tokens, degraded
+        """`degraded` says why it is not what was wished, if it is not;
+        `spell` gives the bytes of a token of the logprobs, control tokens by their names.
+        """
+        self.model, self.prompt_tokens, self.degraded = model, prompt_tokens, degraded
+        self.spell = spell or (lambda _: b"")
+        self.cached = 0  # how many of the prompt's tokens were known from an earlier one
         self.ending: Ending | None = None
         self._source = source
         self._stream = stream
@@ -114,7 +69,13 @@ class Answer:
         self._tokens = 0
         self._last: int | None = None
         self._ids = source.ids()
-        self._waiting: list[str] = []
+        self._waiting: list[Part] = []
+        self._unshown: deque[tuple[int, Logprob]] = deque()  # with where the token's text ends
+
+    @property
+    def route(self) -> str:
+        """Who computes it: `local` or the seller's did; of an answer in parts all of them so far, in their order."""
+        return self._source.route
 
     async def begin(self) -> bool:
         """Wait for the first ids; False if none came. Raises what the source raises."""
@@ -122,6 +83,7 @@ class Answer:
             piece = await anext(self._ids, None)
             if piece is None:
                 return False
+            self.cached = piece.cached
             self._waiting.append(self._take(piece))
         except BaseException:
             await self.close()
@@ -130,13 +92,18 @@ class Answer:
 
     async def collect(self) -> str:
         """The whole text at once. Raises AnswerCut and what the source raises."""
-        return "".join([part async for part in self.text()])
+        return "".join([text async for text in self.text()])
 
     async def gather(self) -> None:
         """Wait for the whole answer before any of it is shown, so that a failure can still be mended unseen."""
-        self._waiting = [await self.collect()]
+        self._waiting = [part async for part in self.parts()]
 
     async def text(self) -> AsyncIterator[str]:
+        """The text as it comes. Raises AnswerCut and what the source raises."""
+        async for part in self.parts():
+            yield part.text
+
+    async def parts(self) -> AsyncIterator[Part]:
         """The text as it comes, in pieces that are safe to show. Raises AnswerCut and what the source raises."""
         for part in self._waiting:
             yield part
@@ -145,15 +112,17 @@ class Answer:
             return
         try:
             while self._wants_more() and (piece := await anext(self._ids, None)) is not None:
-                if part := self._take(piece):
+                part = self._take(piece)
+                if part.text or part.logprobs:
                     yield part
-            if rest := self._stream.finish():
+            rest = Part(self._stream.finish(), self._shown())
+            if rest.text or rest.logprobs:
                 yield rest
         finally:
             await self.close()
-        receipt, cost = await self._source.paper()
+        papers = await self._source.papers()
         stopped = self._stream.stopped_at is not None or self._last in self._eog
-        self.ending = Ending("stop" if stopped else "length", self._tokens, receipt, cost)
+        self.ending = Ending("stop" if stopped else "length", self._tokens, papers)
 
     async def close(self) -> None:
         """Stop the work, here or at the seller."""
@@ -162,10 +131,25 @@ class Answer:
     def _wants_more(self) -> bool:
         return self._stream.stopped_at is None or self._source.stops_itself
 
-    def _take(self, piece: Piece) -> str:
+    def _take(self, piece: Piece) -> Part:
         before = self._stream.tokens
-        text = self._stream.feed(piece.ids)
+        text = self._take_each(piece) if piece.logprobs else self._stream.feed(piece.ids)
         taken = self._stream.tokens - before
         self._tokens += taken
         self._last = piece.ids[taken - 1] if taken else self._last
-        return text
+        return Part(text, self._shown())
+
+    def _take_each(self, piece: Piece) -> str:
+        texts = []
+        for logprob in piece.logprobs:
+            texts.append(self._stream.feed([logprob.token]))
+            if self._stream.shows(logprob.token):
+                self._unshown.append((self._stream.ends_at, logprob))
+        return "".join(texts)
+
+    def _shown(self) -> tuple[Logprob, ...]:
+        """The likelihoods of the tokens that can be seen whole by now, each once."""
+        shown = []
+        while self._unshown and self._unshown[0][0] <= self._stream.shown:
+            shown.append(self._unshown.popleft()[1])
+        return tuple(shown)

@@ -1,7 +1,10 @@
 """The gateway: this machine first, then the best peer, then the best that is left, and never a silent change."""
 
+from collections.abc import Sequence
+
 from node.gateway.answer import Answer
 from node.gateway.attempt import Attempt
+from node.gateway.embedding import Embedded, embed
 from node.gateway.question import Policy, Question, UnknownModel
 from node.gateway.supply import Supply
 from node.ports import Entropy
@@ -33,3 +36,10 @@ class Gateway:
             raise UnknownModel(question.model)
         seed = int.from_bytes(self._entropy.bytes(8), "little") if question.seed is None else question.seed
         return await Attempt(self._supply, self._policy, question, models, seed).run()
+
+    async def embed(self, model: str, inputs: Sequence[str | tuple[int, ...]]) -> Embedded:
+        """The vectors of texts or token ids, computed here.
+
+        Raises UnknownModel, Unservable, ContextExceeded, TemplateError, EngineError.
+        """
+        return await embed(self._supply, model, inputs)

@@ -6,13 +6,19 @@ from typing import Any
 from attrs import field, frozen
 
 from ledger.records import Privacy, Sampling
+from node.engine.port import BadPrompt
 from node.market.candidates import Limits, Route, Weights
+from node.models.tokenizer import Tokenizer
+from node.models.vocab import UnknownToken
 from verify.steering import Steering
 
 
 @frozen
 class Question:
-    """What a client wants; `seed` None draws one, `model` is a name, `family:tier` or `auto`."""
+    """What a client wants; `seed` None draws one, `model` is a name, `family:tier` or `auto`.
+
+    Either `messages`, put into the form of a model's chat template, or `prompt`, taken as it is.
+    """
 
     messages: Sequence[dict[str, Any]] = field(repr=False)
     model: str
@@ -27,6 +33,32 @@ class Question:
     steering: Steering = field(factory=Steering, repr=False)
     tools: Sequence[dict[str, Any]] | None = field(default=None, repr=False)
     logprobs: int | None = None  # how many of the likeliest tokens to tell for each; peers cannot, this machine can
+    prompt: str | tuple[int, ...] | None = field(default=None, repr=False)  # text, or the ids of one vocabulary
+
+    @property
+    def names_ids(self) -> bool:
+        """Whether it holds token ids, which mean something in the vocabulary of one model alone."""
+        return isinstance(self.prompt, tuple) or bool(self.steering.bias)
+
+
+async def ids_of(question: Question, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The prompt that a model with this tokenizer is given. Raises TemplateError, BadPrompt, BadModelFile."""
+    match question.prompt:
+        case None:
+            return await tokenizer.encode(question.messages, question.tools)
+        case str(text):
+            return await tokenizer.plain(text)
+        case ids:
+            return checked_ids(ids, tokenizer)
+
+
+def checked_ids(ids: tuple[int, ...], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Ids that a client gave, all in the vocabulary. Raises BadPrompt."""
+    try:
+        tokenizer.check(ids)
+    except UnknownToken as error:
+        raise BadPrompt(str(error)) from None
+    return ids
 
 
 @frozen

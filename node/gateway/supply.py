@@ -1,6 +1,6 @@
-"""What there is to answer with: this machine's models and the open offers of peers, as candidates."""
+"""What there is to answer with: this machine's models, the open offers of peers, remote backends, as candidates."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from attrs import frozen
@@ -8,11 +8,14 @@ from attrs import frozen
 from ledger.codec import Malformed
 from ledger.money import Amount
 from ledger.records import Offer, Signed
+from node.engine.pool import State
 from node.engine.port import Engine
+from node.engine.remote import REMOTE
 from node.exchange.book import Book
 from node.exchange.buyer import Buyer
 from node.exchange.purchase import Ask, NotPlaced
-from node.gateway.answer import BoughtSource
+from node.gateway.remotes import Remotes
+from node.gateway.sources import BoughtSource
 from node.market.candidates import Candidate, quality_of
 from node.mesh.static import NamedPeers, NoTokenizerToBeHad
 from node.models.catalogue import Catalogue, NoSuchModel
@@ -33,14 +36,22 @@ class Local:
     engine: Engine
     tokenizer: Tokenizer
     name: str
+    state: Callable[[], State] = lambda: "loaded"
 
 
 class Supply:
-    """Local models and peers' offers."""
+    """Local models, peers' offers and remote backends."""
 
     def __init__(
-        self, book: Book, locals_: Sequence[Local], catalogue: Catalogue, peers: NamedPeers, buyer: Buyer
+        self,
+        book: Book,
+        locals_: Sequence[Local],
+        catalogue: Catalogue,
+        peers: NamedPeers,
+        buyer: Buyer,
+        remotes: Remotes,
     ) -> None:
+        self.remotes: Final = remotes
         self._book = book
         self._locals = {local.engine.manifest.digest: local for local in locals_}
         self._catalogue = catalogue
@@ -52,6 +63,8 @@ class Supply:
         names = {local.name: "local" for local in self._locals.values()}
         for offer in self._peers.offers():
             names.setdefault(self.name_of(offer.record.model), offer.signer)
+        for remote in self.remotes.names():
+            names.setdefault(remote, "remote")
         return list(names.items())
 
     def name_of(self, model: bytes) -> str:
@@ -65,14 +78,15 @@ class Supply:
             return None
         if name.startswith(_DIGEST_NAME):
             known = {*self._locals, *(offer.record.model for offer in self._peers.offers())}
+            known.update(remote.model for remote in self.remotes.candidates())
             return frozenset(digest for digest in known if digest.hex() == name.removeprefix(_DIGEST_NAME))
         family, colon, tier = name.partition(":")
         try:
             if colon:
                 return frozenset(self._catalogue.family(family, tier))
-            return frozenset({self._catalogue.find(name)})
+            return frozenset({self._catalogue.find(name)}) | self.remotes.named(name)
         except (NoSuchModel, UnknownTier):
-            return frozenset()
+            return self.remotes.named(name)
 
     def local_candidates(self) -> list[Candidate]:
         """This machine's models."""
@@ -80,16 +94,34 @@ class Supply:
             Candidate(
                 digest,
                 local.name,
-                _quality(local.engine.manifest.parameters, local.engine.manifest.quantization),
+                quality(local.engine.manifest.parameters, local.engine.manifest.quantization),
                 "self",
                 local.engine.context,
             )
             for digest, local in self._locals.items()
+            if local.state() != "changed"
         ]
 
-    def peer_candidates(self) -> list[Candidate]:
-        """The open offers of the named peers, with what is known of their sellers."""
-        return [self._peer_candidate(offer) for offer in self._peers.offers()]
+    def troubles(self, wished: frozenset[bytes] | None) -> list[str]:
+        """Why local models that are wished for (None: any) are no candidates."""
+        gone = [one for digest, one in self._locals.items() if wished is None or digest in wished]
+        why = "its file is not what it was when the node started; start the node again"
+        return [f"this machine ({one.name}): {why}" for one in gone if one.state() == "changed"]
+
+    def readiest(self, candidates: list[Candidate]) -> list[Candidate]:
+        """Local candidates: those first that can begin at once, then those that must be loaded; else as given."""
+
+        def wait(candidate: Candidate) -> int:
+            local = self._locals[candidate.model]
+            if not local.engine.free_slots():
+                return 2
+            return 0 if local.state() == "loaded" else 1
+
+        return sorted(candidates, key=wait)
+
+    def other_candidates(self) -> list[Candidate]:
+        """The open offers of the named peers, with what is known of their sellers, and the remote backends."""
+        return [*(self._peer_candidate(offer) for offer in self._peers.offers()), *self.remotes.candidates()]
 
     def _peer_candidate(self, offer: Signed[Offer]) -> Candidate:
         said = offer.record
@@ -98,8 +130,9 @@ class Supply:
         return Candidate(
             model=said.model,
             name=self.name_of(said.model),
-            quality=_quality(said.parameters, said.quantization),
-            relation="named",
+            quality=quality(said.parameters, said.quantization),
+            # What a peer has computed by somebody else, that somebody reads, whoever the peer is.
+            relation="anyone" if said.engine.backend == REMOTE else "named",
             context=said.context,
             offer=offer,
             reputation=score(standing.history),
@@ -115,10 +148,17 @@ class Supply:
 
     def spent_today(self) -> dict[str, int]:
         """What this node spent since midnight UTC, and what its open orders may still cost, by unit."""
-        return self._book.spent_today()
+        spent = self._book.spent_today()
+        remotes = self.remotes.spent_today()
+        return {unit: spent.get(unit, 0) + remotes.get(unit, 0) for unit in {*spent, *remotes}}
 
     async def tokenizer_for(self, candidate: Candidate) -> Tokenizer:
         """The tokenizer of a candidate's model. Raises NoTokenizerToBeHad."""
+        if candidate.remote is not None:
+            tokenizer = self.remotes.backend(candidate).tokenizer
+            if tokenizer is None:
+                raise NoTokenizerToBeHad(candidate.name)
+            return tokenizer
         if candidate.model in self._locals:
             return self._locals[candidate.model].tokenizer
         if candidate.offer is None:
@@ -130,7 +170,7 @@ class Supply:
         peer = self._peers.dial(candidate.seller) if candidate.seller else None
         if peer is None or candidate.offer is None:
             raise NotPlaced("it is not among the named peers")
-        return BoughtSource(self._buyer.buy(peer, candidate.offer, ask, tokenizer))
+        return BoughtSource(self._buyer.buy(peer, candidate.offer, ask, tokenizer), candidate.offer.signer)
 
     async def renewed(self, candidate: Candidate) -> Candidate | None:
         """The same candidate with the offer that its seller makes now; None if it makes no other."""
@@ -147,7 +187,8 @@ class Supply:
         return None
 
 
-def _quality(parameters: int, quantization: str) -> float:
+def quality(parameters: int, quantization: str) -> float:
+    """A rough quality of a model, 0..1."""
     try:
         tier = 1 - tier_rank(quantization) / (len(TIERS) - 1)
     except UnknownTier:

@@ -1,4 +1,5 @@
-"""Who could answer: one `Candidate` for the local engine and each peer's offer, and the one function that ranks them.
+"""Who could answer: one `Candidate` for the local engine, each peer's offer and each remote backend, and the one
+function that ranks them.
 
     score = w_quality * quality + w_cost * (1 - cost) + w_latency * (1 - latency)
           + w_sovereignty * sovereignty + w_privacy * privacy + w_reputation * reputation
@@ -13,16 +14,20 @@ from typing import Final, Literal
 from attrs import field, frozen
 
 from ledger.identity import Did
-from ledger.money import MAX_AMOUNT, Amount, Unit, cost
+from ledger.money import MAX_AMOUNT, Amount, Price, Unit, cost
 from ledger.records import PRIVACY_LEVELS, Offer, Privacy, Signed
-from node.market.privacy import CEILINGS, Relation, may_see
+from node.market.privacy import CEILINGS, Relation, within
 
-# DESIGN: own hardware 1.0, trusted peers 0.7, open mesh 0.5.
-SOVEREIGNTY: Final[dict[Relation, float]] = {"self": 1.0, "attested": 0.7, "named": 0.7, "anyone": 0.5}
+Hardware = Literal["own", "rented", "cloud"]
+# Own hardware 1.0, trusted peers 0.7, open mesh 0.5; a remote backend's depends on where it is and what it keeps.
+SOVEREIGNTY: Final[dict[Relation, float]] = {"self": 1.0, "attested": 0.7, "named": 0.7, "anyone": 0.5, "remote": 0.1}
+# The owner's hardware and rented hardware; then clouds, by (same jurisdiction, retention).
+_OF_HARDWARE: Final[dict[Hardware, float]] = {"own": 1.0, "rented": 0.8}
+_OF_CLOUDS: Final = {(True, False): 0.4, (True, True): 0.3, (False, False): 0.2, (False, True): 0.1}
 # What a seller that nobody has measured is taken to need; close to a small machine's, so that it gets a try.
 _UNMEASURED_TOKENS_PER_S: Final = 20.0
 _UNMEASURED_FIRST_TOKEN_MS: Final = 500.0
-Route = Literal["auto", "local", "peers"]
+Route = Literal["auto", "local", "peers", "remotes"]
 # Where the owner sets no limit to a day's spending: a dollar, or a thousand satoshis. Credit and prices are the
 # sellers' to say, and somebody has to say stop.
 DEFAULT_MAX_PER_DAY: Final[dict[Unit, Amount]] = {
@@ -59,6 +64,23 @@ class Limits:
 
 
 @frozen
+class Remote:
+    """What the owner says of a remote backend. `name` is unique; `ceiling` is the highest level it may be shown."""
+
+    name: str
+    price: Price
+    hardware: Hardware = "cloud"
+    same_jurisdiction: bool = False
+    retains: bool = True
+    ceiling: Privacy = CEILINGS["remote"]
+
+    @property
+    def sovereignty(self) -> float:
+        """How much the owner stays in command of what is sent there, 0..1."""
+        return _OF_HARDWARE.get(self.hardware) or _OF_CLOUDS[self.same_jurisdiction, self.retains]
+
+
+@frozen
 class Candidate:
     """One who could answer. `quality` and `reputation` lie in 0..1; speeds are measured, None until then."""
 
@@ -73,15 +95,38 @@ class Candidate:
     available: Amount | None = None  # what the account there still bears; None = not known yet
     tokens_per_s: float | None = None
     first_token_ms: float | None = None
+    remote: Remote | None = None
 
     @property
     def seller(self) -> Did | None:
-        """Whose offer it is; None for this machine."""
+        """Whose offer it is; None for this machine and for remote backends."""
         return self.offer.signer if self.offer else None
 
+    @property
+    def who(self) -> str:
+        """Who it is, in a word for the owner."""
+        return self.seller or (f"remote {self.remote.name}" if self.remote else "this machine")
+
+    @property
+    def price(self) -> Price | None:
+        """What a million tokens cost; None for this machine."""
+        if self.remote is not None:
+            return self.remote.price
+        return self.offer.record.price if self.offer else None
+
+    @property
+    def ceiling(self) -> Privacy:
+        """The highest level of a prompt that it may be shown."""
+        return self.remote.ceiling if self.remote else CEILINGS[self.relation]
+
+    @property
+    def sovereignty(self) -> float:
+        """How much the owner stays in command of what is sent there, 0..1."""
+        return self.remote.sovereignty if self.remote else SOVEREIGNTY[self.relation]
+
     def cost(self, prompt_tokens: int, max_tokens: int) -> int:
-        """The most that the order can cost, in the offer's unit; nothing here."""
-        return cost(self.offer.record.price, prompt_tokens, max_tokens) if self.offer else 0
+        """The most that the answer can cost, in the unit of its price; nothing here."""
+        return cost(self.price, prompt_tokens, max_tokens) if self.price else 0
 
 
 @frozen
@@ -100,18 +145,24 @@ def rule_out(candidate: Candidate, wish: Wish, limits: Limits) -> str | None:
     """Why this candidate may not answer, in words for the owner; None if it may."""
     if wish.models is not None and candidate.model not in wish.models:
         return "runs another model"
-    if not may_see(candidate.relation, wish.privacy):
-        return f"may see prompts up to {CEILINGS[candidate.relation]}, and this one is {wish.privacy}"
-    if wish.route == ("peers" if candidate.offer is None else "local"):
+    if not within(candidate.ceiling, wish.privacy):
+        return f"may see prompts up to {candidate.ceiling}, and this one is {wish.privacy}"
+    if wish.route not in ("auto", _route_to(candidate)):
         return f"the route is {wish.route}"
     if wish.prompt_tokens + wish.max_tokens > candidate.context:
         return f"has a context of {candidate.context} tokens, and {wish.prompt_tokens + wish.max_tokens} are needed"
-    if candidate.offer is None:
-        return None
-    return _breaks_limits(candidate, candidate.offer.record, wish, limits)
+    if candidate.offer is not None and (reason := _distrusted(candidate, candidate.offer.record, limits)):
+        return reason
+    return _too_dear(candidate, candidate.price, wish, limits) if candidate.price else None
 
 
-def _breaks_limits(candidate: Candidate, offer: Offer, wish: Wish, limits: Limits) -> str | None:
+def _route_to(candidate: Candidate) -> Route:
+    if candidate.remote is not None:
+        return "remotes"
+    return "local" if candidate.offer is None else "peers"
+
+
+def _distrusted(candidate: Candidate, offer: Offer, limits: Limits) -> str | None:
     if limits.allowed is not None and candidate.seller not in limits.allowed:
         return "is not among the allowed peers"
     if candidate.condemned:
@@ -120,14 +171,18 @@ def _breaks_limits(candidate: Candidate, offer: Offer, wish: Wish, limits: Limit
         return f"has a reputation of {candidate.reputation:.2f}, under the least of {limits.min_reputation:.2f}"
     if "credit" not in offer.rails:
         return "takes no credit, the one way to pay so far"
-    unit = offer.price.unit
+    return None
+
+
+def _too_dear(candidate: Candidate, asks: Price, wish: Wish, limits: Limits) -> str | None:
+    unit = asks.unit
     price = candidate.cost(wish.prompt_tokens, wish.max_tokens)
     if price > MAX_AMOUNT:
         return "asks more than can be paid at all"
     over_a_day = min(wish.spent_today.get(unit, 0) + price, MAX_AMOUNT)
     checks = (
-        (limits.max_input_price, offer.price.input, "asks {} for a million prompt tokens, over the most of {}"),
-        (limits.max_output_price, offer.price.output, "asks {} for a million output tokens, over the most of {}"),
+        (limits.max_input_price, asks.input, "asks {} for a million prompt tokens, over the most of {}"),
+        (limits.max_output_price, asks.output, "asks {} for a million output tokens, over the most of {}"),
         (limits.max_order_cost, price, "may cost {} for this order, over the most of {}"),
         (
             limits.max_per_day or DEFAULT_MAX_PER_DAY[unit],
@@ -149,19 +204,19 @@ def rank(candidates: list[Candidate], wish: Wish, weights: Weights) -> list[Cand
     costs = _shares([_comparable_cost(c, wish) for c in candidates])
     times = _shares([_expected_ms(c, wish) for c in candidates])
     scored = [
-        (-_score(c, spent, wait, weights), c.seller or "", c)
+        (-_score(c, spent, wait, weights), c.who if c.price else "", c)
         for c, spent, wait in zip(candidates, costs, times, strict=True)
     ]
     return [c for _, _, c in sorted(scored, key=lambda row: row[:2])]
 
 
 def _score(candidate: Candidate, cost_share: float, time_share: float, weights: Weights) -> float:
-    privacy = PRIVACY_LEVELS.index(CEILINGS[candidate.relation]) / (len(PRIVACY_LEVELS) - 1)
+    privacy = PRIVACY_LEVELS.index(candidate.ceiling) / (len(PRIVACY_LEVELS) - 1)
     return (
         weights.quality * candidate.quality
         + weights.cost * (1 - cost_share)
         + weights.latency * (1 - time_share)
-        + weights.sovereignty * SOVEREIGNTY[candidate.relation]
+        + weights.sovereignty * candidate.sovereignty
         + weights.privacy * privacy
         + weights.reputation * candidate.reputation
     )

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from hashlib import sha256
 from typing import Final
 
 from ledger.codec import Malformed
@@ -12,6 +13,7 @@ from ledger.money import Unit
 from ledger.records import Grant, Offer, Signed, check_time, open_record
 from node.market.offers import OfferBook
 from node.models.gguf import BadModelFile
+from node.models.manifest import BadManifest, Manifest
 from node.models.tokenizer import Tokenizer, TokenizerMismatch
 from node.models.tokenizers import Tokenizers
 from node.ports import Clock
@@ -50,6 +52,7 @@ class NamedPeers:
         self._tokenizers = tokenizers
         self._offers = OfferBook()
         self._tasks: list[asyncio.Task[None]] = []
+        self._manifests: dict[bytes, Manifest] = {}
         self._missing: dict[bytes, tuple[str, float]] = {}  # by digest: why it cannot be had, and until when
         self.trouble: Final[dict[Did, str]] = {}
 
@@ -85,8 +88,40 @@ class NamedPeers:
         # The credit first: an offer that stands in the book can be ordered from.
         for unit in sorted(units):
             await self._take_grant(did, self._checked(did, unit, await peer.grant(self._me, unit)))
-        offers = [self._offers.take(raw, did, now) for raw in raws]
-        self._offers.keep_only(did, (offer.record.model for offer in offers))
+        unproved: dict[bytes, str] = {}
+        for offer in checked.standing(now):
+            try:
+                await self._prove(peer, offer.record)
+            except (Refused, Unreachable, Malformed, BadManifest) as error:
+                unproved[offer.digest] = f"{offer.record.name!r:.64}: {error}"
+        proved = [offer for offer in checked.standing(now) if offer.digest not in unproved]
+        for offer in proved:
+            self._offers.take(offer.raw, did, now)
+        self._offers.keep_only(did, (offer.record.model for offer in proved))
+        self._keep_manifests()
+        if unproved:
+            raise Malformed(f"offers that nothing proves are passed over: {'; '.join(unproved.values())}")
+
+    async def _prove(self, peer: Peer, offer: Offer) -> None:
+        """Hold what an offer says of its model against the model's manifest, which its digest names.
+
+        Raises Refused, Unreachable, BadManifest, Malformed.
+        """
+        if offer.model not in self._manifests:
+            raw = await peer.manifest(offer.model)
+            if sha256(raw).digest() != offer.model:
+                raise Malformed("its manifest is not the one that its digest names")
+            self._manifests[offer.model] = Manifest.decode(raw)
+        manifest = self._manifests[offer.model]
+        for name in ("tokenizer", "architecture", "parameters", "quantization"):
+            if getattr(offer, name) != getattr(manifest, name):
+                raise Malformed(f"the offer's {name} is not the manifest's")
+        if offer.context > manifest.context:
+            raise Malformed(f"the offer's context is longer than the model's {manifest.context} tokens")
+
+    def _keep_manifests(self) -> None:
+        standing = {offer.record.model for offer in self.offers()}
+        self._manifests = {model: manifest for model, manifest in self._manifests.items() if model in standing}
 
     def _checked(self, did: Did, unit: Unit, raw: bytes) -> Grant:
         grant = open_record(raw, Grant)
@@ -128,7 +163,7 @@ class NamedPeers:
                 reason = str(error) or f"it did not arrive within {_FETCH_S:.0f} seconds"
                 self._missing[digest] = reason, self._clock.now() + _MISSING_S
                 raise NoTokenizerToBeHad(reason) from None
-        return self._tokenizers.open(digest)
+        return await self._tokenizers.open(digest)
 
     async def _fetch_tokenizers(self) -> None:
         """Those of the standing offers, so that no request has to wait for them."""

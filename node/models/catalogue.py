@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from node.models.manifest import Manifest
 from node.models.quantization import at_least
@@ -59,14 +59,15 @@ class Catalogue:
             raise NameTaken(entry.name)
         return Catalogue({**self.entries, digest: entry})
 
-    def add_own(self, manifest: Manifest, name: str) -> "Catalogue":
-        """The catalogue with the owner's own model; as it is, if the model is in it already. Raises
-        NameTaken.
+    def add_own(self, manifest: Manifest, stem: str, name: str | None = None) -> "Catalogue":
+        """The catalogue with the owner's own model, called `name`; without one as it is called already, else by its
+        file's `stem`. Raises NameTaken.
         """
-        if manifest.digest in self.entries:
-            return self
-        family = _TIER_IN_NAME.sub("", name)
-        return self.add(manifest.digest, Entry(name, family, manifest.quantization))
+        known = self.entries.get(manifest.digest)
+        if known is not None:
+            return self if name is None else self.add(manifest.digest, evolve(known, name=name))
+        called = name or stem
+        return self.add(manifest.digest, Entry(called, _TIER_IN_NAME.sub("", called), manifest.quantization))
 
     def entry(self, digest: bytes) -> Entry | None:
         """What is known of a model, None for a stranger."""

@@ -134,12 +134,14 @@ def file_type_number(name: str) -> int:
 
 
 def rank(tier: str) -> int:
-    """Place of a tier in `TIERS`, 0 the best. A family such as "Q5" means its least member. Raises
-    UnknownTier.
+    """Place of a tier in `TIERS`, 0 the best; "q4_k_m" is "Q4_K_M". A family such as "Q5" means its least member.
+
+    Raises UnknownTier.
     """
-    if tier in _RANKS:
-        return _RANKS[tier]
-    family = [place for name, place in _RANKS.items() if name.startswith(f"{tier}_")]
+    called = tier.upper()
+    if called in _RANKS:
+        return _RANKS[called]
+    family = [place for name, place in _RANKS.items() if name.startswith(f"{called}_")]
     if not family:
         raise UnknownTier(tier)
     return max(family)

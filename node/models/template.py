@@ -1,17 +1,15 @@
 """Chat templates, rendered where they can do no harm: in a worker process with limits, killed when it
 overstays.
-
-The worker is started at first use, kept, and replaced when it dies. Callers take turns.
 """
 
-import asyncio
 import json
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
+
+from node.models.worker import NotStarted, Worker, WorkerFailed
 
 _WORKER: Final = Path(__file__).with_name("template_worker.py")
 _START_TIMEOUT: Final = 30.0  # seconds; Python and Jinja take 0.2, a machine under load much more
@@ -42,6 +40,14 @@ class TemplateBroken(TemplateError):
         self.reason = reason
 
 
+class NotShown(TemplateError):
+    """The template has no place for a part of the conversation, so the model would never see it."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the model's chat template does not show {what}: leave that out, or ask another model")
+        self.what = what
+
+
 class TemplateTooSlow(TemplateError):
     """The template did not end in time."""
 
@@ -70,13 +76,15 @@ class TemplateRenderer:
 
     def __init__(self, timeout: float = 2.0, now: Callable[[], datetime] = datetime.now) -> None:
         self._timeout, self._now = timeout, now
-        self._turn = asyncio.Lock()
-        self._worker: Process | None = None
+        # -I: neither the working folder nor the environment decides what the worker imports.
+        self._worker = Worker((sys.executable, "-I", str(_WORKER)), _START_TIMEOUT, _MAX_ANSWER)
 
     async def start(self) -> None:
-        """Start the worker now, so that the first conversation does not wait for it."""
-        async with self._turn:
-            await self._ready()
+        """Start the worker now, so that the first conversation does not wait for it. Raises RendererFailed."""
+        try:
+            await self._worker.start()
+        except NotStarted:
+            raise RendererFailed from None
 
     async def render(
         self,
@@ -94,79 +102,18 @@ class TemplateRenderer:
         raw = json.dumps(request).encode()
         if len(raw) > _MAX_REQUEST:
             raise TextTooLong(len(raw), _MAX_REQUEST)
-        async with self._turn:
-            return _text_of(await self._ask(raw))
-
-    async def _ask(self, raw: bytes) -> dict[str, Any]:
-        worker = await self._ready()
         try:
-            async with asyncio.timeout(self._timeout):
-                return await _exchange(worker, raw)
+            return _text_of(await self._worker.ask(raw, self._timeout))
         except TimeoutError:
-            await self._kill()
             raise TemplateTooSlow(self._timeout) from None
-        except (EOFError, OSError):
-            await self._kill()
-            raise TemplateBroken("it ended its process") from None
-        except BaseException:  # cancelled in between: the answer to come would be taken for the next one's
-            await self._kill()
-            raise
-
-    async def _ready(self) -> Process:
-        if self._worker is not None and self._worker.returncode is None:
-            return self._worker
-        await self._kill()
-        # -I: neither the working folder nor the environment decides what the worker imports. A session of its
-        # own: Ctrl-C is for the node, and the worker ends when its stdin does.
-        command = (sys.executable, "-I", str(_WORKER))
-        self._worker = worker = await asyncio.create_subprocess_exec(
-            *command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True
-        )
-        try:
-            async with asyncio.timeout(_START_TIMEOUT):
-                await _read(worker)
-        except (OSError, EOFError):
-            await self._kill()
+        except NotStarted:
             raise RendererFailed from None
-        except BaseException:
-            await self._kill()
-            raise
-        return worker
-
-    async def _kill(self) -> None:
-        worker, self._worker = self._worker, None
-        if worker is None:
-            return
-        if worker.returncode is None:
-            worker.kill()
-        assert worker.stdin is not None
-        assert worker.stdout is not None
-        worker.stdin.close()
-        await worker.stdout.read()  # to the end, so that no open pipe is left behind
-        await worker.wait()
+        except WorkerFailed as error:
+            raise TemplateBroken(str(error)) from None
 
     async def close(self) -> None:
         """End the worker; again does nothing."""
-        async with self._turn:
-            await self._kill()
-
-
-async def _exchange(worker: Process, raw: bytes) -> dict[str, Any]:
-    assert worker.stdin is not None
-    worker.stdin.write(len(raw).to_bytes(4, "big") + raw)
-    await worker.stdin.drain()
-    return await _read(worker)
-
-
-async def _read(worker: Process) -> dict[str, Any]:
-    assert worker.stdout is not None
-    length = int.from_bytes(await worker.stdout.readexactly(4), "big")
-    if length > _MAX_ANSWER:
-        raise EOFError(f"an answer of {length} bytes")
-    answer = json.loads(await worker.stdout.readexactly(length))
-    if not isinstance(answer, dict):
-        raise EOFError("an answer of another kind")
-    return answer
+        await self._worker.close()
 
 
 def _text_of(answer: dict[str, Any]) -> str:

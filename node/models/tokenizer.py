@@ -16,15 +16,17 @@ from hashlib import sha256
 from typing import Any, Final
 
 from node.models.gguf import MalformedGguf, read_gguf
-from node.models.template import Message, TemplateRenderer
+from node.models.grammar import Grammars
+from node.models.template import Message, NotShown, TemplateError, TemplateRenderer, TextTooLong
 from node.models.text import TextStream
-from node.models.vocab import Vocab
+from node.models.vocab import Words
 
 # For models without a template of their own: plain, and without control tokens that they may not have.
 PLAIN_TEMPLATE: Final = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
+_MAX_PLAIN: Final = 2**20  # characters of a text without a template
 _MARK: Final = re.compile("\ufdd0([0-9]{1,9})\ufdd1")
 _RESERVED: Final = str.maketrans("", "", "\ufdd0\ufdd1")
 
@@ -52,9 +54,14 @@ def check_tokenizer(raw: bytes, digest: bytes) -> None:
 class Tokenizer:
     """One vocabulary with its chat template; `digest` is its name. Shares its renderer with others."""
 
-    def __init__(self, vocab: Vocab, digest: bytes, renderer: TemplateRenderer) -> None:
+    def __init__(self, vocab: Words, digest: bytes, renderer: TemplateRenderer) -> None:
         self.digest = digest
         self._vocab, self._renderer = vocab, renderer
+
+    @property
+    def words(self) -> Words:
+        """The vocabulary."""
+        return self._vocab
 
     @property
     def size(self) -> int:
@@ -66,28 +73,69 @@ class Tokenizer:
         """The ids that end an answer."""
         return self._vocab.eog
 
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Compiles grammars for this vocabulary."""
+        return Grammars(self._vocab)
+
     @property
     def template(self) -> str:
         """The chat template."""
         return self._vocab.chat_template or PLAIN_TEMPLATE
 
     async def encode(self, messages: Sequence[Message], tools: Sequence[Message] | None = None) -> tuple[int, ...]:
-        """The prompt of a conversation, up to where the answer begins. Raises TemplateError."""
-        text = await self._renderer.render(
+        """The prompt of a conversation, up to where the answer begins. Raises TemplateError (NotShown where tools or
+        a message's `name` would be left out), and BadModelFile where a stranger's file does not survive the text.
+        """
+        text = await self._rendered(messages, tools)
+        if tools and await self._reads(text, messages, None):
+            raise NotShown("tools")
+        if any("name" in message and message.get("role") != "tool" for message in messages):
+            nameless = [{key: message[key] for key in message if key != "name"} for message in messages]
+            if await self._reads(text, nameless, tools):
+                raise NotShown("names")
+        return self._begun(await self._vocab.ids(self._parts(text)))
+
+    async def plain(self, text: str, *, whole: bool = False) -> tuple[int, ...]:
+        """The ids of a text without a template, all of it plain; `whole` for one that nothing will follow.
+
+        Raises TextTooLong, BadModelFile.
+        """
+        if len(text) > _MAX_PLAIN:
+            raise TextTooLong(len(text), _MAX_PLAIN)
+        ids = self._begun(await self._vocab.ids([(text, False)]))
+        return (*ids, self._vocab.eos) if whole and self._vocab.add_eos and ids[-1:] != (self._vocab.eos,) else ids
+
+    def spell(self, token: int) -> bytes:
+        """A token's bytes, those of a control token's name for a control token. Raises UnknownToken."""
+        return self._vocab.text(token).encode() if token in self._invisible else self._vocab.piece(token)
+
+    async def _rendered(self, messages: Sequence[Message], tools: Sequence[Message] | None) -> str:
+        return await self._renderer.render(
             self.template,
             self._marked(messages),
             self._marked(tools),
             bos_token=self._vocab.text(self._vocab.bos),
             eos_token=self._vocab.text(self._vocab.eos),
         )
-        ids = self._ids_of(text)
+
+    async def _reads(self, text: str, messages: Sequence[Message], tools: Sequence[Message] | None) -> bool:
+        """Whether a conversation that says less reads the same."""
+        try:
+            return await self._rendered(messages, tools) == text
+        except TemplateError:
+            return False
+
+    def _begun(self, ids: list[int]) -> tuple[int, ...]:
         if self._vocab.add_bos and ids[:1] != [self._vocab.bos]:
             ids.insert(0, self._vocab.bos)
         return tuple(ids)
 
-    def stream(self, stops: Sequence[str] = ()) -> TextStream:
-        """A new rendering of an answer's ids."""
-        return TextStream(self._vocab.piece, self._invisible, stops)
+    def stream(self, stops: Sequence[str] = (), earlier: Sequence[int] = ()) -> TextStream:
+        """A new rendering of an answer's ids; of a continued answer's, behind the earlier ones."""
+        stream = TextStream(self._vocab.piece, self._invisible, stops)
+        stream.resume(earlier)
+        return stream
 
     def text(self, ids: Sequence[int]) -> str:
         """The whole text of an answer. Raises UnknownToken."""
@@ -97,10 +145,6 @@ class Tokenizer:
     def check(self, ids: Sequence[int]) -> None:
         """Raises UnknownToken at the first id that is not in the vocabulary."""
         self._vocab.check(ids)
-
-    def close(self) -> None:
-        """Free the memory; again does nothing."""
-        self._vocab.close()
 
     @cached_property
     def _invisible(self) -> frozenset[int]:
@@ -134,12 +178,12 @@ class Tokenizer:
             return plain
         return self._spellings.sub(lambda found: f"\ufdd0{self._spelled[found[0]]}\ufdd1", plain)
 
-    def _ids_of(self, text: str) -> list[int]:
-        """Tokenize the template's text with control tokens, the marks in it as plain text."""
-        ids: list[int] = []
+    def _parts(self, text: str) -> list[tuple[str, bool]]:
+        """The template's text, where control tokens count, and the marks in it, which are plain text."""
+        parts: list[tuple[str, bool]] = []
         for index, part in enumerate(_MARK.split(text)):
             if index % 2 == 0:
-                ids += self._vocab.tokenize(part, parse_special=True) if part else []
+                parts += [(part, True)] if part else []
             elif int(part) in self._vocab.control:
-                ids += self._vocab.tokenize(self._vocab.text(int(part)), parse_special=False)
-        return ids
+                parts.append((self._vocab.text(int(part)), False))
+        return parts

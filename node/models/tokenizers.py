@@ -1,34 +1,24 @@
 """The tokenizers a node has: its own models' and those fetched from peers, as files named by digest.
 
-A file from a peer may be well-formed and still make llama.cpp abort the whole process. So it is tried once in
-a process of its own, with limits, and is stored only if that process ends well.
+A file from a peer may be well-formed and still make llama.cpp abort the whole process. So only a process of its own,
+with limits, ever loads it (`node.models.isolated`), and it is stored only if that process survives its trial.
 """
 
 import asyncio
-import json
 import os
-import sys
-from asyncio.subprocess import DEVNULL
+from collections import OrderedDict
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from node.models.gguf import BadModelFile
+from node.models.isolated import IsolatedVocab
 from node.models.manifest import tokenizer_file
 from node.models.template import TemplateRenderer
 from node.models.tokenizer import Tokenizer, check_tokenizer
-from node.models.vocab import open_vocab
+from node.models.vocab import Vocab, open_vocab
 
-_PROBE: Final = Path(__file__).with_name("tokenizer_probe.py")
-_PROBE_TIMEOUT: Final = 60.0  # seconds; the largest vocabularies take one
-
-
-class DangerousTokenizer(BadModelFile):
-    """A tokenizer that llama.cpp did not survive, or not in time."""
-
-    def __init__(self, path: str, ended: str) -> None:
-        super().__init__(path, f"loading it failed ({ended})", "Fetch the tokenizer from another peer.")
-        self.ended = ended
+# So many processes of strangers' tokenizers are kept; another one is started when it is needed.
+_WORKERS: Final = 4
 
 
 class NoTokenizer(LookupError):
@@ -44,8 +34,11 @@ class Tokenizers:
 
     def __init__(self, folder: Path, renderer: TemplateRenderer) -> None:
         self._folder, self._renderer = folder, renderer
+        self._own: dict[bytes, Vocab] = {}
+        self._strange: OrderedDict[bytes, IsolatedVocab] = OrderedDict()
         self._open: dict[bytes, Tokenizer] = {}
         self._checked: dict[bytes, bytes] = {}
+        self._trusted: set[bytes] = set()
         self._trying = asyncio.Lock()
 
     def has(self, digest: bytes) -> bool:
@@ -70,6 +63,7 @@ class Tokenizers:
         raw = tokenizer_file(model)
         digest = sha256(raw).digest()
         self._write(raw, self._path(digest))
+        self._trusted.add(digest)
         return digest
 
     async def add(self, raw: bytes, digest: bytes) -> None:
@@ -82,23 +76,51 @@ class Tokenizers:
         async with self._trying:
             try:
                 self._write(raw, untried)
-                await _probe(untried)
+                trial = await IsolatedVocab.open(untried)
+                await trial.close()
                 untried.replace(self._path(digest))
             finally:
                 untried.unlink(missing_ok=True)
 
-    def open(self, digest: bytes) -> Tokenizer:
-        """The tokenizer, loaded at its first use. Raises NoTokenizer, TokenizerMismatch, BadModelFile."""
-        if digest not in self._open:
-            self.raw(digest)
-            self._open[digest] = Tokenizer(open_vocab(self._path(digest)), digest, self._renderer)
+    async def open(self, digest: bytes) -> Tokenizer:
+        """The tokenizer, loaded at its first use: one's own here, a stranger's in its own process.
+
+        Raises NoTokenizer, TokenizerMismatch, BadModelFile.
+        """
+        if digest in self._trusted:
+            return self.open_own(digest)
+        async with self._trying:
+            if digest not in self._open:
+                self.raw(digest)
+                self._strange[digest] = vocab = await IsolatedVocab.open(self._path(digest))
+                self._open[digest] = Tokenizer(vocab, digest, self._renderer)
+            if digest in self._strange:
+                self._strange.move_to_end(digest)
+            for idle in list(self._strange)[:-_WORKERS]:
+                await self._strange[idle].close()
         return self._open[digest]
 
-    def close(self) -> None:
+    def open_own(self, digest: bytes) -> Tokenizer:
+        """The tokenizer of one's own model, after `add_own`, loaded at its first use.
+
+        Raises NoTokenizer, TokenizerMismatch, BadModelFile.
+        """
+        if digest not in self._trusted:
+            raise NoTokenizer(digest)
+        if digest not in self._own:
+            self.raw(digest)
+            self._own[digest] = open_vocab(self._path(digest))
+            self._open[digest] = Tokenizer(self._own[digest], digest, self._renderer)
+        return self._open[digest]
+
+    async def close(self) -> None:
         """Free the memory; again does nothing. The renderer belongs to who gave it."""
-        for tokenizer in self._open.values():
-            tokenizer.close()
-        self._open.clear()
+        for vocab in self._own.values():
+            vocab.close()
+        for stranger in self._strange.values():
+            await stranger.close()
+        for opened in (self._own, self._strange, self._open):
+            opened.clear()
 
     def _path(self, digest: bytes) -> Path:
         return self._folder / f"{digest.hex()}.gguf"
@@ -108,20 +130,3 @@ class Tokenizers:
         partial = path.with_name(f"{path.name}.{os.getpid()}")
         partial.write_bytes(raw)
         partial.replace(path)
-
-
-async def _probe(path: Path) -> None:
-    # -I and its own sys.path: the probe imports what this process would, wherever it was started.
-    command = (sys.executable, "-I", str(_PROBE), json.dumps(sys.path), str(path))
-    process = await asyncio.create_subprocess_exec(*command, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)
-    try:
-        async with asyncio.timeout(_PROBE_TIMEOUT):
-            code = await process.wait()
-    except TimeoutError:
-        raise DangerousTokenizer(str(path), f"not within {_PROBE_TIMEOUT:g} s") from None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if code != 0:
-        raise DangerousTokenizer(str(path), f"code {code}")

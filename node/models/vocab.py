@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from node.models.llama import Handle, library, load
 
@@ -16,6 +16,66 @@ class UnknownToken(ValueError):
     def __init__(self, token: int, size: int) -> None:
         super().__init__(f"token id {token} is outside the vocabulary of {size}; is this the right tokenizer?")
         self.token, self.size = token, size
+
+
+class Words(Protocol):
+    """What a tokenizer needs of a vocabulary, wherever llama.cpp reads its file."""
+
+    @property
+    def size(self) -> int:
+        """How many ids there are."""
+        ...
+
+    @property
+    def eog(self) -> frozenset[int]:
+        """The ids that end a generation."""
+        ...
+
+    @property
+    def control(self) -> frozenset[int]:
+        """The ids that steer the model (ends of turns, roles) and stand for no text."""
+        ...
+
+    @property
+    def bos(self) -> int:
+        """The id that begins a sequence, -1 for none."""
+        ...
+
+    @property
+    def eos(self) -> int:
+        """The id that ends a sequence, -1 for none."""
+        ...
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether the model was trained with `bos` before every sequence."""
+        ...
+
+    @property
+    def add_eos(self) -> bool:
+        """Whether the model was trained with `eos` after every sequence."""
+        ...
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template in the file, if there is one."""
+        ...
+
+    def piece(self, token: int) -> bytes:
+        """The bytes a token stands for; none for control tokens. Raises UnknownToken."""
+        ...
+
+    def text(self, token: int) -> str:
+        """How a token is written in templates, control tokens too; "" for id -1. Raises UnknownToken."""
+        ...
+
+    def check(self, tokens: Sequence[int]) -> None:
+        """Raises UnknownToken at the first id that the vocabulary does not have."""
+        ...
+
+    async def ids(self, parts: Sequence[tuple[str, bool]]) -> list[int]:
+        """The ids of texts one after another, each with whether the text of a control token becomes that token."""
+        ...
 
 
 def open_vocab(path: Path) -> "Vocab":
@@ -48,6 +108,10 @@ class Vocab:
                 ids = (ctypes.c_int32 * -count)()
                 count = library().llama_tokenize(vocab, raw, len(raw), ids, -count, add_special, parse_special)
         return ids[:count]
+
+    async def ids(self, parts: Sequence[tuple[str, bool]]) -> list[int]:
+        """See `Words.ids`."""
+        return [token for text, special in parts for token in self.tokenize(text, parse_special=special)]
 
     def piece(self, token: int) -> bytes:
         """The bytes a token stands for; none for control tokens. Raises UnknownToken."""
@@ -127,6 +191,12 @@ class Vocab:
         """Whether the model was trained with `bos` before every sequence."""
         with self._use() as vocab:
             return bool(library().llama_vocab_get_add_bos(vocab))
+
+    @property
+    def add_eos(self) -> bool:
+        """Whether the model was trained with `eos` after every sequence."""
+        with self._use() as vocab:
+            return bool(library().llama_vocab_get_add_eos(vocab))
 
     @property
     def chat_template(self) -> str | None:

@@ -3,9 +3,10 @@
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
+from attrs import frozen
 from numpy.typing import NDArray
 
 from node.models.llama import LlamaClosed, library, load
@@ -14,6 +15,8 @@ from node.models.vocab import Vocab
 KvType = Literal["f16", "q8_0"]
 _KV_TYPES: Final[dict[KvType, int]] = {"f16": 1, "q8_0": 8}  # enum ggml_type
 _FLASH_ATTENTION_ON: Final = 1  # llama.cpp reads a quantized value cache only so
+MAX_SEQUENCES: Final = 256  # LLAMA_MAX_SEQ
+_NO_OUTPUT: Final = -100  # not one of llama_decode's codes: it said that all went well, and has no logits
 
 
 class DecodeFailed(RuntimeError):
@@ -34,12 +37,48 @@ class Model:
         with self._handle.use() as model:
             self.trained_context: int = library().llama_model_n_ctx_train(model)
 
-    def context(self, *, tokens: int, batch: int, threads: int, kv: KvType = "f16") -> "Context":
-        """Room for one sequence of `tokens`, computed in batches of at most `batch`. Raises LlamaClosed,
-        MemoryError.
+    def context(
+        self,
+        *,
+        tokens: int,
+        batch: int,
+        threads: int,
+        kv: KvType = "f16",
+        sequences: int = 1,
+        rows: int | None = None,
+        batch_threads: int | None = None,
+    ) -> "Context":
+        """Room for `sequences` that hold `tokens` together, computed in batches of at most `batch` tokens with the
+        logits of at most `rows` of them. `threads` compute the batches of one token, `batch_threads` (as many
+        unless told) the larger ones.
+
+        Raises LlamaClosed, MemoryError, ValueError.
         """
+        rows = max(min(rows or batch, batch), min(sequences, batch))
+        if not (0 < sequences <= MAX_SEQUENCES and batch > 0 and tokens > 0):
+            raise ValueError(f"{sequences} sequences of {tokens} tokens in batches of {batch} cannot be")
         with self._handle.use() as model:
-            opened = Context(model, self.vocab.size, tokens, batch, threads, kv)
+            settings = _settings(tokens, batch, threads, batch_threads or threads)
+            settings.n_seq_max, settings.n_outputs_max, settings.kv_unified = sequences, max(rows, sequences), True
+            settings.type_k = settings.type_v = _KV_TYPES[kv]
+            if kv != "f16":
+                settings.flash_attn_type = _FLASH_ATTENTION_ON
+            opened = Context(_opened(model, settings, tokens), self.vocab.size, tokens, batch, sequences, rows)
+            self._handle.keep(opened)
+        return opened
+
+    def embedder(self, *, tokens: int, whole: int, threads: int, rows: int) -> "Embedder":
+        """Room for one input of up to `tokens`, computed `rows` at a time; of a model that pools by itself, and so
+        takes its inputs only whole, up to `whole` of them. Raises LlamaClosed, MemoryError.
+        """
+        llama = library()
+        with self._handle.use() as model:
+            pools = _pools(model)
+            tokens = min(tokens, whole) if pools else tokens
+            batch = tokens if pools else min(rows, tokens)
+            settings = _settings(tokens, batch, threads, threads)
+            settings.n_seq_max, settings.embeddings = 1, True
+            opened = Embedder(_opened(model, settings, tokens), int(llama.llama_model_n_embd_out(model)), tokens, batch)
             self._handle.keep(opened)
         return opened
 
@@ -48,74 +87,214 @@ class Model:
         self._handle.close()
 
 
+@frozen
+class Run:
+    """Ids that stand one after the other in a sequence, the first at `position`; the logits of the last `wanted`."""
+
+    ids: Sequence[int]
+    position: int
+    sequence: int
+    wanted: int
+
+
 class Context:
-    """One sequence's KV cache and the computation over it. Of one thread at a time."""
+    """The KV cache of many sequences, which share its cells, and the computation over it. Of one thread at a time."""
 
-    def __init__(self, model: int, vocabulary: int, tokens: int, batch: int, threads: int, kv: KvType) -> None:
-        llama = library()
-        settings = llama.llama_context_default_params()
-        settings.n_ctx, settings.n_batch, settings.n_ubatch, settings.n_seq_max = tokens, batch, batch, 1
-        settings.n_threads = settings.n_threads_batch = threads
-        settings.type_k = settings.type_v = _KV_TYPES[kv]
-        settings.no_perf = True
-        if kv != "f16":
-            settings.flash_attn_type = _FLASH_ATTENTION_ON
-        self._pointer = llama.llama_init_from_model(model, settings)
-        if not self._pointer:
-            raise MemoryError(f"no room for a context of {tokens} tokens; choose a smaller one")
-        self.tokens, self.batch, self._vocabulary = tokens, batch, vocabulary
-        self._batch = llama.llama_batch_init(batch, 0, 1)
-        self._prepare_batch()
+    def __init__(self, pointer: Any, vocabulary: int, tokens: int, batch: int, sequences: int, rows: int) -> None:
+        self._pointer = pointer
+        self.tokens, self.batch, self.sequences, self.rows = tokens, batch, sequences, rows
+        self._vocabulary = vocabulary
+        self._memory = library().llama_get_memory(pointer)
+        self._inputs = _Inputs(batch)
 
-    def _prepare_batch(self) -> None:
-        for row in range(self.batch):
-            self._batch.n_seq_id[row] = 1
-            self._batch.seq_id[row][0] = 0
-        shape = (self.batch,)
-        self._ids: NDArray[np.int32] = np.ctypeslib.as_array(self._batch.token, shape)
-        self._positions: NDArray[np.int32] = np.ctypeslib.as_array(self._batch.pos, shape)
-        self._wanted: NDArray[np.int8] = np.ctypeslib.as_array(self._batch.logits, shape)
-
-    def decode(self, ids: Sequence[int], position: int, rows: int) -> NDArray[np.float32]:
-        """Compute up to `batch` ids that stand at `position` and after; own copy of the logits of the last
-        `rows`.
-
-        Shape (rows, vocabulary). Ids must be inside the vocabulary. Raises DecodeFailed, LlamaClosed,
-        ValueError.
+    def decode(self, ids: Sequence[int], position: int, rows: int, sequence: int = 0) -> NDArray[np.float32]:
+        """Compute up to `batch` ids of one sequence that stand at `position` and after; own copy of the logits of
+        the last `rows`, (rows, vocabulary). Raises as `compute`.
         """
-        if self._pointer is None:
-            raise LlamaClosed("this context is closed; open it again")
-        count = len(ids)
-        if not (0 < count <= self.batch and 0 <= rows <= count and position + count <= self.tokens):
-            raise ValueError(f"{count} ids at position {position} do not fit batch {self.batch}, context {self.tokens}")
-        self._ids[:count] = ids
-        self._positions[:count] = np.arange(position, position + count)
-        self._wanted[: count - rows], self._wanted[count - rows : count] = 0, 1
-        self._batch.n_tokens = count
-        code = library().llama_decode(self._pointer, self._batch)
+        return self.compute([Run(ids, position, sequence, rows)]).copy()
+
+    def compute(self, runs: Sequence[Run]) -> NDArray[np.float32]:
+        """Compute the runs in one batch: the wanted logits in the order of the runs, (rows, vocabulary).
+
+        They are llama.cpp's own memory: may be written to, and hold until the next call. Ids must be inside the
+        vocabulary, and each run must begin where its sequence ends. Raises DecodeFailed, LlamaClosed, ValueError.
+        """
+        pointer = self._open()
+        self._check(runs)
+        self._inputs.fill(runs)
+        code = library().llama_decode(pointer, self._inputs.batch)
         if code != 0:
             raise DecodeFailed(code)
-        return self._logits(count - rows, rows)
+        rows = sum(run.wanted for run in runs)
+        if rows == 0:
+            library().llama_synchronize(pointer)
+            return np.empty((0, self._vocabulary), np.float32)
+        found = library().llama_get_logits(pointer)
+        if not found:
+            raise DecodeFailed(_NO_OUTPUT)
+        return np.ctypeslib.as_array(found, (rows, self._vocabulary))
 
-    def _logits(self, first: int, rows: int) -> NDArray[np.float32]:
-        copied = np.empty((rows, self._vocabulary), np.float32)
-        for row in range(rows):
-            source = library().llama_get_logits_ith(self._pointer, first + row)
-            ctypes.memmove(copied[row].ctypes.data, source, copied[row].nbytes)
-        return copied
+    def _check(self, runs: Sequence[Run]) -> None:
+        count = rows = 0
+        for run in runs:
+            size = len(run.ids)
+            if not (size > 0 and 0 <= run.wanted <= size and 0 <= run.position <= self.tokens - size):
+                raise ValueError(
+                    f"{size} ids at position {run.position} do not fit batch {self.batch}, context {self.tokens}"
+                )
+            if not 0 <= run.sequence < self.sequences:
+                raise ValueError(f"sequence {run.sequence} is not one of {self.sequences}")
+            count, rows = count + size, rows + run.wanted
+        if not (0 < count <= self.batch and rows <= self.rows):
+            raise ValueError(f"{count} ids and {rows} rows do not fit batch {self.batch}, rows {self.rows}")
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Let `target`, an empty sequence, begin with the first `tokens` of `source`. Raises LlamaClosed."""
+        self._open()
+        library().llama_memory_seq_cp(self._memory, source, target, 0, tokens)
+
+    def remove(self, sequence: int, position: int = 0) -> bool:
+        """Forget a sequence from `position` on; false where the model's memory cannot be cut there: then nothing was
+        done. From 0 on always succeeds. Raises LlamaClosed.
+        """
+        self._open()
+        return bool(library().llama_memory_seq_rm(self._memory, sequence, position or -1, -1))
+
+    def extent(self, sequence: int) -> tuple[int, int]:
+        """The first and last positions that are still held of a sequence; (-1, -1) if none. Raises LlamaClosed."""
+        self._open()
+        llama = library()
+        first = llama.llama_memory_seq_pos_min(self._memory, sequence)
+        return int(first), int(llama.llama_memory_seq_pos_max(self._memory, sequence))
 
     def clear(self) -> None:
-        """Forget the sequence, so that the next one can tell nothing from it. Raises LlamaClosed."""
-        if self._pointer is None:
-            raise LlamaClosed("this context is closed; open it again")
-        llama = library()
-        llama.llama_memory_clear(llama.llama_get_memory(self._pointer), True)
+        """Forget all sequences, so that the next ones can tell nothing from them. Raises LlamaClosed."""
+        self._open()
+        library().llama_memory_clear(self._memory, True)
 
     def close(self) -> None:
         """Free the memory; again does nothing."""
         if self._pointer is None:
             return
         pointer, self._pointer = self._pointer, None
-        del self._ids, self._positions, self._wanted
-        library().llama_batch_free(self._batch)
+        self._inputs.free()
         library().llama_free(pointer)
+
+    def _open(self) -> Any:
+        if self._pointer is None:
+            raise LlamaClosed("this context is closed; open it again")
+        return self._pointer
+
+
+class Embedder:
+    """Vectors of whole inputs, one at a time. Of one thread at a time."""
+
+    def __init__(self, pointer: Any, width: int, tokens: int, batch: int) -> None:
+        self._pointer = pointer
+        self.width, self.tokens, self.batch = width, tokens, batch
+        self._memory = library().llama_get_memory(pointer)
+        self.pools: bool = library().llama_pooling_type(pointer) != 0
+        self._inputs = _Inputs(batch)
+
+    def begin(self) -> None:
+        """Forget the input before. Raises LlamaClosed."""
+        self._open()
+        if self._memory:  # an encoder has none
+            library().llama_memory_clear(self._memory, True)
+
+    def add(self, ids: Sequence[int], position: int) -> NDArray[np.float64]:
+        """Compute the next up to `batch` ids of the input: the sum of their vectors (width,), or, of a model that
+        pools by itself and so takes its input whole, its vector. Raises DecodeFailed, LlamaClosed, ValueError.
+        """
+        pointer, llama = self._open(), library()
+        if not (0 < len(ids) <= self.batch and 0 <= position <= self.tokens - len(ids)):
+            raise ValueError(f"{len(ids)} ids at {position} do not fit batch {self.batch}, context {self.tokens}")
+        self._inputs.fill([Run(ids, position, 0, len(ids))])
+        code = llama.llama_decode(pointer, self._inputs.batch)
+        if code != 0:
+            raise DecodeFailed(code)
+        if self.pools:
+            found, shape = llama.llama_get_embeddings_seq(pointer, 0), (1, self.width)
+        else:
+            found, shape = llama.llama_get_embeddings(pointer), (len(ids), self.width)
+        if not found:
+            raise DecodeFailed(_NO_OUTPUT)
+        vectors: NDArray[np.float32] = np.ctypeslib.as_array(found, shape)
+        total: NDArray[np.float64] = vectors.sum(axis=0, dtype=np.float64)
+        return total
+
+    def close(self) -> None:
+        """Free the memory; again does nothing."""
+        if self._pointer is None:
+            return
+        pointer, self._pointer = self._pointer, None
+        self._inputs.free()
+        library().llama_free(pointer)
+
+    def _open(self) -> Any:
+        if self._pointer is None:
+            raise LlamaClosed("this context is closed; open it again")
+        return self._pointer
+
+
+class _Inputs:
+    """A llama_batch, written through numpy views of its arrays."""
+
+    def __init__(self, size: int) -> None:
+        self.batch = library().llama_batch_init(size, 0, 1)
+        self._ids: NDArray[np.int32] = np.ctypeslib.as_array(self.batch.token, (size,))
+        self._positions: NDArray[np.int32] = np.ctypeslib.as_array(self.batch.pos, (size,))
+        self._wanted: NDArray[np.int8] = np.ctypeslib.as_array(self.batch.logits, (size,))
+        np.ctypeslib.as_array(self.batch.n_seq_id, (size,))[:] = 1
+        # Each row has an array of sequences of its own, of one here: all are pointed at one table instead.
+        self._sequences = (ctypes.c_int32 * size)()
+        self._own = [ctypes.cast(self.batch.seq_id[row], ctypes.c_void_p).value for row in range(size)]
+        self._pointers: NDArray[np.uintp] = np.ctypeslib.as_array(
+            ctypes.cast(self.batch.seq_id, ctypes.POINTER(ctypes.c_size_t)), (size,)
+        )
+        first = ctypes.addressof(self._sequences)
+        self._pointers[:] = first + 4 * np.arange(size, dtype=np.uintp)
+        self._table: NDArray[np.int32] = np.ctypeslib.as_array(self._sequences)
+
+    def fill(self, runs: Sequence[Run]) -> None:
+        """Write the runs, which must fit."""
+        start = 0
+        for run in runs:
+            end = start + len(run.ids)
+            self._ids[start:end] = run.ids
+            self._positions[start:end] = range(run.position, run.position + end - start)
+            self._table[start:end] = run.sequence
+            self._wanted[start : end - run.wanted], self._wanted[end - run.wanted : end] = 0, 1
+            start = end
+        self.batch.n_tokens = start
+
+    def free(self) -> None:
+        self._pointers[:] = np.array(self._own, np.uintp)  # llama.cpp frees what it allocated
+        del self._ids, self._positions, self._wanted, self._pointers
+        library().llama_batch_free(self.batch)
+
+
+def _settings(tokens: int, batch: int, threads: int, batch_threads: int) -> Any:
+    settings = library().llama_context_default_params()
+    settings.n_ctx, settings.n_batch, settings.n_ubatch = tokens, batch, batch
+    settings.n_threads, settings.n_threads_batch = threads, batch_threads
+    settings.no_perf = True
+    return settings
+
+
+def _opened(model: int, settings: Any, tokens: int) -> Any:
+    pointer = library().llama_init_from_model(model, settings)
+    if not pointer:
+        raise MemoryError(f"no room for a context of {tokens} tokens; choose a smaller one")
+    return pointer
+
+
+def _pools(model: int) -> bool:
+    """Whether the model's file says how its tokens' vectors become one."""
+    llama = library()
+    value = ctypes.create_string_buffer(64)
+    architecture = ctypes.create_string_buffer(64)
+    if llama.llama_model_meta_val_str(model, b"general.architecture", architecture, 64) < 0:
+        return False
+    found = llama.llama_model_meta_val_str(model, architecture.value + b".pooling_type", value, 64)
+    return found > 0 and value.value not in (b"", b"0")

@@ -12,6 +12,7 @@ import aiohttp
 
 from ledger import codec
 from ledger.records import Grant, Offer, Receipt
+from node.models.manifest import MAX_MANIFEST
 from node.wire.messages import MAX_REFUSAL, Refused, Unreachable, decode_refusal, encode_envelope
 
 CBOR: Final = "application/cbor"
@@ -53,6 +54,9 @@ class HttpPeer:
 
     async def grant(self, buyer: str, unit: str) -> bytes:
         return await self._call("GET", f"/grants/{buyer}/{unit}", limit=Grant.limit)
+
+    async def manifest(self, model: bytes) -> bytes:
+        return await self._call("GET", f"/manifests/{model.hex()}", limit=MAX_MANIFEST)
 
     async def tokenizer(self, digest: bytes) -> bytes:
         return await self._call("GET", f"/tokenizers/{digest.hex()}", limit=MAX_TOKENIZER, calls=_DOWNLOAD_CALLS)

@@ -7,6 +7,7 @@ encrypted frame each. A frame's plaintext is a CBOR array of a number and a byte
     [1, checkpoint]  a signed Checkpoint, at least every 64 tokens
     [2, receipt]     the signed Receipt; carries the final tag and ends the answer
     [3, cancel]      the seller's signed Cancel: it stops here; carries the final tag and ends the answer
+    [4, score]       the signed Score of a score order: once, before the receipt, and no ids but empty ones around it
 
 Bytes may arrive in any pieces. A stream that ends before the final tag was cut, and `AnswerReader.close` says so.
 """
@@ -21,7 +22,7 @@ from ledger.commitments import ids_bytes, ids_from_bytes
 from node.wire.sealing import HEADER_BYTES, CannotOpen, OpeningStream, SealingStream
 
 MAX_FRAME: Final = 65_536
-_IDS, _CHECKPOINT, _RECEIPT, _CANCEL = range(4)
+_IDS, _CHECKPOINT, _RECEIPT, _CANCEL, _SCORE = range(5)
 _FRAME_ITEMS: Final = 3  # the array, the number, the byte string
 
 
@@ -64,7 +65,14 @@ class CancelFrame:
     raw: bytes
 
 
-Frame = Ids | CheckpointFrame | ReceiptFrame | CancelFrame
+@frozen
+class ScoreFrame:
+    """A Score as it came, not yet checked."""
+
+    raw: bytes
+
+
+Frame = Ids | CheckpointFrame | ReceiptFrame | CancelFrame | ScoreFrame
 
 
 class AnswerWriter:
@@ -85,6 +93,8 @@ class AnswerWriter:
                 kind, body, final = _RECEIPT, raw, True
             case CancelFrame(raw):
                 kind, body, final = _CANCEL, raw, True
+            case ScoreFrame(raw):
+                kind, body, final = _SCORE, raw, False
         header, self._header = self._header, b""
         return header + codec.encode(self._stream.push(codec.encode([kind, body]), final))
 
@@ -188,4 +198,6 @@ def _frame(kind: int, body: bytes, final: bool) -> Frame:
             return ReceiptFrame(body)
         case 3, True:
             return CancelFrame(body)
+        case 4, False:
+            return ScoreFrame(body)
     raise StreamError("a frame of an unknown kind, or a final tag in the wrong place")

@@ -19,6 +19,10 @@ class Peer(Protocol):
         """Its signed Grant of credit for one buyer in one unit."""
         ...
 
+    async def manifest(self, model: bytes) -> bytes:
+        """The manifest of a model by its digest."""
+        ...
+
     async def tokenizer(self, digest: bytes) -> bytes:
         """A tokenizer file by its digest."""
         ...

@@ -8,7 +8,8 @@ import argparse
 from pathlib import Path
 from typing import Any, Final
 
-from node.config import Config, load_config
+from node.config import load_config
+from node.engine.hardware import Plan
 from node.engine.memory import MemoryEngine
 from node.engine.port import Engine, Rows
 from node.home import Home
@@ -32,7 +33,7 @@ class EndlessEngine(MemoryEngine):
         return rows
 
 
-async def load_endless(path: Path, manifest: Manifest, _config: Config) -> Engine:
+async def load_endless(path: Path, manifest: Manifest, _plan: Plan) -> Engine:
     vocab = open_vocab(path)
     try:
         silent = vocab.eog | vocab.control

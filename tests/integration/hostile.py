@@ -15,7 +15,7 @@ from ledger.identity import Did, Identity
 from ledger.money import Price
 from ledger.records import Acknowledgement, Fingerprint, Grant, Offer, Order, Signed, open_record, sign
 from node.api.mesh import MeshDoor, refusal_response
-from node.models.manifest import manifest_of
+from node.models.manifest import Manifest, manifest_of
 from node.ports import SystemClock
 from node.wire.frames import AnswerWriter, Frame
 from node.wire.messages import Refused, decode_request
@@ -40,16 +40,22 @@ class HostileSeller:
         self.cancelled = 0
         self.receipts: Final[dict[bytes, bytes]] = {}
         self.tokenizer_file = b""
-        self.offer: Final = self._offer()
-        strange = evolve(self.offer.record, model=b"\x77" * 32, tokenizer=b"\x78" * 32, name="idlemesh-demo-q8_0")
+        honest = manifest_of(DEMO)
+        strange_model = evolve(honest, tokenizer=b"\x78" * 32)
+        self.strange: Final = f"sha256:{strange_model.digest.hex()}"  # how a buyer calls a model that it does not know
+        self._manifests: Final = {manifest.digest: manifest.raw for manifest in (honest, strange_model)}
+        self.offer: Final = self._offer(honest)
+        strange = evolve(
+            self.offer.record, model=strange_model.digest, tokenizer=b"\x78" * 32, name="idlemesh-demo-q8_0"
+        )
         self._offers: Final = [self.offer.raw, sign(strange, self.identity).raw]
 
     @property
     def did(self) -> Did:
         return self.identity.did
 
-    def _offer(self) -> Signed[Offer]:
-        now, manifest = int(SystemClock().now()), manifest_of(DEMO)
+    def _offer(self, manifest: Manifest) -> Signed[Offer]:
+        now = int(SystemClock().now())
         offer = Offer(
             endpoints=(),
             model=manifest.digest,
@@ -78,6 +84,9 @@ class HostileSeller:
     async def grant(self, buyer: str, unit: str) -> bytes:
         now = int(SystemClock().now())
         return sign(Grant(buyer, "credit", "uusd", 10**6, 10**6, 1, now, now + 3_600), self.identity).raw
+
+    async def manifest(self, model: bytes) -> bytes:
+        return self._manifests[model]
 
     async def tokenizer(self, digest: bytes) -> bytes:
         return self.tokenizer_file

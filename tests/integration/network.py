@@ -25,7 +25,8 @@ from node.ports import SystemEntropy
 STORY: Final[list[ChatCompletionMessageParam]] = [{"role": "user", "content": "Tell me a story about a fox."}]
 # A millionth of a dollar for a prompt token, two for an output token.
 PRICE: Final = "1usd:2usd"
-Sections = dict[str, dict[str, Any]]
+# Sections by their names; a list stands for several of one name.
+Sections = dict[str, Any]
 # Trust enough for the longest answer at that price.
 SELLER: Final[Sections] = {"sell": {"price": PRICE, "open_credit": "0.1usd"}}
 # Bought only, and paid without a look: what audits find is the demo's business.
@@ -47,15 +48,17 @@ def did_in(folder: Path) -> Did:
 
 
 def write_config(folder: Path, sections: Sections, peers: Sequence[tuple[str, str]], port: int) -> Path:
-    """Settings for one core of this machine."""
+    """Settings for one core of this machine, which is never idle while tests run."""
     folder.mkdir(parents=True, exist_ok=True)
-    whole = {"node": {"port": port, "threads": 1}}
+    whole: Sections = {"node": {"port": port, "threads": 1}, "idle": {"enabled": False}}
     for name, values in sections.items():
-        whole[name] = whole.get(name, {}) | values
+        whole[name] = values if isinstance(values, list) else whole.get(name, {}) | values
     lines = []
     for name, values in whole.items():
         # What JSON writes for numbers, text and truth is TOML as well.
-        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+        for table in values if isinstance(values, list) else [values]:
+            head = f"[[{name}]]" if isinstance(values, list) else f"[{name}]"
+            lines += [head, *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
     for did, url in peers:
         lines += ["[[peers]]", f'did = "{did}"', f'url = "{url}"']
     path = folder / "config.toml"
@@ -69,11 +72,13 @@ def starting(
     peers: Sequence[tuple[str, str]] = (),
     port: int = 0,
     module: str = "node.cli",
+    arguments: Sequence[object] = (),
 ) -> contextlib.AbstractContextManager[NodeProcess]:
-    """A node in this folder; `module` is run instead of the ordinary one."""
+    """A node in this folder; `module` is run instead of the ordinary one, `arguments` are added."""
     config = write_config(folder, sections, peers, port)
     command = ["up", "--json"] if module == "node.cli" else []
-    return start_node(folder.name, folder, [module, *command, "--home", str(folder), "--config", str(config)])
+    settings = ["--home", str(folder), "--config", str(config), *map(str, arguments)]
+    return start_node(folder.name, folder, [module, *command, *settings])
 
 
 class Network:
@@ -90,9 +95,10 @@ class Network:
         peers: Sequence[tuple[str, str]] = (),
         port: int = 0,
         module: str = "node.cli",
+        arguments: Sequence[object] = (),
     ) -> NodeProcess:
         """Start a node; the same name is the same home again."""
-        node = starting(self.folder / name, sections, peers, port, module)
+        node = starting(self.folder / name, sections, peers, port, module, arguments)
         started = await asyncio.to_thread(node.__enter__)
         self._stack.push_async_callback(asyncio.to_thread, node.__exit__, None, None, None)
         return started

@@ -66,12 +66,14 @@ async def _buyer_still_serves(buyer: NodeProcess) -> AsyncIterator[None]:
     assert raw.headers["x-idlemesh-route"] == "local"
 
 
-async def told_apart(buyer: NodeProcess, seller: HostileSeller, script: Script) -> tuple[str, Balance]:
+async def told_apart(
+    buyer: NodeProcess, seller: HostileSeller, script: Script, most: int = MOST
+) -> tuple[str, Balance]:
     """Why the buyer did not take a seller's answer, and how that moved their account."""
     before = await balance(buyer, seller.did)
     seller.script = script
     async with client_of(buyer) as client:
-        raw = await client.chat.completions.with_raw_response.create(model=MODEL, messages=STORY, max_tokens=MOST)
+        raw = await client.chat.completions.with_raw_response.create(model=MODEL, messages=STORY, max_tokens=most)
     assert raw.headers["x-idlemesh-route"] == "local"
     after = await closed(buyer, seller.did)
     moved = Balance(after.earned - before.earned, after.authorized - before.authorized, after.reserved, after.unpaid)
@@ -174,14 +176,14 @@ async def test_of_a_receipt_that_does_not_fit_the_delivered_part_is_paid_and_the
 async def test_a_receipt_signed_by_somebody_else_brings_no_more_than_the_checkpoint(
     buyer: NodeProcess, seller: HostileSeller
 ) -> None:
-    _, moved = await told_apart(buyer, seller, with_receipt(lambda _: {"signer": Identity(bytes(32))}))
+    _, moved = await told_apart(buyer, seller, with_receipt(lambda _: {"signer": Identity(bytes(32))}), MOST + 1)
     assert moved == paid(CHECKPOINT_COST)
 
 
 async def test_a_receipt_for_another_order_brings_no_more_than_the_checkpoint(
     buyer: NodeProcess, seller: HostileSeller
 ) -> None:
-    _, moved = await told_apart(buyer, seller, with_receipt(lambda _: {"order": bytes(32)}))
+    _, moved = await told_apart(buyer, seller, with_receipt(lambda _: {"order": bytes(32)}), MOST + 1)
     assert moved == paid(CHECKPOINT_COST)
 
 
@@ -209,7 +211,7 @@ async def only_signs_of_life(_told: Told) -> AsyncIterator[Frame]:
 async def test_a_seller_that_stops_sending_is_given_up(
     buyer: NodeProcess, seller: HostileSeller, script: Script, owed: int
 ) -> None:
-    why, moved = await told_apart(buyer, seller, script)
+    why, moved = await told_apart(buyer, seller, script, MOST + 1)
     assert "no token came for 1 seconds" in why
     assert moved == paid(owed)
 
@@ -220,7 +222,7 @@ async def test_the_client_of_a_stream_that_stalls_keeps_what_arrived_and_hears_w
     seller.script = stalls_after_a_checkpoint
     text = ""
     async with client_of(buyer) as client:
-        stream = await client.chat.completions.create(model=MODEL, messages=STORY, max_tokens=MOST, stream=True)
+        stream = await client.chat.completions.create(model=MODEL, messages=STORY, max_tokens=MOST + 1, stream=True)
         async with stream:
             chunks = aiter(stream)
             with pytest.raises(openai.APIError, match="broke off"):  # noqa: PT012 - as it comes, until it breaks off
@@ -300,7 +302,7 @@ async def test_a_seller_that_refuses_in_strange_words_is_passed_over(buyer: Node
 async def test_a_tokenizer_that_is_not_what_its_digest_says_is_not_used(
     buyer: NodeProcess, seller: HostileSeller
 ) -> None:
-    strange = "sha256:" + "77" * 32
+    strange = seller.strange
     async with client_of(buyer) as client:
         assert strange in [model.id for model in (await client.models.list()).data]
         for seller.tokenizer_file in (b"", b"GGUF but not really", bytes(100_000)):
@@ -318,7 +320,7 @@ async def test_a_name_that_a_seller_gives_its_model_counts_for_nothing(
 ) -> None:
     async with client_of(buyer) as client:
         names = [model.id for model in (await client.models.list()).data]
-        assert names == [MODEL, "sha256:" + "77" * 32]
+        assert names == [MODEL, seller.strange]
         with pytest.raises(openai.NotFoundError):
             await client.chat.completions.create(
                 model="Llama-3.1-405B", messages=STORY, extra_headers={"X-IdleMesh-Degrade": "never"}

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ledger.bundle import FORMAT, Bundle, NotABundle, check, from_json, to_json
+from ledger.commitments import CHECKPOINT_TOKENS, answer_commitment
 from ledger.identity import Identity
-from ledger.records import Acknowledgement, Offer, Order, Receipt, Voucher, open_record, sign
+from ledger.money import cost
+from ledger.records import Acknowledgement, Checkpoint, Offer, Order, Receipt, Voucher, open_record, sign
 
 FOLDER = Path(__file__).parents[1] / "vectors"
 RECORDS = json.loads((FOLDER / "records.json").read_text())
@@ -51,7 +53,7 @@ def changed(changes: dict[str, Any]) -> Bundle:
 
 
 def receipt(by: Identity = SELLER, **changes: Any) -> bytes:
-    return sign(attrs.evolve(open_record(WHOLE.receipt, Receipt).record, **changes), by).raw
+    return sign(attrs.evolve(open_record(first("receipt"), Receipt).record, **changes), by).raw
 
 
 def acknowledgement(by: Identity = BUYER, **changes: Any) -> bytes:
@@ -122,6 +124,71 @@ LIES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
 def test_a_lie_fails_the_check_that_is_for_it(lie: str) -> None:
     changes, name = LIES[lie]
     assert name in failed(changed(changes()))
+
+
+# An answer that was cut off.
+
+
+def checkpoint(by: Identity = SELLER, **changes: Any) -> bytes:
+    order, price = open_record(WHOLE.order, Order).digest, open_record(WHOLE.offer, Offer).record.price
+    commitment = answer_commitment(WHOLE.salt or b"", order, ANSWER[:CHECKPOINT_TOKENS])
+    said = Checkpoint(order, CHECKPOINT_TOKENS, commitment, cost(price, 0, CHECKPOINT_TOKENS))
+    return sign(attrs.evolve(said, **changes), by).raw
+
+
+def cut_off(raw: bytes) -> Bundle:
+    """The same order, of which this is the last that its seller signed."""
+    signed = open_record(raw, Checkpoint)
+    ack = acknowledgement(of=signed.digest, amount=signed.record.cost)
+    return changed({"receipt": None, "checkpoint": raw, "acknowledgement": ack})
+
+
+def test_the_last_checkpoint_of_a_cut_answer_passes_all_checks_but_that_of_the_prompt() -> None:
+    assert len(ANSWER) > CHECKPOINT_TOKENS, "more came than was signed for"
+    assert outcome(cut_off(checkpoint())) == dict.fromkeys(NAMES - {"prompt commitment"}, True)
+    assert from_json(json.loads(json.dumps(to_json(cut_off(checkpoint()))))) == cut_off(checkpoint())
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [
+        (checkpoint(STRANGER), "references"),
+        (checkpoint(order=bytes(32)), "references"),
+        (checkpoint(cost=0), "arithmetic"),
+        (checkpoint(tokens=1), "arithmetic"),
+        (checkpoint(tokens=10_000), "answer commitment"),
+        (checkpoint(commitment=bytes(32)), "answer commitment"),
+        (first("receipt"), "signatures"),
+    ],
+)
+def test_a_checkpoint_that_lies_fails_the_check_that_is_for_it(raw: bytes, name: str) -> None:
+    bundle = cut_off(raw) if name != "signatures" else changed({"receipt": None, "checkpoint": raw})
+    assert name in failed(bundle)
+
+
+# A part of an answer.
+
+
+def part(**changes: Any) -> Bundle:
+    """The receipt of an order that is a part of an answer."""
+    order = sign(attrs.evolve(open_record(WHOLE.order, Order).record, **changes), BUYER)
+    commitment = answer_commitment(WHOLE.salt or b"", order.digest, ANSWER)
+    raw = receipt(order=order.digest, output_commitment=commitment)
+    ack = acknowledgement(order=order.digest, of=open_record(raw, Receipt).digest)
+    return changed({"order": order.raw, "receipt": raw, "acknowledgement": ack})
+
+
+@pytest.mark.parametrize(
+    ("part_of", "words"), [(bytes([7]) * 32, "of order 0707070707070707"), (None, "what the buyer computed itself")]
+)
+def test_the_receipt_of_a_part_passes_and_says_what_was_before(part_of: bytes | None, words: str) -> None:
+    bundle = part(start=2, part_of=part_of)
+    assert outcome(bundle) == dict.fromkeys(NAMES | {"earlier part"}, True)
+    assert words in next(check.detail for check in check(bundle) if check.name == "earlier part")
+
+
+def test_a_part_that_leaves_no_prompt_fails() -> None:
+    assert failed(part(start=len(SEALING["content"]["prompt"]))) == {"earlier part"}
 
 
 def test_a_disputed_part_passes_and_says_why() -> None:

@@ -97,9 +97,15 @@ def test_what_is_no_record_is_refused(vector: dict[str, Any]) -> None:
 
 
 def test_unknown_fields_are_passed_over_and_stay_signed() -> None:
-    plain, more = (v for v in VECTORS["records"] if v["kind"] == "offer")
-    assert opened(plain).record == opened(more).record
+    plain, more, _ = (v for v in VECTORS["records"] if v["kind"] == "offer")
+    assert opened(plain).record == attrs.evolve(opened(more).record, jurisdiction=None)
     assert opened(plain).digest != opened(more).digest == digest_of(bytes.fromhex(more["raw"]))
+
+
+def test_an_offer_may_say_whose_law_its_answers_are_under_and_how_long_prompts_are_kept() -> None:
+    plain, _, elsewhere = (opened(v).record for v in VECTORS["records"] if v["kind"] == "offer")
+    assert (plain.jurisdiction, plain.retention) == (None, None)
+    assert (elsewhere.jurisdiction, elsewhere.retention) == ("CH", "30 days")
 
 
 def test_a_refusal_names_the_field_and_what_it_must_be() -> None:

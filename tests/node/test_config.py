@@ -8,6 +8,7 @@ from ledger.identity import Identity
 from ledger.money import Amount, Price
 from node.config import MAX_CONFIG, BadConfig, Config, default_credit, did_of, load_config, parse_peer
 from node.market.candidates import Weights
+from node.market.idle import IdleRule, parse_schedule
 
 DID, OTHER = (Identity(bytes([seed]) * 32).did for seed in (1, 2))
 Write = Callable[[str], Path]
@@ -32,6 +33,11 @@ def test_without_a_file_everything_has_a_default_and_nothing_is_sold() -> None:
     assert config.buy.weights == Weights()
 
 
+def test_a_node_sells_by_the_idle_rule_unless_its_owner_says_otherwise() -> None:
+    assert load_config(None, {}).idle.rule() == IdleRule()
+    assert load_config(None, {"idle": {"enabled": False}}).idle.rule() is None
+
+
 def test_every_setting_can_be_written(write: Write) -> None:
     config = load_config(
         write(
@@ -39,10 +45,23 @@ def test_every_setting_can_be_written(write: Write) -> None:
             [node]
             host = "0.0.0.0"
             port = 9000
-            model = "~/models/m.gguf"
+            memory = "12GiB"
+            slots = 8
             context = 4096
             threads = 2
+            batch = 512
+            kv = "q8_0"
             gpu_layers = -1
+            [[models]]
+            path = "~/models/m.gguf"
+            name = "my-model"
+            context = 2048
+            [[models]]
+            path = "/models/n.gguf"
+            price = "1usd:2usd"
+            [[models]]
+            path = "/models/o.gguf"
+            sell = false
             [api]
             privacy = "public"
             route = "peers"
@@ -52,6 +71,13 @@ def test_every_setting_can_be_written(write: Write) -> None:
             open_credit = "1usd"
             window = "0.1usd"
             exposure = "0.5usd"
+            [idle]
+            max_cpu = 0.2
+            max_gpu = 0.1
+            on_battery = true
+            schedule = "mon-fri 18:00-08:00, sat-sun"
+            calm = 300
+            grace = 10
             [buy]
             max_input_price = "1usd"
             max_output_price = "2usd"
@@ -77,13 +103,104 @@ def test_every_setting_can_be_written(write: Write) -> None:
         {},
     )
 
-    assert config.sell.price == Price(50_000, 150_000, "uusd")
+    assert (config.node.memory, config.node.slots, config.node.kv) == (12 * 2**30, 8, "q8_0")
+    assert [model.path for model in config.own_models] == [
+        Path("~/models/m.gguf").expanduser(),
+        Path("/models/n.gguf"),
+        Path("/models/o.gguf"),
+    ]
+    assert (config.models[0].name, config.models[0].context) == ("my-model", 2048)
+    assert [config.price_of(model) for model in config.models] == [
+        Price(50_000, 150_000, "uusd"),
+        Price(1_000_000, 2_000_000, "uusd"),
+        None,
+    ]
+    assert len(config.prices) == 2
     limits = config.buy.limits()
     assert (limits.max_per_day, limits.min_reputation) == (Amount(3_000_000, "uusd"), 0.3)
     assert limits.allowed == frozenset({DID})
     assert config.buy.weights == Weights(cost=3.0, reputation=0.0)
     assert [did_of(peer) for peer in config.peers] == [DID]
+    schedule = parse_schedule("mon-fri 18:00-08:00, sat-sun")
+    assert config.idle.rule() == IdleRule(0.2, 0.1, True, schedule, calm_s=300, grace_s=10)
     assert config.catalogue == {"big-one": "ab" * 32}
+
+
+REMOTE = """
+[[remotes]]
+name = "cloud"
+url = "https://cloud.example/v1"
+model = "big"
+tokenizer = "big.gguf"
+price = "1usd:2usd"
+"""
+
+
+def test_a_remote_is_not_sold_for_less_than_it_costs(write: Write) -> None:
+    text = REMOTE + "sell = true\n[sell]\nprice = "
+    assert load_config(write(text + '"1usd:2usd"'), {}).remotes[0].sell
+    with pytest.raises(BadConfig, match="cloud costs more than it would be sold for"):
+        load_config(write(text + '"1usd:1.9usd"'), {})
+
+
+def test_a_remote_is_not_sold_without_a_price(write: Write) -> None:
+    with pytest.raises(BadConfig, match="there is no price"):
+        load_config(write(REMOTE + "sell = true"), {})
+
+
+def test_remotes_have_names_of_their_own(write: Write) -> None:
+    with pytest.raises(BadConfig, match="two remotes have the same name"):
+        load_config(write(REMOTE + REMOTE), {})
+
+
+def test_a_remote_is_the_worst_that_it_can_be_unless_its_owner_says_more(write: Write) -> None:
+    (remote,) = load_config(
+        write('[[remotes]]\nname = "cloud"\nurl = "https://cloud.example/v1"\nmodel = "big"'), {}
+    ).remotes
+
+    terms = remote.terms("DE")
+    assert (terms.ceiling, terms.sovereignty, terms.price) == ("public", 0.1, Price(0, 0, "uusd"))
+    assert (remote.sell, remote.said_retention) == (False, None)
+
+
+def test_everything_can_be_said_of_a_remote(write: Write) -> None:
+    config = load_config(
+        write(
+            """
+            [node]
+            jurisdiction = "DE"
+            [sell]
+            price = "2usd:3usd"
+            [[remotes]]
+            name = "cloud"
+            url = "https://cloud.example/v1/"
+            model = "big/model"
+            key_env = "CLOUD_KEY"
+            price = "1usd:2usd"
+            hardware = "rented"
+            jurisdiction = "DE"
+            retention = 30
+            privacy = "internal"
+            tokenizer = "~/models/big.gguf"
+            context = 8192
+            slots = 2
+            sell = true
+            [[remotes]]
+            name = "near"
+            url = "http://127.0.0.1:8081/v1"
+            model = "small"
+            jurisdiction = "DE"
+            retention = "none"
+            quality = 0.2
+            """
+        ),
+        {},
+    )
+
+    cloud, near = config.remotes
+    assert cloud.said_retention == "30 days"
+    assert cloud.terms("DE").sovereignty == 0.8
+    assert (near.said_retention, near.terms("DE").sovereignty, near.terms("FR").sovereignty) == ("none", 0.4, 0.2)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +211,21 @@ def test_every_setting_can_be_written(write: Write) -> None:
         ('[node]\nport = "http"', "node.port"),
         ("[node]\ncontext = 3", "node.context"),
         ("[node]\nthreads = 0", "node.threads"),
+        ("[node]\nslots = 0", "node.slots"),
+        ("[node]\nbatch = 1", "node.batch"),
+        ('[node]\nkv = "q4_0"', "node.kv"),
+        ("[node]\nmemory = 5", "node.memory"),
+        ('[node]\nmemory = "much"', "node.memory"),
+        ('[node]\nmemory = "1KB"', "node.memory"),
+        ('[node]\nmodel = "m.gguf"', "node: model"),
+        ("[[models]]\nname = 'x'", "models.0.path"),
+        ('[[models]]\npath = "x"\nname = "a name"', "models.0.name"),
+        ('[[models]]\npath = "x"\nprice = "5"', "models.0.price"),
+        ('[[models]]\npath = "x"\n[[models]]\npath = "x"', "the same path"),
+        ('[[models]]\npath = "x"\nname = "a"\n[[models]]\npath = "y"\nname = "a"', "the same name"),
+        ('[sell]\nprice = "1usd:1usd"\n[[models]]\npath = "x"\n[[models]]\npath = "y"\nprice = "1sat:1sat"', "one"),
+        ('[sell]\nopen_credit = "1usd"', "sell.open_credit"),
+        ('[sell]\nprice = "1usd:1usd"\nexposure = "1usd"\n[[models]]\npath = "x"\nsell = false', "sell.exposure"),
         ('[api]\nprivacy = "secret"', "api.privacy"),
         ('[api]\nroute = "anywhere"', "api.route"),
         ("[api]\nmax_tokens = 0", "api.max_tokens"),
@@ -108,6 +240,18 @@ def test_every_setting_can_be_written(write: Write) -> None:
         ("[buy]\nmin_reputation = nan", "buy.min_reputation"),
         ('[buy]\nallowed_peers = ["me"]', "buy.allowed_peers.0"),
         ("[buy]\nbusy_wait = -1", "buy.busy_wait"),
+        ("[idle]\nmax_cpu = 50", "idle.max_cpu"),
+        ("[idle]\ncalm = -1", "idle.calm"),
+        ('[[remotes]]\nname = "a"\nmodel = "m"\nurl = "ftp://a/v1"', "remotes.0.url"),
+        ('[[remotes]]\nname = "a"\nmodel = "m"\nurl = "https://user:key@a/v1"', "remotes.0.url"),
+        ('[[remotes]]\nname = "a"\nmodel = "m"\nurl = "https://a/v1?key=1"', "remotes.0.url"),
+        ('[[remotes]]\nname = "a"\nmodel = "m"\nurl = "https://a/v1"\nkey = "sk-1"', "remotes.0.key"),
+        ('[[remotes]]\nname = "a"\nmodel = "m"\nurl = "https://a/v1"\nprivacy = "restricted"', "remotes.0.privacy"),
+        ('[[remotes]]\nname = "a"\nmodel = "m"\nurl = "https://a/v1"\nretention = "some"', "remotes.0.retention"),
+        ('[[remotes]]\nname = "a"\nmodel = "m"\nurl = "https://a/v1"\nsell = true', "tokenizer"),
+        ('[[remotes]]\nname = "a"\nmodel = "m"\nurl = "https://a/v1"\nkey_env = "A"\nkey_file = "b"', "one place"),
+        ('[[remotes]]\nname = "a"\nmodel = "m"\nurl = "http://a.example/v1"\nkey_env = "A"', "use https"),
+        ('[idle]\nschedule = "at night"', "idle.schedule"),
         ("[buy]\npatience = 0", "buy.patience"),
         ("[buy.weights]\ncost = -1", "buy.weights.cost"),
         ("[buy.weights]\ncost = inf", "buy.weights.cost"),
@@ -142,6 +286,10 @@ def test_a_bad_setting_is_named_with_its_file(write: Write, text: str, field: st
         ("[sell]\nprice = 5", "write IN:OUT for a million tokens, as 0.05usd:0.15usd"),
         ('[sell]\nprice = "1usd:1usd"\nwindow = "5msat"', ": sell.window is in msat, and the price in uusd: use one"),
         ('[buy]\nallowed_peers = ["me"]', "it looks like did:key:z6Mk"),
+        ('[node]\nmodel = "m.gguf"', "write [[models]] and path ="),
+        ('[node]\nmemory = "all"', "write memory as 12GiB or 900MB"),
+        ('[sell]\nwindow = "1usd"', "nothing is sold: name a price with --sell"),
+        (f'[[peers]]\ndid = "{DID}"\nurl = "http://x/v1"', "as http://192.168.1.20:8080"),
     ],
 )
 def test_a_bad_setting_comes_with_what_to_write(write: Write, text: str, advice: str) -> None:
@@ -163,6 +311,7 @@ def test_the_command_line_wins_over_the_file_and_leaves_the_rest(write: Write) -
     path = write('[node]\nport = 1\nhost = "::1"\n[sell]\nprice = "1usd:1usd"')
 
     config = load_config(path, {"node": {"port": 2, "host": None}, "sell": {"open_credit": "2usd"}})
+    assert config.models == ()
 
     assert (config.node.port, config.node.host) == (2, "::1")
     assert (config.sell.price, config.sell.open_credit) == (Price(10**6, 10**6, "uusd"), Amount(2 * 10**6, "uusd"))
@@ -174,6 +323,35 @@ def test_a_section_that_is_no_table_is_a_bad_setting_also_under_the_command_line
 
     with pytest.raises(BadConfig, match="node"):
         load_config(write(text), overrides)
+
+
+def test_models_on_the_command_line_are_those_that_run_with_what_the_file_says_of_them(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write(
+        f'[[models]]\npath = "{tmp_path}/a.gguf"\nname = "first"\nprice = "1usd:1usd"\n'
+        '[[models]]\npath = "/other/b.gguf"\n'
+    )
+
+    config = load_config(path, {}, (), [Path("c.gguf"), Path("a.gguf")])
+
+    assert [(model.path.name, model.name) for model in config.models] == [("c.gguf", None), ("a.gguf", "first")]
+    assert config.prices == (Price(10**6, 10**6, "uusd"),)
+
+
+@pytest.mark.parametrize("text", ["models = 3", "models = [3]", "[models]"])
+def test_bad_models_in_the_file_are_named(write: Write, text: str) -> None:
+    with pytest.raises(BadConfig, match="models"):
+        load_config(write(text), {})
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("12GiB", 12 * 2**30), ("900MB", 900_000_000), ("1.5 gib", 3 * 2**29), ("2TB", 2 * 10**12), ("1024KiB", 2**20)],
+)
+def test_memory_is_written_with_its_unit(write: Write, text: str, size: int) -> None:
+    assert load_config(write(f'[node]\nmemory = "{text}"'), {}).node.memory == size
 
 
 @pytest.mark.parametrize("text", ["peers = 3", 'peers = "abc"', "peers = [3]"])
@@ -199,7 +377,9 @@ def test_a_peer_named_twice_is_a_mistake(write: Write) -> None:
         load_config(write(peer + peer), {})
 
 
-@pytest.mark.parametrize("text", ["", DID, f"{DID}@", f"{DID}@192.0.2.7", "http://x", "alice@http://x"])
+@pytest.mark.parametrize(
+    "text", ["", DID, f"{DID}@", f"{DID}@192.0.2.7", f"{DID}@http://x/v1", "http://x", "alice@http://x"]
+)
 def test_a_peer_is_written_as_did_at_url(text: str) -> None:
     with pytest.raises(BadConfig):
         parse_peer(text)

@@ -1,40 +1,68 @@
 """When a replay is evidence, and why not otherwise."""
 
+from collections.abc import Mapping
+
 import pytest
 from attrs import evolve
 
-from ledger.records import Fingerprint
-from verify.attestation import abstention, same_engine
+from ledger.records import Fingerprint, Sampling
+from verify.attestation import abstention
+from verify.calibration import BINS, STRATA, Calibration, Stratum
 from verify.sampler import SAMPLER
 
 ENGINE = Fingerprint(build="b1", backend="cpu", kv="f16", sampler=SAMPLER)
+PLAIN = Sampling(1_000_000, 1_000_000, 0, 0)
+ENOUGH = dict.fromkeys(STRATA, (1_000, *(0,) * (BINS - 1)))
 
 
-def test_an_engine_is_evidence_about_its_like() -> None:
-    assert same_engine(ENGINE, evolve(ENGINE))
-    assert abstention(ENGINE, evolve(ENGINE)) is None
+def calibrated(
+    seller: Fingerprint, checker: Fingerprint, counts: Mapping[Stratum, tuple[int, ...]] = ENOUGH
+) -> Calibration:
+    return Calibration(seller, checker, bytes(32), counts)
+
+
+def test_a_calibrated_pair_is_evidence_also_of_different_engines() -> None:
+    other = evolve(ENGINE, kv="q8_0")
+    assert abstention(ENGINE, ENGINE, calibrated(ENGINE, ENGINE), PLAIN) is None
+    assert abstention(ENGINE, other, calibrated(ENGINE, other), PLAIN) is None
+
+
+def test_an_engine_that_nobody_calibrated_abstains_even_about_its_like_and_says_how_to_calibrate() -> None:
+    reason = abstention(ENGINE, evolve(ENGINE), None, PLAIN)
+    assert reason == "nobody calibrated this model on this engine: run `idlemesh calibrate MODEL`"
 
 
 @pytest.mark.parametrize("field", ["build", "backend", "kv"])
-def test_another_engine_abstains_and_says_what_differs(field: str) -> None:
+def test_a_pair_that_nobody_calibrated_abstains_and_says_what_differs(field: str) -> None:
     other = evolve(ENGINE, **{field: "something else"})
-    assert not same_engine(ENGINE, other)
-    reason = abstention(other, ENGINE)
-    assert reason is not None
-    assert f"{field} 'something else'" in reason
-    assert sum(name in reason for name in ("build", "backend", "kv '")) == 1
+    for calibration in (None, calibrated(ENGINE, ENGINE), calibrated(ENGINE, other)):
+        reason = abstention(other, ENGINE, calibration, PLAIN)
+        assert reason is not None
+        assert f"{field} 'something else'" in reason
+        assert "idlemesh calibrate MODEL" in reason
+        assert sum(name in reason for name in ("build", "backend", "kv '")) == 1
+
+
+def test_a_calibration_that_was_broken_off_abstains() -> None:
+    few = calibrated(ENGINE, ENGINE, {STRATA[0]: (1_000, *(0,) * (BINS - 1))})
+    assert "only 1000 tokens are calibrated" in (abstention(ENGINE, ENGINE, few, PLAIN) or "")
+
+
+def test_an_order_hotter_than_what_was_calibrated_abstains() -> None:
+    hot = evolve(PLAIN, temperature=1_500_001)
+    assert "temperature of 1.5" in (abstention(ENGINE, ENGINE, calibrated(ENGINE, ENGINE), hot) or "")
 
 
 def test_a_sampler_of_the_sellers_own_is_never_replayed_even_by_its_like() -> None:
     foreign = evolve(ENGINE, sampler="")
-    assert "sampler" in (abstention(foreign, foreign) or "")
+    assert "sampler" in (abstention(foreign, foreign, calibrated(foreign, foreign), PLAIN) or "")
 
 
-def test_the_longest_reason_fits_into_a_verdict() -> None:
+def test_the_longest_reason_fits_into_a_verdict_with_what_the_auditor_says_before() -> None:
     names = ["\0" * 64, "x" * 64]
     one, other = (Fingerprint(build=name, backend=name, kv=name, sampler=SAMPLER) for name in names)
     for seller in (one, evolve(one, sampler="\0" * 64)):
         for checker in (other, evolve(other, sampler="y" * 64)):
-            reason = abstention(seller, checker)
+            reason = abstention(seller, checker, None, PLAIN)
             assert reason
-            assert len(reason) <= 256
+            assert len(f"the audit abstains: {reason}") <= 256

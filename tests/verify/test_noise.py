@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verify.noise import NotUnsigned64, _output, bits, gumbel, log, uniform
+from verify.noise import NotUnsigned64, bits, gumbel, log, output, uniform
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "sampler.json").read_text())
 VOCABULARY = 150_000
@@ -29,7 +29,7 @@ def test_noise_is_what_the_vectors_say(vector: dict[str, Any]) -> None:
 def test_the_hash_is_built_from_splitmix64() -> None:
     # The first outputs of Vigna's splitmix64.c from the state 1234567; `bits` of a stream is its output.
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
-    assert [_output(1234567, n) for n in range(3)] == expected
+    assert [output(1234567, n) for n in range(3)] == expected
 
 
 @given(seed=words, position=words, token=st.integers(0, VOCABULARY - 1))

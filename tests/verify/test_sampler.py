@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ledger.records import Sampling
-from verify.cutoffs import kept
-from verify.noise import gumbel
-from verify.sampler import MANY, SAMPLER, BadLogits, sample
+from verify.cutoffs import drawable, kept
+from verify.noise import NotUnsigned64, gumbel
+from verify.sampler import MANY, NOTHING, SAMPLER, BadLogits, derived_seed, sample, sample_block
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "sampler.json").read_text())
 PLAIN = Sampling(temperature=1_000_000, top_p=1_000_000, min_p=0, top_k=0)
@@ -126,3 +126,109 @@ def test_cutoffs_keep_a_run_of_the_likeliest_tokens(
     assert not top_k or found.ids.size <= top_k
     assert (found.slack >= 0).all()
     assert np.isfinite(found.slack).all()
+
+
+samplings = st.builds(
+    Sampling,
+    temperature=st.sampled_from([0, 1, 700_000, 1_000_000, 10_000_000]) | st.integers(0, 10_000_000),
+    top_p=st.sampled_from([1, 950_000, 999_999, 1_000_000]) | st.integers(1, 1_000_000),
+    min_p=st.sampled_from([0, 50_000, 1_000_000]) | st.integers(0, 1_000_000),
+    top_k=st.sampled_from([0, 1, 40]) | st.integers(0, 3_000),
+)
+words = st.integers(0, 2**64 - 1)
+sizes = st.sampled_from([1, 2, 3, 255, 256, 257, 1_024, 1_025, 40_000]) | st.integers(1, 5_000)
+
+
+def plainly(logits: NDArray[np.float32], s: Sampling, seed: int, position: int) -> int:
+    """The docstring of the sampler, over the whole vocabulary, with nothing left out to be quick."""
+    if not np.isfinite(logits.max()):
+        return NOTHING
+    if s.temperature == 0:
+        return int(logits.argmax())
+    wide, t = logits.astype(np.float64), s.temperature / 1e6
+    ranked = np.lexsort((np.arange(wide.size), -wide))
+    masses = np.exp((wide[ranked] - wide.max()) / t)
+    before = np.concatenate(([0.0], np.cumsum(masses)[:-1]))
+    passed = wide[ranked] >= wide.max() + t * math.log(max(s.min_p, 1) / 1e6)
+    if s.top_k:
+        passed[s.top_k :] = False
+    if s.top_p < 1_000_000:
+        passed &= (before < masses.sum() * (s.top_p / 1e6)) | (np.arange(wide.size) == 0)
+    z = np.full(wide.size, -np.inf)
+    z[ranked[passed]] = (wide + t * gumbel(seed, position, np.arange(wide.size)))[ranked[passed]]
+    return int(z.argmax())
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    size=sizes,
+    rows=st.lists(
+        st.tuples(samplings, words, words, st.sampled_from(["spread", "ties", "masked", "peaked"])), max_size=5
+    ),
+    random=st.integers(0, 2**32),
+)
+def test_a_block_is_drawn_as_its_rows_are(size: int, rows: list[tuple[Sampling, int, int, str]], random: int) -> None:
+    logits = np.random.default_rng(random).normal(0, 2, (len(rows), size)).astype(np.float32)
+    for own, (_, _, _, shape) in zip(logits, rows, strict=True):
+        if shape == "ties":
+            own[:] = np.round(own)
+        elif shape == "masked":
+            own[np.random.default_rng(random + 1).random(size) < 0.9] = -np.inf
+        elif shape == "peaked":
+            own[: max(1, size // 50)] += 8
+    found = sample_block(logits, [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
+    assert found.dtype == np.int64
+    for own, token, (sampling, seed, position, _) in zip(logits, found, rows, strict=True):
+        assert token == plainly(own, sampling, seed, position)
+        if np.isfinite(own.max()):
+            assert token == sample(own, sampling, seed, position)
+
+
+@settings(deadline=None, max_examples=150)
+@given(sizes, samplings.filter(lambda s: s.temperature > 0), st.integers(0, 2**32), st.booleans())
+def test_what_may_be_drawn_is_what_is_kept(size: int, sampling: Sampling, random: int, ties: bool) -> None:
+    logits = np.random.default_rng(random).normal(0, 2, size).astype(np.float32)
+    if ties:
+        logits = np.round(logits)
+    ids, own = drawable(logits, sampling, float(logits.max()))
+    inside = kept(logits, sampling)
+    assert (ids == inside.ids).all()
+    assert (own == inside.logits).all()
+
+
+def test_rows_that_offer_no_choice_are_told_apart_from_the_others() -> None:
+    bad = [[-np.inf, -np.inf], [np.nan, 1.0], [np.inf, 1.0]]
+    logits = np.array([[0.0, 1.0], *bad, [3.0, -np.inf]], np.float32)
+    for sampling in (PLAIN, GREEDY, Sampling(1_000_000, 500_000, 0, 1)):
+        found = sample_block(logits, [sampling] * 5, [1] * 5, [7] * 5)
+        assert list(found[1:4]) == [NOTHING] * 3
+        assert found[0] == sample(logits[0], sampling, 1, 7)
+        assert found[4] == 0
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (2, 0), (0, 0)])
+def test_a_block_may_be_empty(shape: tuple[int, int]) -> None:
+    rows = shape[0]
+    assert list(sample_block(np.zeros(shape, np.float32), [PLAIN] * rows, [1] * rows, [1] * rows)) == [NOTHING] * rows
+
+
+def test_a_block_needs_a_place_for_each_row() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        sample_block(np.zeros((2, 4), np.float32), [PLAIN], [1], [1])
+
+
+@pytest.mark.parametrize("vector", VECTORS["derived_seeds"], ids=lambda v: f"{v['seed']}-{v['choice']}")
+def test_derived_seeds_are_what_the_vectors_say(vector: dict[str, Any]) -> None:
+    assert derived_seed(int(vector["seed"], 16), vector["choice"]) == int(vector["derived"], 16)
+
+
+@given(words)
+def test_each_choice_has_a_seed_of_its_own(seed: int) -> None:
+    assert derived_seed(seed, 0) == seed
+    assert len({derived_seed(seed, choice) for choice in range(100)}) == 100
+
+
+@pytest.mark.parametrize("arguments", [(-1, 0), (2**64, 0), (0, -1), (0, 2**64)])
+def test_a_seed_that_does_not_fit_is_refused(arguments: tuple[int, int]) -> None:
+    with pytest.raises(NotUnsigned64):
+        derived_seed(*arguments)

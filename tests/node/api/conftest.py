@@ -1,10 +1,15 @@
 """One node for all tests of the API; it serves its owner and sells."""
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import openai
 import pytest
 
+from node.engine.hardware import Plan
+from node.engine.memory import MemoryEngine
+from node.engine.port import Engine
+from node.models.manifest import Manifest
 from tests.node.api.running import OUT_OF_REACH, RunningNode, running_node, settings
 
 
@@ -25,4 +30,21 @@ def client(node: RunningNode) -> Iterator[openai.OpenAI]:
 @pytest.fixture
 async def async_client(node: RunningNode) -> AsyncIterator[openai.AsyncOpenAI]:
     async with openai.AsyncOpenAI(base_url=node.base_url, api_key="local", max_retries=0, timeout=60) as client:
+        yield client
+
+
+async def load_exact(_path: Path, manifest: Manifest, _plan: Plan) -> Engine:
+    return MemoryEngine(manifest, vocabulary=1_024, slots=4)
+
+
+@pytest.fixture(scope="session")
+def exact_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
+    with running_node(tmp_path_factory.mktemp("exact"), settings(), load_exact) as node:
+        yield node
+
+
+@pytest.fixture
+def exact(exact_node: RunningNode) -> Iterator[openai.OpenAI]:
+    """A client of a node whose engine gives the same logits to the last bit, whatever else it does."""
+    with openai.OpenAI(base_url=exact_node.base_url, api_key="local", max_retries=0, timeout=60) as client:
         yield client

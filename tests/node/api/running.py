@@ -14,11 +14,13 @@ from typing import Any, Final
 from attrs import frozen
 
 from ledger.identity import Did
-from node.app import LoadEngine, Node, load_llama, run_node
+from node.app import Node, load_llama, run_node
 from node.config import Config, load_config
+from node.engine.hardware import Plan
 from node.engine.port import Engine
 from node.home import Home
 from node.models.manifest import Manifest
+from node.own_models import LoadEngine
 
 MODEL: Final = "idlemesh-demo-q8_0"
 # In the owner's catalogue, and offered by nobody.
@@ -45,9 +47,10 @@ class RunningNode:
 
 
 def settings(**sections: dict[str, Any]) -> Config:
-    """A configuration for one core and any free port."""
+    """A configuration for one core and any free port, on a machine that is never idle while tests run."""
     sections.setdefault("node", {})
     sections["node"] = {"port": 0, "threads": 1, **sections["node"]}
+    sections["idle"] = {"enabled": False, **sections.get("idle", {})}
     return load_config(None, sections)
 
 
@@ -58,8 +61,8 @@ def running_node(folder: Path, config: Config, load_engine: LoadEngine = load_ll
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
     engines: list[Engine] = []
 
-    async def load(path: Path, manifest: Manifest, config: Config) -> Engine:
-        engines.append(await load_engine(path, manifest, config))
+    async def load(path: Path, manifest: Manifest, plan: Plan) -> Engine:
+        engines.append(await load_engine(path, manifest, plan))
         return engines[-1]
 
     async def run() -> None:

@@ -8,7 +8,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from node.config import Config
+from node.engine.hardware import Plan
 from node.engine.memory import MemoryEngine
 from node.engine.port import Engine
 from node.models.manifest import Manifest
@@ -18,7 +18,7 @@ DEMO_VOCABULARY = 1024
 STORY: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Tell me a story about a fox."}]
 
 
-async def load_endless(_path: Path, manifest: Manifest, _config: Config) -> Engine:
+async def load_endless(_path: Path, manifest: Manifest, _plan: Plan) -> Engine:
     return MemoryEngine(manifest, vocabulary=DEMO_VOCABULARY, eog=frozenset(), stall_after=3)
 
 

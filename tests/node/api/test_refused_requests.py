@@ -5,11 +5,37 @@ from typing import Any
 
 import openai
 import pytest
+from pydantic import BaseModel, ValidationError
 
+from node.api.chat import ChatRequest
+from node.api.completions import CompletionRequest
+from node.api.embeddings import EmbeddingRequest
+from node.wire.messages import MAX_PROMPT
 from tests.node.api.running import MODEL, Reply, RunningNode, request
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
+TOOL = {"type": "function", "function": {"name": "look"}}
+
+
+def tool(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "look", "parameters": parameters}}
+
+
+def call(arguments: str) -> dict[str, Any]:
+    return {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": arguments}}
+
+
+def schema(content: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "it", "strict": True, "schema": content}}
+
+
+def deep(levels: int) -> dict[str, Any]:
+    """A schema of objects in each other."""
+    nested: dict[str, Any] = {"type": "string"}
+    for _ in range((levels - 1) // 2):
+        nested = {"type": "object", "properties": {"x": nested}}
+    return nested
 
 
 def refusal(node: RunningNode, body: object, status: int = 400) -> dict[str, Any]:
@@ -31,12 +57,8 @@ def checked(node: RunningNode, response: Reply, status: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", []),
-        ("tool_choice", "auto"),
         ("functions", []),
         ("function_call", "none"),
-        ("parallel_tool_calls", True),
-        ("top_logprobs", 3),
         ("modalities", ["text"]),
         ("audio", {"voice": "alloy", "format": "wav"}),
         ("prediction", {"type": "content", "content": "x"}),
@@ -88,12 +110,29 @@ def test_a_field_that_is_not_supported_is_refused_by_its_name(node: RunningNode,
         ("stop", ["a", ""]),
         ("stop", ["a"] * 17),
         ("stop", "x" * 257),
-        ("n", 2),
         ("n", 0),
-        ("frequency_penalty", 0.5),
-        ("presence_penalty", -1),
-        ("logprobs", True),
-        ("logit_bias", {"50256": -100}),
+        ("n", 17),
+        ("n", 1.5),
+        ("frequency_penalty", 2.1),
+        ("frequency_penalty", "1"),
+        ("presence_penalty", -2.1),
+        ("logit_bias", {"7": -101}),
+        ("logit_bias", {"7": "1"}),
+        ("logit_bias", {"seven": 1}),
+        ("logit_bias", {"-7": 1}),
+        ("logit_bias", {"7": 1, "07": 2}),
+        ("logit_bias", {"1234567890": 1}),
+        ("logit_bias", {str(token): 1 for token in range(1_025)}),
+        ("logprobs", 1),
+        ("top_logprobs", 3),
+        ("top_logprobs", 21),
+        ("tools", []),
+        ("tools", [TOOL] * 129),
+        ("tools", "look"),
+        ("tool_choice", "auto"),
+        ("tool_choice", "sometimes"),
+        ("parallel_tool_calls", True),
+        ("response_format", "json"),
         ("store", True),
         ("metadata", {"privacy": 1}),
         ("user", 7),
@@ -110,11 +149,40 @@ def test_a_value_out_of_range_is_refused_by_its_fields_name(node: RunningNode, f
 @pytest.mark.parametrize(
     ("field", "value", "named"),
     [
-        ("response_format", {"type": "json_object"}, "response_format.type"),
-        ("response_format", {"type": "json_schema", "json_schema": {}}, "response_format.type"),
+        ("response_format", {"type": "xml"}, "response_format"),
+        ("response_format", {"type": "json_object", "schema": {}}, "response_format.schema"),
+        ("response_format", {"type": "json_schema"}, "response_format.json_schema"),
+        ("response_format", schema({"type": "nothing"}), "response_format.json_schema.schema"),
+        ("response_format", schema({"not": {}}), "response_format.json_schema.schema"),
+        ("response_format", schema(deep(40)), "response_format.json_schema.schema"),
+        ("tools", [{"type": "function"}], "tools.0.function"),
+        ("tools", [{"type": "search", "function": {"name": "look"}}], "tools.0.type"),
+        ("tools", [TOOL, {"type": "function", "function": {"name": "no spaces"}}], "tools.1.function.name"),
+        ("tools", [TOOL, TOOL], "tools.1.function.name"),
+        ("tools", [tool(deep(33))], "tools.0.function.parameters"),
+        ("tools", [tool({"description": "x" * 65_536})], "tools.0.function"),
         ("stream_options", {"include_usage": "yes"}, "stream_options.include_usage"),
         ("stream_options", {"more": True}, "stream_options.more"),
-        ("messages", [{"role": "tool", "content": "x", "tool_call_id": "1"}], "messages.0.role"),
+        ("messages", [{"role": "tool", "content": "x", "tool_call_id": "1"}], "messages.0.tool_call_id"),
+        ("messages", [{"role": "tool", "content": "x"}], "messages.0.tool_call_id"),
+        ("messages", [{"role": "user", "content": "x", "tool_call_id": "1"}], "messages.0.tool_call_id"),
+        ("messages", [{"role": "user", "content": "x", "tool_calls": [call("{}")]}], "messages.0.tool_calls"),
+        ("messages", [{"role": "assistant", "content": None}], "messages.0.content"),
+        (
+            "messages",
+            [{"role": "assistant", "tool_calls": [call("{")]}],
+            "messages.0.tool_calls.0.function.arguments",
+        ),
+        (
+            "messages",
+            [{"role": "assistant", "tool_calls": [call("[1]")]}],
+            "messages.0.tool_calls.0.function.arguments",
+        ),
+        (
+            "messages",
+            [{"role": "assistant", "tool_calls": [call("[" * 99_999)]}],
+            "messages.0.tool_calls.0.function.arguments",
+        ),
         ("messages", [{"role": "user"}], "messages.0.content"),
         ("messages", [{"content": "x"}], "messages.0.role"),
         ("messages", [*HELLO, {"role": "user", "content": None}], "messages.1.content"),
@@ -147,6 +215,34 @@ def test_a_missing_field_is_named(node: RunningNode, missing: str) -> None:
 def test_a_body_that_is_not_json_is_refused(node: RunningNode, body: bytes) -> None:
     error = checked(node, request(node, "POST", CHAT, body), 400)
     assert error["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/embeddings"])
+def test_a_body_that_is_not_encoded_as_it_says_is_refused(node: RunningNode, path: str) -> None:
+    error = checked(node, request(node, "POST", path, b"plain", {"Content-Encoding": "gzip"}), 400)
+    assert error["code"] == "invalid_encoding"
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (ChatRequest, {"messages": [{"role": "user", "content": [0] * 1_000}]}),
+        (ChatRequest, {"messages": HELLO, "stop": [0] * 1_000}),
+        (CompletionRequest, {"prompt": [[None] * 1_000] * 10}),
+        (EmbeddingRequest, {"input": [[None] * 1_000] * 10}),
+    ],
+)
+def test_of_many_faults_few_are_looked_at(kind: type[BaseModel], fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate_json(json.dumps({"model": "auto"} | fields))
+    assert caught.value.error_count() < 10
+
+
+def test_too_many_ids_are_told_as_such(node: RunningNode) -> None:
+    body = {"model": "auto", "prompt": [1] * (MAX_PROMPT + 1)}
+    error = checked(node, request(node, "POST", "/v1/completions", body), 400)
+    assert error["param"] == "prompt"
+    assert str(MAX_PROMPT) in error["message"]
 
 
 @pytest.mark.parametrize("body", [None, [], "text", 5])
@@ -183,8 +279,8 @@ def test_a_body_of_more_than_eight_mebibytes_is_refused(node: RunningNode) -> No
 
 
 def test_a_path_that_is_not_there_is_not_found(node: RunningNode) -> None:
-    error = checked(node, request(node, "POST", "/v1/embeddings", {}), 404)
-    assert "/v1/embeddings" in error["message"]
+    error = checked(node, request(node, "POST", "/v1/images", {}), 404)
+    assert "/v1/images" in error["message"]
 
 
 def test_a_method_that_a_path_does_not_take_is_refused(node: RunningNode) -> None:

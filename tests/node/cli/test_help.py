@@ -34,7 +34,20 @@ def example_of(command: Any) -> str:
 
 
 def test_the_promised_commands_are_there() -> None:
-    promised = ["up", "ask", "id", "peers", "offers", "receipts", "accounts", "audit", "verify", "export", "demo"]
+    promised = [
+        "up",
+        "ask",
+        "id",
+        "status",
+        "peers",
+        "offers",
+        "receipts",
+        "accounts",
+        "audit",
+        "verify",
+        "export",
+        "demo",
+    ]
     assert {(name,) for name in promised} | {("key", "api")} <= COMMANDS.keys()
 
 

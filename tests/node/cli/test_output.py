@@ -2,7 +2,7 @@
 
 import pytest
 
-from node.cli.output import plain, print_facts, print_table
+from node.cli.output import plain, print_facts, print_table, short, size
 
 HOSTILE = "\x1b[31mred\x1b[0m \x1b]0;title\x07\x9b2J\u202eabc\r\x00\x7f"
 
@@ -10,6 +10,18 @@ HOSTILE = "\x1b[31mred\x1b[0m \x1b]0;title\x07\x9b2J\u202eabc\r\x00\x7f"
 def test_text_from_others_is_shown_without_what_steers_a_terminal() -> None:
     assert plain(HOSTILE) == "[31mred[0m ]0;title2Jabc"
     assert plain("Zwölf 你好 🦊\n\tdone") == "Zwölf 你好 🦊\n\tdone"
+
+
+def test_a_did_is_short_on_a_terminal_and_whole_for_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    did = "did:key:z6MkpTHR8VNsBxYAAWHut2Geadd9jSwuBV8xRoAnwWsdvktH"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: False, raising=False)
+    assert (short(did), short(None)) == (did, "")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert (short(did), short("did:key:z6Mk")) == ("did:key:z6Mk…sdvktH", "did:key:z6Mk")
+
+
+def test_sizes_are_told_in_units_that_fit() -> None:
+    assert (size(0), size(3 * 2**20), size(2**30 + 2**29)) == ("0 MiB", "3 MiB", "1.5 GiB")
 
 
 def test_neither_tables_nor_facts_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

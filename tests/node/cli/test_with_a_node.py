@@ -1,6 +1,7 @@
 """Commands against a running node."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -42,6 +43,11 @@ def bought(idlemesh: Idlemesh, nodes: Nodes) -> str:
 
 def test_the_node_is_known_by_its_id(idlemesh: Idlemesh, nodes: Nodes) -> None:
     assert idlemesh("id", *home(nodes)).out.strip() == nodes.owner.running.did
+
+
+def test_the_status_says_whether_it_sells(idlemesh: Idlemesh, nodes: Nodes) -> None:
+    assert "selling, at any time" in idlemesh("status", *home(nodes)).out
+    assert idlemesh("status", *home(nodes), "--json").json()["selling"]["state"] == "selling"
 
 
 def test_a_question_is_answered_and_the_last_line_says_by_whom(idlemesh: Idlemesh, nodes: Nodes) -> None:
@@ -98,6 +104,14 @@ def test_a_restricted_question_stays_here_and_says_so(idlemesh: Idlemesh, nodes:
     assert "degraded: " in last
 
 
+def test_the_status_shows_models_and_memory(idlemesh: Idlemesh, nodes: Nodes) -> None:
+    said = idlemesh("status", *home(nodes)).out
+    assert re.search(rf"{MODEL} .* loaded .* yes ", said)
+    assert re.search(r"Models take \d+ MiB of [\d.]+ GiB", said)
+    (model,) = idlemesh("status", *home(nodes), "--json").json()["models"]
+    assert (model["model"], model["state"], model["for_sale"]) == (MODEL, "loaded", True)
+
+
 def test_peers_are_listed(idlemesh: Idlemesh, nodes: Nodes) -> None:
     assert nodes.seller.running.did in idlemesh("peers", *home(nodes)).out
     (peer,) = idlemesh("peers", *home(nodes), "--json").json()["peers"]
@@ -123,7 +137,9 @@ def test_offers_are_listed_own_and_others(idlemesh: Idlemesh, nodes: Nodes) -> N
 
 def test_receipts_are_listed_and_shown(idlemesh: Idlemesh, nodes: Nodes) -> None:
     receipt = bought(idlemesh, nodes)
-    assert receipt[:12] in idlemesh("receipts", *home(nodes)).out
+    (line,) = [line for line in idlemesh("receipts", *home(nodes)).out.splitlines() if receipt[:12] in line]
+    assert re.search(r" 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d ", line)
+    assert nodes.seller.running.did in line
     shown = idlemesh("receipts", receipt[:8], *home(nodes)).out
     assert receipt in shown
     assert nodes.seller.running.did in shown
@@ -187,8 +203,14 @@ def test_an_exported_receipt_is_verified_offline(idlemesh: Idlemesh, nodes: Node
     checked = idlemesh("verify", file)
     assert checked.status == 0
     assert "The receipt is valid." in checked.out
+    assert f"Receipt {receipt} of 20" in checked.out
+    assert f"sold by   {nodes.seller.running.did}\nbought by {nodes.owner.running.did}" in checked.out
+    assert "uusd" not in checked.out
     body = idlemesh("verify", file, "--json").json()
     assert body["valid"] is True
+    row = idlemesh("receipts", receipt, *home(nodes), "--json").json()
+    assert (body["receipt"], body["cost"], body["finished_ms"]) == (receipt, row["cost"], row["finished_ms"])
+    assert f"tokens cost {row['cost']}" in checked.out
     assert all(one["passed"] for one in body["checks"])
 
 

@@ -1,6 +1,7 @@
 """Commands where no node runs: they work, or say how to start one."""
 
 import json
+import re
 import stat
 from pathlib import Path
 
@@ -31,6 +32,17 @@ def test_a_command_that_needs_a_node_says_how_to_start_one(
     assert said.status == 1
     assert f"idlemesh up --home {tmp_path}" in said.err
     assert said.out == ""
+
+
+def test_the_version_is_told(idlemesh: Idlemesh) -> None:
+    assert re.fullmatch(r"idlemesh \d+\.\d+\.\d+\n", idlemesh("--version").out)
+
+
+@pytest.mark.parametrize("question", ["", "  \n"])
+def test_a_question_that_is_none_is_not_asked(question: str, idlemesh: Idlemesh, tmp_path: Path) -> None:
+    said = idlemesh("ask", question, "--home", tmp_path)
+    assert said.status == 1
+    assert 'idlemesh ask "What is a receipt?"' in said.err
 
 
 def test_accounts_without_a_ledger_says_how_to_begin(idlemesh: Idlemesh, tmp_path: Path) -> None:
@@ -88,6 +100,10 @@ def test_a_home_that_cannot_be_made_is_named(idlemesh: Idlemesh, tmp_path: Path)
         (["--open-credit", "much"], "has no unit"),
         (["--peer", "nobody"], "DID@URL"),
         (["--peer", "nobody@http://127.0.0.1:1"], "did:key:z6Mk"),
+        (["--peer", "did:key:z6Mkiphone@192.0.2.7"], "http://192.168.1.20:8080"),
+        (["--peer", "did:key:z6Mkiphone@http://192.0.2.7:8080/v1"], "nothing after it"),
+        (["--open-credit", "1usd"], "nothing is sold"),
+        (["--model", "/nonexistent/model.gguf"], "cannot be read"),
         (["--port", "70000"], "port"),
         (["--config", "/nonexistent/config.toml"], "cannot be read"),
         (["--host", "no.such.host.invalid", "--port", "0"], "listen"),

@@ -30,6 +30,6 @@ def hot() -> Sampling:
 
 @pytest.fixture
 async def engine(demo: Path, manifest: Manifest) -> AsyncIterator[LlamaEngine]:
-    made = await LlamaEngine.load(demo, manifest, threads=1, waiting=2)
+    made = await LlamaEngine.load(demo, manifest, threads=1)
     yield made
     await made.close()

@@ -1,11 +1,14 @@
 """The engine without weights does all that an engine does."""
 
 import asyncio
+import re
 from collections.abc import Sequence
 from contextlib import aclosing
+from pathlib import Path
 
 import numpy as np
 import pytest
+from attrs import evolve
 
 from ledger.records import Sampling
 from node.engine.memory import MemoryEngine, memory_manifest
@@ -16,11 +19,18 @@ from node.engine.port import (
     EngineClosed,
     EngineFailed,
     Job,
+    Piece,
     PromptTooLong,
 )
+from node.models.vocab import open_vocab
 from verify.replay import margins
+from verify.steering import Steering, count, steer
 
 PROMPT = (1, 2, 3)
+
+
+async def pieces(engine: Engine, job: Job) -> list[Piece]:
+    return [piece async for piece in engine.generate(job)]
 
 
 async def answer(engine: Engine, job: Job) -> list[int]:
@@ -116,3 +126,85 @@ async def test_prompts_it_cannot_take_are_refused_at_once(hot: Sampling) -> None
         engine.generate(Job((1,) * 8, hot, 7, 1))
     with pytest.raises(PromptTooLong):
         engine.score((1,) * 5, (1,) * 4)
+
+
+async def test_the_owners_job_begins_before_sold_ones(hot: Sampling) -> None:
+    engine = MemoryEngine(slots=1, eog=frozenset())
+    running = engine.generate(Job(PROMPT, hot, 1, 5, sold=True))
+    await anext(running)
+    ended: list[int] = []
+
+    async def wait(seed: int, sold: bool) -> None:
+        await answer(engine, Job(PROMPT, hot, seed, 3, sold=sold))
+        ended.append(seed)
+
+    waiting = [asyncio.create_task(wait(seed, seed != 4)) for seed in (2, 3, 4)]
+    await asyncio.sleep(0)
+    await running.aclose()
+    await asyncio.gather(*waiting)
+    assert ended == [4, 2, 3]
+
+
+async def test_several_jobs_run_at_the_same_time(hot: Sampling) -> None:
+    engine = MemoryEngine(slots=2, stall_after=1)
+    running = [engine.generate(Job(PROMPT, hot, seed, 5)) for seed in (1, 2)]
+    for one in running:
+        await anext(one)
+    assert engine.free_slots() == 0
+    await running[0].aclose()
+    assert engine.free_slots() == 1
+    await running[1].aclose()
+
+
+async def test_prefixes_are_counted_for_each_client_alone(hot: Sampling) -> None:
+    engine = MemoryEngine(eog=frozenset())
+    first = await pieces(engine, Job(PROMPT, hot, 1, 5, client="a"))
+    ids = tuple(token for piece in first for token in piece.ids)
+    again = await pieces(engine, Job((*PROMPT, *ids, 9), hot, 1, 5, client="a"))
+    other = await pieces(engine, Job((*PROMPT, *ids, 9), hot, 1, 5, client="b"))
+    assert [piece.cached for piece in again] == [len(PROMPT) + len(ids) - 1, 0, 0, 0, 0]
+    assert (first[0].cached, other[0].cached) == (0, 0)
+
+
+async def test_steering_moves_the_answer_as_a_checker_moves_it(hot: Sampling) -> None:
+    engine = MemoryEngine(eog=frozenset())
+    steering = Steering(frequency=2_000_000, bias=((5, 4_000_000),))
+    job = Job(PROMPT, hot, 7, 60, steering=steering)
+    ids = await answer(engine, job)
+    rows = await score(engine, PROMPT, ids)
+    steered = np.stack([steer(row, steering, count(ids[:place]), None) for place, row in enumerate(rows)])
+    assert not margins(steered, np.array(ids), hot, 7, len(PROMPT)).any()
+    assert ids != await answer(engine, Job(PROMPT, hot, 7, 60))
+    assert ids[20:] == await answer(engine, evolve(job, prompt=(*PROMPT, *ids[:20]), earlier=20, max_tokens=40))
+
+
+async def test_grammars_need_words(hot: Sampling, demo: Path) -> None:
+    vocab = open_vocab(demo)
+    speaking = MemoryEngine(vocabulary=vocab.size, words=vocab, eog=vocab.eog)
+    job = Job(PROMPT, hot, 7, 60, steering=Steering(grammar='root ::= [a-c]{10} "."'))
+    text = b"".join(map(vocab.piece, await answer(speaking, job))).decode()
+    vocab.close()
+    assert re.fullmatch(r"[a-c]{10}\.", text)
+    with pytest.raises(EngineFailed):
+        await answer(MemoryEngine(), job)
+
+
+async def test_logprobs_are_told_when_asked_for(hot: Sampling) -> None:
+    engine = MemoryEngine()
+    given = await pieces(engine, Job(PROMPT, hot, 7, 5, logprobs=2))
+    row = engine.logits(PROMPT).astype(np.float64)
+    expected = row - np.log(np.exp(row).sum())
+    told = given[0].logprobs[0]
+    assert told.token == given[0].ids[0]
+    assert told.logprob == pytest.approx(expected[told.token])
+    assert [value for _, value in told.top] == pytest.approx(sorted(expected)[:-3:-1])
+
+
+async def test_vectors_have_length_one_and_differ_by_what_they_stand_for() -> None:
+    engine = MemoryEngine()
+    vectors = await engine.embed([(1, 2, 3), (1, 2, 3), (4, 5)])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, rtol=1e-6)
+    assert (vectors[0] == vectors[1]).all()
+    assert (vectors[0] != vectors[2]).any()
+    with pytest.raises(BadPrompt):
+        await engine.embed([()])

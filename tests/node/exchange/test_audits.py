@@ -285,6 +285,22 @@ async def test_a_cut_answer_is_audited_before_its_checkpoint_is_paid(tokenizer: 
     assert customer.owes(store.did).authorized == 0
 
 
+async def test_an_answer_that_is_cut_before_its_first_checkpoint_is_evidence_too(
+    tokenizer: Tokenizer, clock: ManualClock
+) -> None:
+    def poisoned(_: Told) -> Iterator[Frame]:
+        yield Ids(tuple(range(700, 740)))
+
+    seller, customer = ScriptedSeller(tokenizer, clock, poisoned), await auditing(tokenizer, clock)
+
+    delivery = await customer.order(await customer.meet(seller))
+
+    (verdict,) = await verdicts(customer)
+    assert (verdict.outcome, verdict.receipt) == ("dishonest", delivery.terms.order.digest)
+    assert customer.book.experience.standing(seller.did).history.condemned
+    assert (customer.owes(seller.did).owed, customer.owes(seller.did).reserved) == (0, 0)
+
+
 async def test_a_receipt_that_does_not_fit_is_audited_for_what_arrived(
     tokenizer: Tokenizer, clock: ManualClock
 ) -> None:

@@ -13,9 +13,10 @@ import pytest
 
 from ledger.identity import Identity
 from ledger.journal import replay
-from ledger.records import Acknowledgement, Order, Receipt, Signed, Voucher, open_record, sign
+from ledger.records import Acknowledgement, Order, Receipt, Signed, Verdict, Voucher, open_record, sign
 from node.exchange import settler
 from node.exchange.book import kept
+from node.exchange.continuing import earlier_of
 from node.exchange.purchase import NotPlaced
 from node.models.tokenizer import Tokenizer
 from node.ports import ManualClock, SeededEntropy
@@ -23,11 +24,13 @@ from node.wire.messages import Refused
 from tests.node.trading import (
     ALL_AUDITED,
     NO_AUDITS,
+    PROMPT,
     Customer,
     Line,
     Mains,
     MainsLine,
     Store,
+    ask,
     draft_order,
     engine_of,
     frames_of,
@@ -311,6 +314,68 @@ async def buys_again(customer: Customer, line: MainsLine, store: Store, mains: M
     assert delivery.objection is None
     for account in (customer.owes(store.did), store.owed_by(customer.did)):
         assert (account.authorized, account.reserved) == (earlier + FULL, 0)
+
+
+CLAIMED = tuple(range(600, 640))
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["before the write", "after the write"])
+@pytest.mark.parametrize("write", [0, 1, 2], ids=["reserve", "deliver", "acknowledge"])
+async def test_a_buyer_that_dies_in_a_score_order_pays_for_it_once_if_the_score_is_on_disk(
+    machines: Machines, write: int, written: bool
+) -> None:
+    store, _ = await machines.seller()
+    line = Line(store.seller)
+    customer, mains = await machines.buyer()
+    offer = await customer.meet(line)
+    mains.left, mains.written = write, written
+    customer.helping.buy(line, offer, ask(max_tokens=1, claimed=CLAIMED), customer.tokenizer)
+    await dark(mains)
+
+    again, new_mains = await machines.buyer()
+    again.lines[store.did] = line
+    await again.settler.recover()
+    await again.handed_over()
+    machines.clock.advance(600 + 241)
+    await again.settler.sweep()
+    await again.handed_over()
+
+    kept = write > 1 or (write == 1 and written)
+    paid = price_of(5 + len(CLAIMED), 0) if kept else 0
+    ours = again.owes(store.did)
+    assert (ours.owed, ours.authorized, ours.reserved) == (paid, paid, 0)
+    assert store.owed_by(again.did).authorized == paid
+    assert await new_mains.list_records(Verdict.kind, 10) == []
+    assert await chain_holds(new_mains, again.did)
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["before the write", "after the write"])
+@pytest.mark.parametrize("write", ["reserve", "deliver", "verdict", "acknowledge"])
+async def test_a_buyer_that_dies_in_the_second_part_of_an_answer_pays_each_part_once(
+    machines: Machines, write: str, written: bool
+) -> None:
+    store, _ = await machines.seller()
+    line = Line(store.seller)
+    customer, mains = await machines.buyer()
+    offer = await customer.meet(line)
+    first = await customer.order(offer, max_tokens=TOKENS)
+    mains.left, mains.written = ["reserve", "deliver", "verdict", "acknowledge"].index(write), written
+    rest = ask((*PROMPT, *first.ids), TOKENS, start=TOKENS, earlier=earlier_of(first))
+    customer.buyer.buy(line, offer, rest, customer.tokenizer)
+    await dark(mains)
+
+    again, new_mains = await machines.buyer()
+    again.lines[store.did] = line
+    await again.settler.recover()
+    await again.handed_over()
+    machines.clock.advance(600 + 241)
+    await again.settler.sweep()
+    await again.handed_over()
+
+    due = FULL + (price_of(5 + TOKENS, TOKENS) if write != "reserve" else 0)
+    for account in (again.owes(store.did), store.owed_by(again.did)):
+        assert (account.owed, account.authorized, account.reserved) == (due, due, 0)
+    assert await chain_holds(new_mains, again.did)
 
 
 async def test_a_seller_closes_the_orders_that_an_earlier_run_left_open(machines: Machines) -> None:

@@ -24,7 +24,7 @@ async def tokenizers(tmp_path: Path) -> AsyncIterator[Tokenizers]:
     renderer = TemplateRenderer(timeout=20.0)
     made = Tokenizers(tmp_path / "tokenizers", renderer)
     yield made
-    made.close()
+    await made.close()
     await renderer.close()
 
 
@@ -36,7 +36,7 @@ def digest(tokenizers: Tokenizers) -> bytes:
 @pytest.fixture
 def speaking(tokenizers: Tokenizers, digest: bytes) -> Tokenizer:
     """The demo model's tokenizer, with a renderer that works."""
-    return tokenizers.open(digest)
+    return tokenizers.open_own(digest)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """A node that asks, with whatever neighbours a test gives it: gateway, buyer and book are the real ones."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ledger.identity import Did, Identity
@@ -15,13 +15,14 @@ from node.exchange.settler import Settler
 from node.gateway.answer import Answer
 from node.gateway.gateway import Gateway
 from node.gateway.question import Policy, Question
+from node.gateway.remotes import Backend, Remotes
 from node.gateway.supply import Local, Supply
 from node.mesh.static import NamedPeers
 from node.models.catalogue import Catalogue, Entry
 from node.models.tokenizers import Tokenizers
 from node.ports import ManualClock, SeededEntropy
 from node.wire.peer import Peer
-from tests.node.trading import HOT, NO_AUDITS, model
+from tests.node.trading import HOT, NO_AUDITS, calibration_of, model
 
 SMALL, LARGE = "village-q4", "city-q8"  # what the owner calls weights 7 and weights 0
 ASKED = "Tell me a story about a river."
@@ -40,9 +41,10 @@ class Household:
         neighbours: Mapping[Did, Peer] | None = None,
         policy: Policy | None = None,
         patience_s: float = 5.0,
+        remotes: Sequence[Backend] = (),
     ) -> None:
         identity = Identity((2).to_bytes(32, "little"))
-        self.tokenizer = tokenizers.open(digest)
+        self.tokenizer = tokenizers.open_own(digest)
         small, large = model(self.tokenizer, 7, quantization="Q4_K_M"), model(self.tokenizer, 0)
         catalogue = Catalogue().add(small.digest, Entry(SMALL, "village", "Q4_K_M"))
         catalogue = catalogue.add(large.digest, Entry(LARGE, "city", "Q8_0"))
@@ -51,11 +53,11 @@ class Household:
         entropy = SeededEntropy(2)
         self.book = Book(MemoryJournal(identity.did), identity, clock, Experience())
         local = [Local(engine, self.tokenizer, name) for name, engine in (engines or {}).items()]
-        auditor = Auditor(self.book, [one.engine for one in local])
+        auditor = Auditor(self.book, [one.engine for one in local], calibration_of, tokenizers.open_own)
         self.settler = Settler(self.book, entropy, auditor, NO_AUDITS, self.neighbours.get)
         self.buyer = Buyer(self.book, entropy, self.settler.settle, patience_s)
         self.peers = NamedPeers(identity.did, self.neighbours, tokenizers, clock, self.buyer.take_grant)
-        supply = Supply(self.book, local, catalogue, self.peers, self.buyer)
+        self.supply = supply = Supply(self.book, local, catalogue, self.peers, self.buyer, Remotes(remotes, clock))
         self.gateway = Gateway(supply, entropy, policy or Policy(busy_wait_s=0.05))
 
     async def meet(self) -> None:

@@ -13,8 +13,9 @@ from ledger.records import PRIVACY_LEVELS, Order, Privacy, open_record
 from node.engine.memory import MemoryEngine
 from node.engine.port import EngineBusy, Job, Piece
 from node.exchange import experience
-from node.gateway.answer import Answer, AnswerCut
+from node.gateway.answer import Answer
 from node.gateway.question import ContextExceeded, Policy, UnknownModel, Unservable
+from node.gateway.sources import AnswerCut
 from node.market.candidates import Limits, Weights
 from node.mesh import static
 from node.models.manifest import tokenizer_file
@@ -125,7 +126,7 @@ async def test_what_runs_here_is_answered_here(speaking: Tokenizer, clock: Manua
     assert (answer.route, answer.model, answer.degraded) == ("local", SMALL, None)
     assert text == await text_of(engine, speaking)
     assert answer.ending is not None
-    assert (answer.ending.tokens, answer.ending.receipt, answer.ending.cost) == (12, None, None)
+    assert (answer.ending.tokens, answer.ending.records, answer.ending.costs) == (12, (), ())
     assert line.ordered == []
 
 
@@ -186,9 +187,9 @@ async def test_a_model_that_is_not_here_is_bought(speaking: Tokenizer, clock: Ma
     assert answer.prompt_tokens == len(prompt)
     assert answer.ending is not None
     assert (answer.ending.finish, answer.ending.tokens) == ("length", 12)
-    assert answer.ending.cost == uusd(len(prompt) + 24)
-    assert answer.ending.receipt is not None
-    assert (await household.book.journal.record(answer.ending.receipt)) is not None
+    assert answer.ending.costs == (uusd(len(prompt) + 24),)
+    (receipt,) = answer.ending.records
+    assert (await household.book.journal.record(receipt)) is not None
 
 
 async def test_a_busy_machine_waits_and_then_asks_its_neighbours(
@@ -313,7 +314,7 @@ async def test_a_client_that_takes_no_stream_never_sees_that_a_seller_failed_mid
 
     answer, text = await household.told(streaming=False)
 
-    assert answer.route == dear.did
+    assert answer.route == f"{cheap.did}, {dear.did}"
     assert text == await text_of(engine_of(speaking), speaking)
 
 
@@ -365,7 +366,7 @@ async def test_a_whole_answer_with_a_wrong_bill_is_shown_and_its_true_cost_said(
 
     assert text == speaking.text(range(600, 612))
     assert answer.ending is not None
-    assert answer.ending.cost == uusd(answer.prompt_tokens + 24)
+    assert answer.ending.costs == (uusd(answer.prompt_tokens + 24),)
 
 
 async def test_after_a_few_failures_no_more_are_tried(speaking: Tokenizer, clock: ManualClock, move_in: Move) -> None:

@@ -7,7 +7,18 @@ from hypothesis import strategies as st
 
 from ledger.money import MAX_AMOUNT, Amount, Price, Unit
 from ledger.records import Offer, Privacy, Signed
-from node.market.candidates import DEFAULT_MAX_PER_DAY, Candidate, Limits, Weights, Wish, quality_of, rank, rule_out
+from node.market.candidates import (
+    DEFAULT_MAX_PER_DAY,
+    Candidate,
+    Hardware,
+    Limits,
+    Remote,
+    Weights,
+    Wish,
+    quality_of,
+    rank,
+    rule_out,
+)
 from tests.node.market.conftest import MakeOffer, offer_by
 
 MODEL = bytes([7]) * 32
@@ -246,3 +257,63 @@ def test_quality_grows_with_size_and_tier_and_stays_a_share() -> None:
     assert sizes == sorted(sizes)
     assert quality_of(10**9, 0.2) < quality_of(10**9, 0.9)
     assert all(0 <= quality_of(parameters, tier) <= 1 for parameters in (0, 10**15) for tier in (0.0, 1.0))
+
+
+# Remote backends.
+
+FREE = Price(0, 0, "uusd")
+
+
+def remote(**terms: Any) -> Candidate:
+    said: dict[str, Any] = {"name": "cloud", "price": FREE}
+    return candidate(None, relation="remote", remote=Remote(**said | terms))
+
+
+@pytest.mark.parametrize(
+    ("hardware", "same", "retains", "sovereignty"),
+    [
+        ("own", False, True, 1.0),
+        ("rented", False, True, 0.8),
+        ("cloud", True, False, 0.4),
+        ("cloud", True, True, 0.3),
+        ("cloud", False, False, 0.2),
+        ("cloud", False, True, 0.1),
+    ],
+)
+def test_how_far_the_owner_is_in_command_of_a_remote(
+    hardware: Hardware, same: bool, retains: bool, sovereignty: float
+) -> None:
+    assert remote(hardware=hardware, same_jurisdiction=same, retains=retains).sovereignty == sovereignty
+
+
+def test_of_a_remote_the_owner_says_nothing_about_the_worst_is_thought() -> None:
+    assert (remote().sovereignty, remote().ceiling) == (0.1, "public")
+
+
+def test_a_remote_sees_public_prompts_unless_its_owner_raises_that() -> None:
+    wish = evolve(ANYTHING, privacy="internal")
+    assert rule_out(remote(), wish, Limits()) == "may see prompts up to public, and this one is internal"
+    assert rule_out(remote(ceiling="internal"), wish, Limits()) is None
+
+
+def test_a_remote_s_price_counts_as_a_seller_s_does() -> None:
+    dear = remote(price=Price(1_000_000, 2_000_000, "uusd"))
+    assert dear.cost(1_000, 500) == 2_000
+    reason = rule_out(dear, ANYTHING, Limits(max_order_cost=uusd(1_999)))
+    assert reason is not None
+    assert reason.startswith("may cost 0.002000usd")
+
+
+@pytest.mark.parametrize(("route", "may"), [("auto", True), ("remotes", True), ("local", False), ("peers", False)])
+def test_only_its_own_route_leads_to_a_remote(route: Any, may: bool) -> None:
+    assert (rule_out(remote(), evolve(ANYTHING, route=route), Limits()) is None) is may
+
+
+def test_the_route_to_remotes_leads_to_them_alone(make_offer: MakeOffer, here: Candidate) -> None:
+    wish = evolve(ANYTHING, route="remotes")
+    assert rule_out(here, wish, Limits()) == rule_out(candidate(make_offer()), wish, Limits()) == "the route is remotes"
+
+
+def test_of_two_remotes_alike_the_one_under_the_owner_s_own_law_is_better() -> None:
+    near, far = remote(name="near", same_jurisdiction=True, retains=False), remote(name="far")
+    assert rank([far, near], ANYTHING, Weights()) == [near, far]

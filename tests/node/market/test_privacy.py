@@ -8,7 +8,13 @@ from node.market.privacy import CEILINGS, Relation, may_see, stricter
 
 @pytest.mark.parametrize(
     ("relation", "highest"),
-    [("self", "restricted"), ("attested", "confidential"), ("named", "internal"), ("anyone", "public")],
+    [
+        ("self", "restricted"),
+        ("attested", "confidential"),
+        ("named", "internal"),
+        ("anyone", "public"),
+        ("remote", "public"),
+    ],
 )
 def test_everybody_sees_prompts_up_to_their_ceiling_and_none_above(relation: Relation, highest: Privacy) -> None:
     seen = [level for level in PRIVACY_LEVELS if may_see(relation, level)]

@@ -9,7 +9,7 @@ from attrs import evolve
 
 from ledger.codec import Forged, Malformed
 from ledger.identity import Did, Identity
-from ledger.records import Expired, Grant, open_record, sign
+from ledger.records import Expired, Grant, Offer, open_record, sign
 from node.mesh.static import NamedPeers, NoTokenizerToBeHad
 from node.models.manifest import tokenizer_file
 from node.models.template import TemplateRenderer
@@ -155,6 +155,41 @@ async def test_in_the_background_peers_are_asked_and_what_is_wrong_with_one_is_s
     assert store.did not in peers.trouble
 
 
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"tokenizer": bytes(32)}, "tokenizer is not the manifest's"),
+        ({"quantization": "F16"}, "quantization is not the manifest's"),
+        ({"parameters": 405_000_000_000}, "parameters is not the manifest's"),
+        ({"context": 4_096}, "context is longer"),
+        ({"model": b"\x01" * 32}, "not the one that its digest names"),
+    ],
+)
+async def test_an_offer_that_its_models_manifest_does_not_bear_out_is_passed_over(
+    store: Store,
+    customer: Customer,
+    tokenizers: Tokenizers,
+    clock: ManualClock,
+    said: dict[str, Any],
+    why: str,
+) -> None:
+    honest = open_record((await store.seller.offers())[0], Offer)
+
+    class Boasting(Line):
+        async def offers(self) -> Sequence[bytes]:
+            return [sign(evolve(honest.record, **said), store.book.identity).raw]
+
+        async def manifest(self, model: bytes) -> bytes:
+            return await super().manifest(honest.record.model)
+
+    peers = naming(customer, {store.did: Boasting(store.seller)}, tokenizers, clock)
+
+    with pytest.raises(Malformed, match=why):
+        await peers.refresh(store.did)
+
+    assert not peers.offers()
+
+
 async def test_a_tokenizer_is_fetched_once_and_kept(
     store: Store, tokenizer: Tokenizer, customer: Customer, tokenizers: Tokenizers, clock: ManualClock
 ) -> None:
@@ -173,7 +208,7 @@ async def test_a_tokenizer_is_fetched_once_and_kept(
     assert first is again
     assert first.size == tokenizer.size
     assert asked == [tokenizer.digest]
-    tokenizers.close()
+    await tokenizers.close()
 
 
 async def test_a_tokenizer_that_does_not_match_its_digest_is_refused_and_another_peer_is_asked(
@@ -193,7 +228,7 @@ async def test_a_tokenizer_that_does_not_match_its_digest_is_refused_and_another
 
     both = naming(customer, {liar.did: Lying(liar.seller), store.did: store.seller}, tokenizers, clock)
     assert (await both.tokenizer(tokenizer.digest, liar.did)).size == tokenizer.size
-    tokenizers.close()
+    await tokenizers.close()
 
 
 @pytest.mark.parametrize("error", [Refused("unknown_offer", "not here"), Unreachable("no answer")])
@@ -250,7 +285,7 @@ async def test_a_tokenizer_that_could_not_be_had_is_not_asked_for_again_for_a_wh
     clock.advance(180)
 
     assert (await peers.tokenizer(tokenizer.digest, store.did)).size == tokenizer.size
-    tokenizers.close()
+    await tokenizers.close()
 
 
 async def test_an_unexpected_error_does_not_end_contact_with_a_peer(

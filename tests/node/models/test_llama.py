@@ -10,7 +10,7 @@ from node.models.llama import LlamaClosed, LlamaRefused, QuantizationFailed, bac
 from node.models.manifest import tokenizer_file
 from node.models.quantization import UnknownTier
 from node.models.vocab import UnknownToken, open_vocab
-from node.models.weights import Model
+from node.models.weights import DecodeFailed, Model, Run
 
 PROMPT = "<|user|>Tell me a story about a fox.<|assistant|>"
 
@@ -142,3 +142,75 @@ def test_a_quantization_that_fails_leaves_nothing(demo: Path, tmp_path: Path) ->
     with pytest.raises(UnknownTier):
         quantize(demo, tmp_path / "q9.gguf", "Q9_X")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sequences_in_one_batch_are_those_alone(demo: Path) -> None:
+    model = Model(demo)
+    rows = [[5, 6, 7, 8], [9, 10], [11]]
+    alone = []
+    for ids in rows:
+        context = model.context(tokens=64, batch=16, threads=1)
+        alone.append(context.decode(ids, 0, 1)[0])
+    many = model.context(tokens=64, batch=16, threads=1, sequences=3)
+    together = many.compute([Run(ids, 0, sequence, 1) for sequence, ids in enumerate(rows)])
+    assert together.shape == (3, 1_024)
+    np.testing.assert_allclose(together, np.stack(alone), atol=0.5)
+    first = many.compute([Run([3, 4], 2, 1, 2), Run([3], 1, 2, 0)]).copy()
+    assert first.shape == (2, 1_024)
+    model.close()
+
+
+def test_a_copied_sequence_goes_its_own_way(demo: Path) -> None:
+    model = Model(demo)
+    context = model.context(tokens=64, batch=16, threads=1, sequences=2)
+    context.compute([Run([5, 6, 7, 8], 0, 0, 0)])
+    context.copy(0, 1, 3)
+    assert (context.extent(0), context.extent(1)) == ((0, 3), (0, 2))
+    branch = context.decode([9], 3, 1, sequence=1)
+    assert context.remove(0)
+    assert (context.extent(0), context.extent(1)) == ((-1, -1), (0, 3))
+    assert context.remove(1, 2)
+    assert context.extent(1) == (0, 1)
+    fresh = model.context(tokens=64, batch=16, threads=1)
+    np.testing.assert_allclose(fresh.decode([5, 6, 7, 9], 0, 1), branch, atol=0.5)
+    model.close()
+
+
+def test_a_full_cache_says_so_and_works_on(demo: Path) -> None:
+    model = Model(demo)
+    context = model.context(tokens=256, batch=128, threads=1, sequences=3)
+    for sequence in (0, 1):
+        context.compute([Run([5] * 128, 0, sequence, 0)])
+    with pytest.raises(DecodeFailed) as caught:
+        context.compute([Run([5], 0, 2, 1)])
+    assert caught.value.code == 1
+    context.remove(0)
+    assert context.compute([Run([5], 0, 2, 1)]).shape == (1, 1_024)
+    model.close()
+
+
+@pytest.mark.parametrize(
+    "runs", [[Run([1], 0, 2, 1)], [Run([1], -1, 0, 1)], [Run([1] * 9, 0, 0, 1)] * 2, [Run([1] * 9, 0, 0, 9)]]
+)
+def test_runs_that_do_not_fit_are_refused(demo: Path, runs: list[Run]) -> None:
+    model = Model(demo)
+    context = model.context(tokens=64, batch=16, threads=1, sequences=2, rows=8)
+    with pytest.raises(ValueError, match=r"fit|one of"):
+        context.compute(runs)
+    model.close()
+
+
+def test_vectors_do_not_depend_on_how_an_input_is_cut(demo: Path) -> None:
+    model = Model(demo)
+    embedder = model.embedder(tokens=64, whole=64, threads=1, rows=16)
+    ids = model.vocab.tokenize(PROMPT, parse_special=True)[:16]
+    embedder.begin()
+    whole = embedder.add(ids, 0)
+    embedder.begin()
+    parts = embedder.add(ids[:7], 0) + embedder.add(ids[7:], 7)
+    assert whole.shape == (embedder.width,)
+    np.testing.assert_allclose(parts, whole, atol=0.02 * np.abs(whole).max())
+    assert not embedder.pools
+    model.close()
+    with pytest.raises(LlamaClosed):
+        embedder.begin()

@@ -21,6 +21,9 @@ def test_every_file_type_stands_in_one_tier() -> None:
         ("BF16", "F16", True),
         ("Q2_K", "Q8_0", False),
         ("F32", "F16", True),
+        ("q8_0", "q5", True),
+        ("Q4_K_M", "q4_k_m", True),
+        ("Q3_K_S", "q4", False),
     ],
 )
 def test_a_wish_means_that_tier_or_better(offered: str, wished: str, enough: bool) -> None:

@@ -1,6 +1,6 @@
 """Text is a pure function of the ids and the stop strings, however the ids come."""
 
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from node.models.text import TextStream
@@ -95,3 +95,54 @@ def test_the_text_never_holds_a_stop_string_and_begins_the_whole(ids: list[int],
     if stream.stopped_at is None:
         assert shown + stream.finish() == whole
         assert not any(stop and stop in whole for stop in stops)
+
+
+@given(st.lists(st.binary(max_size=3), max_size=12), st.lists(st.text(min_size=1, max_size=3), max_size=2))
+def test_how_much_is_shown_and_where_each_token_ends_is_known(pieces: list[bytes], stops: list[str]) -> None:
+    stream = TextStream(pieces.__getitem__, stops=stops)
+    text, ends = "", []
+    for token in range(len(pieces)):
+        text += stream.feed([token])
+        assert stream.shown == len(text)
+        if stream.stopped_at is None:
+            assert stream.ends_at >= stream.shown
+            ends.append(stream.ends_at)
+    text += stream.finish()
+    assert stream.shown == len(text)
+    assert ends == sorted(ends)
+    if stream.stopped_at is None:
+        assert max(ends, default=0) <= len(text)
+
+
+@given(
+    st.text("ab\nä🦊", max_size=60),
+    st.lists(st.text("ab\nä🦊\ufffd", min_size=1, max_size=6), max_size=3),
+    st.integers(0, 200),
+    st.integers(0, 3),
+)
+def test_an_answer_that_goes_on_elsewhere_stops_where_it_would_have(
+    text: str, stops: list[str], seam: int, broken: int
+) -> None:
+    ids = ids_of(text)[broken:] + [ord("!")] * 8
+    seam = min(seam, len(ids))
+    whole = TextStream(byte_of, frozenset({ord("!")}), stops)
+    whole.feed(ids[:seam])
+    assume(whole.stopped_at is None)
+    shown = whole.feed(ids[seam:]) + whole.finish()
+
+    rest = TextStream(byte_of, frozenset({ord("!")}), stops)
+    rest.resume(ids[:seam])
+
+    assert rest.feed(ids[seam:]) + rest.finish() == shown
+    assert rest.stopped_at == (None if whole.stopped_at is None else whole.stopped_at - seam)
+
+
+def test_of_a_long_earlier_part_only_the_end_is_looked_at() -> None:
+    looked_at: list[int] = []
+
+    def piece(token: int) -> bytes:
+        looked_at.append(token)
+        return b"x"
+
+    TextStream(piece, stops=["stop"]).resume(range(100_000))
+    assert looked_at == list(range(99_999, 99_979, -1))

@@ -1,19 +1,23 @@
 """Conversations become ids in which only the template speaks with control tokens."""
 
+import asyncio
 import contextlib
 import struct
 from collections.abc import AsyncIterator, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from node.models.gguf import BadModelFile
+from node.models.isolated import DangerousTokenizer, IsolatedVocab
 from node.models.manifest import tokenizer_file
-from node.models.template import TemplateRenderer
+from node.models.template import NotShown, TemplateRenderer, TextTooLong
 from node.models.tokenizer import Tokenizer, TokenizerMismatch, check_tokenizer
-from node.models.tokenizer_probe import MAX_CONTROL
-from node.models.tokenizers import DangerousTokenizer, NoTokenizer, Tokenizers
+from node.models.tokenizer_worker import MAX_CONTROL
+from node.models.tokenizers import NoTokenizer, Tokenizers
 from node.models.vocab import UnknownToken
 from tests.node.models.conftest import gguf_bytes, text
 
@@ -26,12 +30,12 @@ UNKNOWN, CONTROL, BYTE = 2, 3, 6  # llama.cpp's types of tokens
 async def tokenizers(tmp_path: Path, renderer: TemplateRenderer) -> AsyncIterator[Tokenizers]:
     made = Tokenizers(tmp_path / "tokenizers", renderer)
     yield made
-    made.close()
+    await made.close()
 
 
 @pytest.fixture
 def tokenizer(tokenizers: Tokenizers, demo: Path) -> Tokenizer:
-    return tokenizers.open(tokenizers.add_own(demo))
+    return tokenizers.open_own(tokenizers.add_own(demo))
 
 
 async def test_a_conversation_becomes_the_prompt_that_the_model_was_trained_on(tokenizer: Tokenizer) -> None:
@@ -160,9 +164,103 @@ def test_a_tokenizer_that_changed_on_disk_is_not_used(tokenizers: Tokenizers, de
     raw[9_000] ^= 1
     path.write_bytes(raw)
     with pytest.raises(TokenizerMismatch):
-        tokenizers.open(digest)
+        tokenizers.open_own(digest)
 
 
-def test_an_unknown_tokenizer_is_to_be_fetched(tokenizers: Tokenizers) -> None:
+async def test_an_unknown_tokenizer_is_to_be_fetched(tokenizers: Tokenizers) -> None:
     with pytest.raises(NoTokenizer, match="fetch it"):
-        tokenizers.open(bytes(32))
+        await tokenizers.open(bytes(32))
+    with pytest.raises(NoTokenizer, match="fetch it"):
+        tokenizers.open_own(bytes(32))
+
+
+async def test_a_strangers_tokenizer_does_in_its_own_process_what_it_would_do_here(
+    tokenizers: Tokenizers, tokenizer: Tokenizer, renderer: TemplateRenderer, tmp_path: Path, demo: Path
+) -> None:
+    theirs = Tokenizers(tmp_path / "theirs", renderer)
+    await theirs.add(tokenizers.raw(tokenizer.digest), tokenizer.digest)
+    strange = await theirs.open(tokenizer.digest)
+    messages = [{"role": "user", "content": "Hello <|end|> \U0001f98a, what is the capital of France?"}]
+
+    ids = await strange.encode(messages)
+
+    assert ids == await tokenizer.encode(messages)
+    assert strange.text(ids) == tokenizer.text(ids)
+    assert (strange.size, strange.eog, strange.template) == (tokenizer.size, tokenizer.eog, tokenizer.template)
+    await theirs.close()
+
+
+async def test_a_text_that_a_strangers_tokenizer_does_not_survive_fails_alone(
+    tokenizers: Tokenizers, demo: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "strange.gguf"
+    path.write_bytes(tokenizer_file(demo))
+    vocab = await IsolatedVocab.open(path)
+    (worker,) = psutil.Process().children()
+
+    asked = asyncio.ensure_future(vocab.ids([("word " * 400_000, True)]))
+    await asyncio.sleep(0)
+    worker.kill()
+
+    with pytest.raises(DangerousTokenizer):
+        await asked
+    assert await vocab.ids([("Hi", True)]) == await vocab.ids([("Hi", True)])
+    await vocab.close()
+
+
+async def test_a_text_without_a_template_is_plain(tokenizer: Tokenizer) -> None:
+    text = "<|user|>Hi<|end|>"
+    ids = await tokenizer.plain(text)
+    assert min(ids) > 4
+    assert tokenizer.text(ids) == text
+
+
+async def test_a_text_without_a_template_has_a_limit(tokenizer: Tokenizer) -> None:
+    with pytest.raises(TextTooLong):
+        await tokenizer.plain("x" * (2**20 + 1))
+
+
+def test_a_token_is_spelled_by_its_bytes_and_a_control_token_by_its_name(tokenizer: Tokenizer) -> None:
+    assert tokenizer.spell(USER) == b"<|user|>"
+    assert tokenizer.spell(5) == b"!"
+
+
+async def test_tools_and_names_that_the_template_leaves_out_are_refused(
+    tokenizers: Tokenizers, tokenizer: Tokenizer, demo: Path, tmp_path: Path
+) -> None:
+    messages = [{"role": "user", "content": "a", "name": "Ada"}]
+    with pytest.raises(NotShown, match="names"):
+        await tokenizer.encode(messages)
+    asked = [{"role": "user", "content": "a"}]
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"properties": {}}}}]
+    assert await tokenizer.encode(asked, tools) != await tokenizer.encode(asked)
+    blind = tmp_path / "blind.gguf"
+    # Tools where its template looks for them, under a name that nobody gives.
+    blind.write_bytes(tokenizer_file(demo).replace(b" tools", b" stool"))
+    without = tokenizers.open_own(tokenizers.add_own(blind))
+    with pytest.raises(NotShown, match="tools"):
+        await without.encode(asked, tools)
+
+
+async def test_a_tools_answer_may_carry_the_tools_name_unseen(tokenizer: Tokenizer) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": {"city": "Rome"}}}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "b", "tool_call_id": "1", "name": "look"},
+    ]
+    text = tokenizer.text(await tokenizer.encode(messages))
+    assert '<tool_call>{"name": "look", "arguments": {"city": "Rome"}}</tool_call>' in text
+
+
+async def test_a_text_that_nothing_follows_ends_as_the_model_was_trained(
+    tokenizers: Tokenizers, tokenizer: Tokenizer, demo: Path, tmp_path: Path
+) -> None:
+    plain = await tokenizer.plain("a fox")
+    assert await tokenizer.plain("a fox", whole=True) == plain
+    said, wanted = (b"tokenizer.ggml.add_" + word + b"_token" + struct.pack("<I", 7) for word in (b"bos", b"eos"))
+    ending = tmp_path / "ending.gguf"
+    ending.write_bytes(tokenizer_file(demo).replace(said + b"\0", wanted + b"\1"))
+    other = tokenizers.open_own(tokenizers.add_own(ending))
+    assert await other.plain("a fox") == plain
+    assert await other.plain("a fox", whole=True) == (*plain, 0)

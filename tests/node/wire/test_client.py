@@ -104,6 +104,7 @@ async def order(peer: HttpPeer) -> bytes:
 CALLS: dict[str, Call] = {
     "offers": lambda peer: peer.offers(),
     "grant": lambda peer: peer.grant("did:key:z6Mk", "uusd"),
+    "manifest": lambda peer: peer.manifest(DIGEST),
     "tokenizer": lambda peer: peer.tokenizer(DIGEST),
     "receipt": lambda peer: peer.receipt(DIGEST),
     "acknowledge": lambda peer: peer.acknowledge(b"acknowledgement"),
@@ -124,6 +125,7 @@ async def test_each_call_goes_where_the_protocol_says() -> None:
     async with serving(handler) as url, dialling(url + "/") as peer:
         assert await peer.offers() == [b"one", b"two"]
         assert await peer.grant("did:key:z6Mk", "uusd") == b"answer"
+        assert await peer.manifest(DIGEST) == b"answer"
         assert await peer.tokenizer(DIGEST) == b"answer"
         assert await peer.receipt(DIGEST) == b"answer"
         await peer.acknowledge(b"acknowledgement")
@@ -133,6 +135,7 @@ async def test_each_call_goes_where_the_protocol_says() -> None:
     assert asked[:-1] == [
         ("GET", f"{base}/offers", b""),
         ("GET", f"{base}/grants/did:key:z6Mk/uusd", b""),
+        ("GET", f"{base}/manifests/{name}", b""),
         ("GET", f"{base}/tokenizers/{name}", b""),
         ("GET", f"{base}/orders/{name}/receipt", b""),
         ("POST", f"{base}/acknowledgements", b"acknowledgement"),

@@ -18,6 +18,7 @@ from node.wire.frames import (
     Frame,
     Ids,
     ReceiptFrame,
+    ScoreFrame,
     StreamCut,
     StreamError,
 )
@@ -27,7 +28,11 @@ KEY = bytes.fromhex(VECTORS["key"])
 ERRORS = {"StreamError": StreamError, "StreamCut": StreamCut}
 
 RAW = st.binary(max_size=300)
-INNER = st.builds(Ids, st.lists(st.integers(0, 2**32 - 1), max_size=70).map(tuple)) | st.builds(CheckpointFrame, RAW)
+INNER = st.one_of(
+    st.builds(Ids, st.lists(st.integers(0, 2**32 - 1), max_size=70).map(tuple)),
+    st.builds(CheckpointFrame, RAW),
+    st.builds(ScoreFrame, RAW),
+)
 LAST = st.builds(ReceiptFrame, RAW) | st.builds(CancelFrame, RAW)
 ANSWERS = st.builds(lambda inner, last: [*inner, last], st.lists(INNER, max_size=6), LAST)
 
@@ -44,6 +49,8 @@ def frame_of(kind: str, vector: dict[str, Any]) -> Frame:
             return CheckpointFrame(bytes.fromhex(vector["raw"]))
         case "receipt":
             return ReceiptFrame(bytes.fromhex(vector["raw"]))
+        case "score":
+            return ScoreFrame(bytes.fromhex(vector["raw"]))
         case _:
             return CancelFrame(bytes.fromhex(vector["raw"]))
 

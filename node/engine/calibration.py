@@ -1,0 +1,260 @@
+"""Makes calibrations: honest answers computed many in a batch, each replayed alone, with all that may honestly differ.
+
+A round is the work of a selling engine with one kind of KV cache: stories of all temperatures, with cutoffs and
+without, after short conversations and long ones, some at a time in one batch. Then engines with either kind of cache
+replay each alone, as a checker does. Threads, streams and chunks of prompts differ from round to round.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from itertools import count, cycle, islice, product
+from pathlib import Path
+from random import Random
+from typing import Final, get_args
+
+import numpy as np
+from attrs import frozen
+
+from ledger.records import Fingerprint, Sampling
+from node.engine.llamacpp import LlamaEngine
+from node.engine.port import Engine, Job
+from node.models.llama import backend, build
+from node.models.manifest import Manifest
+from node.models.template import Message
+from node.models.tokenizer import Tokenizer
+from node.models.weights import KvType
+from verify.calibration import LONG, MAX_BYTES, TEMPERATURES, Calibration, Stratum, decode, encode
+from verify.cutoffs import MILLION
+from verify.noise import Reals
+from verify.replay import margins
+from verify.sampler import SAMPLER
+
+KV_TYPES: Final[tuple[KvType, ...]] = get_args(KvType)
+SHIPPED: Final = Path(__file__).parent.parent / "models" / "demo" / "calibration.json"
+
+ANSWERS: Final = 84  # in a round: of each kind of sampling after each kind of conversation alike many
+ANSWER_TOKENS: Final = 128
+_ROOM: Final = 2_048  # tokens of the longest conversation with its answer
+_STREAMS: Final = (4, 8, 16)
+_BATCHES: Final = (64, 256, 512)
+_TURNS = ((0, 2), (0, 2), (6, 12))  # earlier turns of short conversations and, which take far longer, long ones
+
+_ASK: Final = ("Tell me a story about a {}.", "Write a story about a {}", "a story about a {}, please", "story: {}")
+_WHO: Final = (
+    "fox", "owl", "hedgehog", "robot", "gardener", "sailor", "baker", "dragon",
+    "mouse", "clockmaker", "crow", "bear", "girl", "lighthouse keeper", "snail", "wizard",
+)  # fmt: skip
+_WHEN: Final = ("One evening", "Long ago", "Last winter", "On a bright morning", "One night")
+_FOUND: Final = ("a silver key", "a broken radio", "a box of letters", "a lantern", "a tiny door", "a jar of stars")
+_WHERE: Final = ("by the river", "in the old mill", "under a bridge", "on the hill", "at the harbour", "in the attic")
+_THEN: Final = ("it began to glow", "the rain stopped", "a voice said thank you", "nothing happened at all")
+
+SAMPLINGS: Final = tuple(
+    Sampling(temperature, top_p, 0, top_k)
+    for temperature in TEMPERATURES
+    for top_p, top_k in (((MILLION, 0), (950_000, 40)) if temperature else ((MILLION, 0),))
+)
+
+
+class TooSmall(ValueError):
+    """A model whose context has no room for a conversation and its answer."""
+
+    def __init__(self, context: int) -> None:
+        super().__init__(f"a context of {context} tokens is too small to calibrate: 256 are needed")
+        self.context = context
+
+
+@frozen
+class Replayed:
+    """An honest answer, checked: the caches of both sides, the job, and the margins (N,) in logits."""
+
+    seller: KvType
+    checker: KvType
+    job: Job
+    margins: Reals
+
+
+def fingerprint(kv: KvType, gpu_layers: int = -1) -> Fingerprint:
+    """That of an engine of this machine."""
+    return Fingerprint(build(), backend(gpu_layers), kv, SAMPLER)
+
+
+def conversation(rng: Random, turns: int) -> list[Message]:
+    """A wish for a story, after so many other stories: what is written then is not certain, so it tells something."""
+    messages: list[Message] = []
+    for _ in range(turns):
+        who = rng.choice(_WHO)
+        told = f"{rng.choice(_WHEN)} a {who} found {rng.choice(_FOUND)} {rng.choice(_WHERE)}, and {rng.choice(_THEN)}."
+        messages.append({"role": "user", "content": rng.choice(_ASK).format(who)})
+        messages.append({"role": "assistant", "content": told})
+    return [*messages, {"role": "user", "content": rng.choice(_ASK).format(rng.choice(_WHO))}]
+
+
+async def draw_jobs(
+    tokenizer: Tokenizer,
+    rng: Random,
+    count: int,
+    *,
+    context: int = _ROOM,
+    samplings: Sequence[Sampling] = SAMPLINGS,
+    max_tokens: int = ANSWER_TOKENS,
+) -> list[Job]:
+    """So many jobs, of each sampling after short and long conversations, that fit a context of so many tokens.
+
+    Raises TooSmall, TemplateError.
+    """
+    room = min(context, _ROOM) - max_tokens
+    kinds = list(product(_TURNS, samplings))
+    rng.shuffle(kinds)  # fewer jobs than kinds are still of all kinds in the long run
+    jobs = []
+    for turns, sampling in islice(cycle(kinds), count):
+        messages = conversation(rng, rng.randint(*turns))
+        while len(prompt := await tokenizer.encode(messages)) > room:
+            if len(messages) == 1:
+                raise TooSmall(context)
+            messages = messages[2:]
+        jobs.append(Job(prompt, sampling, rng.getrandbits(64), max_tokens))
+    return jobs
+
+
+async def answers(engine: Engine, jobs: Sequence[Job]) -> list[tuple[int, ...]]:
+    """The engine's answers to the jobs, as many at a time as it has slots. Raises EngineError."""
+    slots = asyncio.Semaphore(engine.slots)
+
+    async def one(job: Job) -> tuple[int, ...]:
+        async with slots, contextlib.aclosing(engine.generate(job)) as pieces:
+            return tuple([token async for piece in pieces for token in piece.ids])
+
+    return await asyncio.gather(*map(one, jobs))
+
+
+async def replay(engine: Engine, job: Job, answer: Sequence[int]) -> Reals:
+    """The margins (N,) in logits of an answer to a job without steering. Raises EngineError."""
+    found: list[Reals] = []
+    done = 0
+    async with contextlib.aclosing(engine.score(job.prompt, answer)) as blocks:
+        async for rows in blocks:
+            claimed = np.asarray(answer[done : done + len(rows)], dtype=np.int64)
+            found.append(margins(rows, claimed, job.sampling, job.seed, job.start + done))
+            done += len(rows)
+    return np.concatenate(found) if found else np.zeros(0)
+
+
+class Calibrator:
+    """Calibrates one model on this machine. One engine is in memory at a time."""
+
+    def __init__(
+        self, path: Path, manifest: Manifest, tokenizer: Tokenizer, *, threads: int, gpu_layers: int = -1
+    ) -> None:
+        self._path, self._manifest, self._tokenizer = path, manifest, tokenizer
+        self._threads, self._gpu_layers = threads, gpu_layers
+
+    async def rounds(self, seed: int, size: int = ANSWERS) -> AsyncGenerator[list[Replayed], None]:
+        """Round after round of honest answers, `size` in each, without end. Raises EngineError, TooSmall."""
+        for number in count():
+            rng = Random(f"{seed} {number}")
+            seller = KV_TYPES[number % len(KV_TYPES)]
+            jobs = await draw_jobs(self._tokenizer, rng, size, context=self._manifest.context)
+            async with self._engine(rng, seller, slots=rng.choice(_STREAMS)) as engine:
+                made = await answers(engine, jobs)
+            found = []
+            for checker in KV_TYPES:
+                async with self._engine(rng, checker, slots=1) as engine:
+                    for job, answer in zip(jobs, made, strict=True):
+                        found.append(Replayed(seller, checker, job, await replay(engine, job, answer)))
+            yield found
+
+    @contextlib.asynccontextmanager
+    async def _engine(self, rng: Random, kv: KvType, slots: int) -> AsyncGenerator[LlamaEngine, None]:
+        engine = await LlamaEngine.load(
+            self._path,
+            self._manifest,
+            context=_ROOM,
+            threads=rng.choice((1, self._threads)),
+            kv=kv,
+            gpu_layers=self._gpu_layers,
+            slots=slots,
+            batch=rng.choice(_BATCHES),
+        )
+        try:
+            yield engine
+        finally:
+            await engine.close()
+
+
+class Table:
+    """The calibrations of one model, growing."""
+
+    def __init__(self, model: bytes, gpu_layers: int = -1, known: Iterable[Calibration] = ()) -> None:
+        self._model, self._gpu_layers = model, gpu_layers
+        self._pairs = {(one.seller, one.checker): one for one in known}
+
+    @property
+    def calibrations(self) -> tuple[Calibration, ...]:
+        """All pairs."""
+        return tuple(self._pairs.values())
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens this machine's pairs have."""
+        mine = {fingerprint(kv, self._gpu_layers) for kv in KV_TYPES}
+        return sum(one.tokens for (seller, checker), one in self._pairs.items() if {seller, checker} <= mine)
+
+    def add(self, replayed: Replayed) -> None:
+        """Count one answer."""
+        seller, checker = (fingerprint(kv, self._gpu_layers) for kv in (replayed.seller, replayed.checker))
+        one = self._pairs.get((seller, checker)) or Calibration(seller, checker, self._model)
+        job, found = replayed.job, replayed.margins
+        # The context of a token is what stands before it.
+        short = max(0, min(LONG - job.start, found.size))
+        for long, part in ((False, found[:short]), (True, found[short:])):
+            if part.size:
+                one = one.add(Stratum.of(job.sampling, long), part)
+        self._pairs[seller, checker] = one
+
+
+class CalibrationFiles:
+    """Calibrations on disk, a file for each model: the folder's, and what is shipped with the demo model."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._read: dict[Path, tuple[int, tuple[Calibration, ...]]] = {}
+
+    def path(self, model: bytes) -> Path:
+        """Where a model's own file is, by its manifest's digest."""
+        return self._folder / f"{model.hex()}.json"
+
+    def own(self, model: bytes) -> tuple[Calibration, ...]:
+        """What was calibrated here. Raises BadCalibration, OSError."""
+        return tuple(one for one in self._load(self.path(model)) if one.model == model)
+
+    def find(self, model: bytes, seller: Fingerprint, checker: Fingerprint) -> Calibration | None:
+        """The calibration of a model and pair of engines, the one with more tokens if there are two.
+
+        Raises BadCalibration, OSError.
+        """
+        known = [one for path in (self.path(model), SHIPPED) for one in self._load(path) if one.model == model]
+        fitting = [one for one in known if (one.seller, one.checker) == (seller, checker)]
+        return max(fitting, key=lambda one: one.tokens, default=None)
+
+    def save(self, model: bytes, calibrations: Iterable[Calibration]) -> Path:
+        """Write a model's file, whole or not at all. Raises OSError."""
+        path = self.path(model)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(encode(calibrations))
+        partial.replace(path)
+        return path
+
+    def _load(self, path: Path) -> tuple[Calibration, ...]:
+        try:
+            changed = path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return ()
+        known = self._read.get(path)
+        if known is None or known[0] != changed:
+            with path.open("rb") as stream:
+                known = (changed, decode(stream.read(MAX_BYTES + 1)))
+            self._read[path] = known
+        return known[1]

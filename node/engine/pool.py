@@ -1,0 +1,451 @@
+"""Several models on one machine: loaded when first used, dropped by last use, within the memory that the owner allows.
+
+Theory of operation. For each model there is a `PooledEngine`, an `Engine` like any other, that can be asked from the
+start. A job counts as a user of its model from before it begins until it has ended; a model with users is never
+dropped. Models are loaded one at a time, by a task that belongs to the pool and not to who asked first, so that a
+client that goes away breaks nothing for the others. To make room, the idle model that was used longest ago is dropped;
+while none is idle who asks waits, not for long, and then hears EngineBusy. What a model takes is the higher of the
+estimate before and the measurement after its first loading.
+
+A model's name is its file's bytes, so a file that is not the same any more (see `models.known.FileIdentity`) ends its
+sale and its loading until the node is started again. One that was replaced or deleted is still whole in the memory
+that was mapped from it, and goes on answering its owner until it is dropped. One that was written to in place is not:
+llama.cpp maps the file, so the weights have changed under it; it is dropped at once and its jobs fail.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+
+from attrs import define, evolve, field, frozen
+
+from ledger.records import Fingerprint
+from node.engine.port import (
+    BadPrompt,
+    Engine,
+    EngineBusy,
+    EngineClosed,
+    EngineError,
+    Job,
+    Piece,
+    PromptTooLong,
+    Rows,
+)
+from node.models.known import FileIdentity
+from node.models.manifest import Manifest
+
+T = TypeVar("T")
+
+PATIENCE_S: Final = 10.0  # for room in memory; a client waits that long anyway for a model to be loaded
+MAX_WAITING: Final = 64  # who wait for a model, in all
+_RETRY_AFTER_S: Final = 5.0
+_MIB: Final = 2**20
+
+State = Literal["loaded", "loading", "on disk", "changed"]
+_log = logging.getLogger(__name__)
+
+
+class NoRoom(EngineBusy):
+    """The models in memory are all at work, and there is no room for one more beside them."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(0, _RETRY_AFTER_S)
+        again = f"try again in {_RETRY_AFTER_S:.0f} s, or allow more with [node] memory"
+        self.args = (f"no room to load {name} beside the models that are at work; {again}",)
+        self.name = name
+
+
+class DoesNotFit(EngineError):
+    """A model that needs more memory than all models together may take. Both in bytes."""
+
+    def __init__(self, name: str, needed: int, allowed: int) -> None:
+        super().__init__(
+            f"{name} needs about {_shown(needed)} and models may take {_shown(allowed)}: allow more with "
+            "[node] memory, or choose fewer slots, a smaller context or a smaller model"
+        )
+        self.name, self.needed, self.allowed = name, needed, allowed
+
+
+class LoadFailed(EngineError):
+    """A model could not be loaded; `__cause__` is why."""
+
+    def __init__(self, name: str, cause: BaseException) -> None:
+        super().__init__(f"{name} could not be loaded: {str(cause) or type(cause).__name__}")
+        self.name = name
+
+
+class ModelChanged(EngineError):
+    """The model's file is not the one that was read when the node started."""
+
+    def __init__(self, name: str, what: str) -> None:
+        super().__init__(f"{name} is not answered with any more: its file {what}; start the node again")
+        self.name, self.what = name, what
+
+
+def _shown(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / _MIB:.0f} MiB"
+
+
+@frozen
+class Stock:
+    """A model that can be loaded, and what is known of it before: `bytes` estimates what it takes in memory."""
+
+    name: str
+    path: Path
+    identity: FileIdentity
+    manifest: Manifest
+    fingerprint: Fingerprint
+    context: int
+    slots: int
+    bytes: int
+    load: Callable[[], Awaitable[Engine]]
+
+
+@frozen
+class Seen:
+    """One model as it is now: `bytes` in memory, measured where it was loaded before, and what is wrong with it."""
+
+    name: str
+    model: bytes
+    state: State
+    users: int
+    bytes: int
+    slots: int
+    free_slots: int
+    context: int
+    trouble: str | None
+
+
+@define(eq=False)
+class _Place:
+    """One model's place in the pool."""
+
+    stock: Stock
+    bytes: int
+    engine: Engine | None = None
+    loading: "asyncio.Task[None] | None" = None
+    users: int = 0
+    waiting: int = 0
+    last_used: int = 0
+    trouble: str | None = None  # what happened to its file
+    closing: set["asyncio.Task[None]"] = field(factory=set)
+
+
+class Pool:
+    """The models of one node. `allowed` bytes for all together; `used` reads the memory in use, to measure with."""
+
+    def __init__(
+        self,
+        allowed: int,
+        *,
+        used: Callable[[], int] = lambda: 0,
+        patience_s: float = PATIENCE_S,
+        max_waiting: int = MAX_WAITING,
+    ) -> None:
+        self.allowed: Final = allowed
+        self._used = used
+        self._patience_s, self._max_waiting = patience_s, max_waiting
+        self._places: list[_Place] = []
+        self._ticks = count(1)
+        self._changed = asyncio.Event()
+        self._closed = False
+
+    def add(self, stock: Stock) -> "PooledEngine":
+        """One more model, not loaded yet. Raises DoesNotFit if it never can be."""
+        if stock.bytes > self.allowed:
+            raise DoesNotFit(stock.name, stock.bytes, self.allowed)
+        place = _Place(stock, stock.bytes)
+        self._places.append(place)
+        return PooledEngine(self, place)
+
+    @property
+    def taken(self) -> int:
+        """Bytes that models take now."""
+        return sum(place.bytes for place in self._places if _takes_memory(place))
+
+    def seen(self) -> list[Seen]:
+        """All models as they are now, in the order in which they were added."""
+        return [
+            Seen(
+                name=place.stock.name,
+                model=place.stock.manifest.digest,
+                state=self.state(place),
+                users=place.users,
+                bytes=place.bytes,
+                slots=place.stock.slots,
+                free_slots=self.free_slots(place),
+                context=place.stock.context,
+                trouble=place.trouble,
+            )
+            for place in self._places
+        ]
+
+    async def sweep(self) -> None:
+        """Look at all files, and drop what was written to in place."""
+        for place in self._places:
+            self.is_unchanged(place)
+        await self._all_closed()
+
+    async def close(self) -> None:
+        """End all jobs with EngineClosed and free the memory; again does nothing."""
+        self._closed = True
+        self._tell()
+        for place in self._places:
+            if place.loading is not None:
+                await asyncio.wait({place.loading})
+            self._drop(place)
+        await self._all_closed()
+
+    # What the engines ask
+
+    def state(self, place: _Place) -> State:
+        """Whether the model is in memory."""
+        if place.engine is not None:
+            return "loaded"
+        if place.trouble is not None:
+            return "changed"
+        return "loading" if place.loading is not None else "on disk"
+
+    def free_slots(self, place: _Place) -> int:
+        """How many jobs would begin at once, or as soon as the model is loaded where it can be now."""
+        if self._closed or self.state(place) == "changed":
+            return 0
+        if place.engine is not None:
+            return place.engine.free_slots()
+        if place.loading is None and not self._could_have_room(place):
+            return 0
+        return max(0, place.stock.slots - place.waiting)
+
+    def is_unchanged(self, place: _Place) -> bool:
+        """Whether the file is still the one that was read at the start; once it was not, it never is again."""
+        if place.trouble is not None:
+            return False
+        try:
+            now = FileIdentity.of(place.stock.path)
+        except OSError as error:
+            what, in_place = f"cannot be read any more ({error.strerror})", False
+        else:
+            if now == place.stock.identity:
+                return True
+            in_place = now.same_place(place.stock.identity)
+            what = "was written to" if in_place else "was replaced"
+        place.trouble = what
+        _log.warning(
+            "%s %s: %s is neither sold nor loaded any more; start the node again to use what is there now",
+            place.stock.path,
+            what,
+            place.stock.name,
+        )
+        if in_place:
+            self._drop(place)
+        self._tell()
+        return False
+
+    def check(self, place: _Place) -> None:
+        """Raises EngineClosed, ModelChanged where nothing can come of a job."""
+        self.is_unchanged(place)
+        if self._closed:
+            raise EngineClosed
+        if place.engine is None and place.trouble is not None:
+            raise ModelChanged(place.stock.name, place.trouble)
+
+    @contextlib.asynccontextmanager
+    async def using(self, place: _Place) -> AsyncIterator[Engine]:
+        """The model in memory, and kept there meanwhile.
+
+        Raises EngineBusy, LoadFailed, ModelChanged, EngineClosed.
+        """
+        engine = await self._ready(place)
+        try:
+            yield engine
+        finally:
+            place.users -= 1
+            place.last_used = next(self._ticks)
+            self._tell()
+
+    async def _ready(self, place: _Place) -> Engine:
+        """Wait until the model is in memory, and count one more user."""
+        self.check(place)
+        if place.engine is None:
+            if sum(one.waiting for one in self._places) >= self._max_waiting:
+                raise EngineBusy(self._max_waiting, _RETRY_AFTER_S)
+            place.waiting += 1
+            try:
+                await self._wait_for(place)
+            finally:
+                place.waiting -= 1
+        if place.engine is None:
+            raise EngineClosed
+        place.users += 1
+        return place.engine
+
+    async def _wait_for(self, place: _Place) -> None:
+        deadline = asyncio.get_running_loop().time() + self._patience_s
+        while place.engine is None:
+            self.check(place)
+            if place.loading is None and not self._is_loading() and self._could_have_room(place):
+                place.loading = asyncio.create_task(self._load(place))
+                place.loading.add_done_callback(_retrieve)
+            if place.loading is not None:
+                # Whoever asked first may go away; the others, and the next to come, still want it.
+                await asyncio.shield(place.loading)
+                continue
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._changed.wait()
+            except TimeoutError:
+                raise NoRoom(place.stock.name) from None
+
+    def _is_loading(self) -> bool:
+        return any(place.loading is not None for place in self._places)
+
+    def _could_have_room(self, place: _Place) -> bool:
+        """Whether the model fits beside those that cannot be dropped now."""
+        kept = sum(one.bytes for one in self._places if one is not place and one.engine is not None and _wanted(one))
+        return kept + place.bytes <= self.allowed
+
+    async def _load(self, place: _Place) -> None:
+        """Drop what must go, and load; where others have come to use what should go, nothing happens."""
+        try:
+            await self._all_closed()
+            while self.taken + place.bytes > self.allowed:
+                idle = [one for one in self._places if one.engine is not None and not _wanted(one)]
+                if not idle:
+                    return
+                self._drop(min(idle, key=lambda one: one.last_used))
+                await self._all_closed()
+            before = await asyncio.to_thread(self._used)  # asking a GPU's driver takes its time
+            engine = await place.stock.load()
+            grown = await asyncio.to_thread(self._used) - before
+            place.bytes = min(max(place.stock.bytes, grown), self.allowed)
+            if self._closed or not self.is_unchanged(place):
+                await engine.close()
+                return
+            place.engine = engine
+            # What the engine says of itself holds from now on, also after it was dropped.
+            place.stock = evolve(
+                place.stock, fingerprint=engine.fingerprint, context=engine.context, slots=engine.slots
+            )
+            place.last_used = next(self._ticks)
+        except Exception as error:
+            _log.warning("%s could not be loaded: %s", place.stock.name, error)
+            raise LoadFailed(place.stock.name, error) from error
+        finally:
+            place.loading = None
+            self._tell()
+
+    def _drop(self, place: _Place) -> None:
+        """Take a model out of use; its memory counts until it is free."""
+        engine, place.engine = place.engine, None
+        if engine is not None:
+            closing = asyncio.ensure_future(engine.close())
+            place.closing.add(closing)
+            closing.add_done_callback(place.closing.discard)
+
+    async def _all_closed(self) -> None:
+        closing = {task for place in self._places for task in place.closing}
+        if closing:
+            await asyncio.wait(closing)
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def _retrieve(loading: "asyncio.Task[None]") -> None:
+    """A failure that nobody waits for any more was logged already."""
+    if not loading.cancelled():
+        loading.exception()
+
+
+def _wanted(place: _Place) -> bool:
+    """Whether somebody uses the model, or will in a moment: who waited for its loading has yet to wake up."""
+    return place.users > 0 or place.waiting > 0
+
+
+def _takes_memory(place: _Place) -> bool:
+    return place.engine is not None or bool(place.closing)
+
+
+class PooledEngine:
+    """An `Engine` whose model is in memory only while it is used. Made by `Pool.add`."""
+
+    def __init__(self, pool: Pool, place: _Place) -> None:
+        self._pool, self._place = pool, place
+
+    @property
+    def manifest(self) -> Manifest:
+        """See `Engine.manifest`."""
+        return self._place.stock.manifest
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """See `Engine.fingerprint`."""
+        return self._place.stock.fingerprint
+
+    @property
+    def context(self) -> int:
+        """See `Engine.context`."""
+        return self._place.stock.context
+
+    @property
+    def slots(self) -> int:
+        """See `Engine.slots`."""
+        return self._place.stock.slots
+
+    @property
+    def state(self) -> State:
+        """Whether the model is in memory."""
+        return self._pool.state(self._place)
+
+    def is_unchanged(self) -> bool:
+        """Whether the file is still what the manifest says, so that the model may be sold; takes some microseconds."""
+        return self._pool.is_unchanged(self._place)
+
+    async def load(self) -> None:
+        """Load it now. Raises as `generate`."""
+        async with self._pool.using(self._place):
+            pass
+
+    def free_slots(self) -> int:
+        """See `Engine.free_slots`."""
+        return self._pool.free_slots(self._place)
+
+    def generate(self, job: Job) -> AsyncGenerator[Piece, None]:
+        """See `Engine.generate`; loads the model if need be."""
+        self._check(job.prompt, 1)
+        return self._while_used(lambda engine: engine.generate(job))
+
+    def score(self, prompt: Sequence[int], claimed: Sequence[int]) -> AsyncGenerator[Rows, None]:
+        """See `Engine.score`; loads the model if need be."""
+        self._check(prompt, len(claimed))
+        return self._while_used(lambda engine: engine.score(prompt, claimed))
+
+    async def embed(self, inputs: Sequence[Sequence[int]]) -> Rows:
+        """See `Engine.embed`; loads the model if need be."""
+        async with self._pool.using(self._place) as engine:
+            rows = await engine.embed(inputs)
+        self._pool.check(self._place)
+        return rows
+
+    async def close(self) -> None:
+        """Close the pool, and so all of its engines; see `Engine.close`."""
+        await self._pool.close()
+
+    def _check(self, prompt: Sequence[int], more: int) -> None:
+        if not prompt:
+            raise BadPrompt("a prompt needs one id or more")
+        if len(prompt) + more > self.context:
+            raise PromptTooLong(len(prompt), self.context)
+        self._pool.check(self._place)
+
+    async def _while_used(self, start: Callable[[Engine], AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
+        async with self._pool.using(self._place) as engine, contextlib.aclosing(start(engine)) as results:
+            async for result in results:
+                yield result
+            # What was computed with weights that changed meanwhile is no result: above all no evidence.
+            self._pool.check(self._place)

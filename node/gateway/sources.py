@@ -1,0 +1,113 @@
+"""Where an answer's ids come from: this machine's engine, or a purchase; and what each came to."""
+
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Final, Protocol
+
+from attrs import frozen
+
+from ledger.identity import Did
+from ledger.money import Amount
+from node.engine.port import Engine, Job, Piece
+from node.exchange.continuing import earlier_of
+from node.exchange.purchase import Purchase
+from node.wire.messages import Earlier
+
+
+class AnswerCut(Exception):
+    """The answer broke off after a part of it had come."""
+
+
+@frozen
+class Paper:
+    """What one part of an answer came to; `record` is the digest of the last record that its seller signed for it:
+    the receipt, or the last checkpoint where it was cut off. What is computed here has none, and costs nothing.
+    """
+
+    route: str  # `local` or the seller's did
+    record: bytes | None = None
+    cost: Amount | None = None
+
+
+class Source(Protocol):
+    """Where an answer's ids come from."""
+
+    @property
+    def stops_itself(self) -> bool:
+        """Whether it ends the answer at a stop string without being told."""
+        ...
+
+    @property
+    def route(self) -> str:
+        """Who computes it: `local` or a seller's did; of an answer in parts all of them, in their order."""
+        ...
+
+    def ids(self) -> AsyncGenerator[Piece, None]:
+        """Pieces of new ids; closing stops the work. Raises AnswerCut, NotPlaced, EngineError."""
+        ...
+
+    async def papers(self) -> tuple[Paper, ...]:
+        """What each part came to, once the ids have ended, in whatever way. Raises NotPlaced."""
+        ...
+
+
+class Origin(Source, Protocol):
+    """A source of one part, which another can continue."""
+
+    async def earlier(self) -> Earlier | None:
+        """What shows it to a seller that continues it; None of what was computed here. Raises NotPlaced."""
+        ...
+
+
+class LocalSource:
+    """This machine's own engine."""
+
+    stops_itself: Final = False
+    route: Final = "local"
+
+    def __init__(self, engine: Engine, job: Job) -> None:
+        self._engine, self._job = engine, job
+
+    async def ids(self) -> AsyncGenerator[Piece, None]:
+        async with contextlib.aclosing(self._engine.generate(self._job)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def papers(self) -> tuple[Paper, ...]:
+        return (Paper(self.route),)
+
+    async def earlier(self) -> Earlier | None:
+        return None
+
+
+class BoughtSource:
+    """A purchase under way."""
+
+    stops_itself: Final = True
+
+    def __init__(self, purchase: Purchase, seller: Did) -> None:
+        self._purchase = purchase
+        self.route: Final[str] = seller
+
+    async def ids(self) -> AsyncGenerator[Piece, None]:
+        ended = False
+        try:
+            async for ids in self._purchase.tokens():
+                yield Piece(ids)
+            ended = True
+        finally:
+            if not ended:
+                self._purchase.cancel()
+        delivery = await self._purchase.outcome()
+        if not delivery.complete:
+            raise AnswerCut(delivery.objection or "the seller stopped before the end of the answer")
+
+    async def papers(self) -> tuple[Paper, ...]:
+        delivery = await self._purchase.outcome()
+        last = delivery.receipt or delivery.checkpoint
+        # What is paid, also where the receipt asks for more.
+        paid = Amount(delivery.owed, delivery.terms.offer.record.price.unit)
+        return (Paper(self.route, last.digest if last is not None else None, paid),)
+
+    async def earlier(self) -> Earlier | None:
+        return earlier_of(await self._purchase.outcome())

@@ -1,0 +1,150 @@
+"""Frauds with real weights, and honest work: what the auditor makes of either, with the calibration that is shipped."""
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from random import Random
+
+import pytest
+import pytest_asyncio
+from attrs import evolve
+
+from benchmarks.frauds import FRAUDS, Bench, Sold, cheaper_cache, honest, smaller_model
+from benchmarks.verification import demo_tokenizer
+from ledger.identity import Identity
+from ledger.journal import MemoryJournal
+from ledger.records import Sampling, digest_of, sign
+from node.engine.calibration import SAMPLINGS, CalibrationFiles, draw_jobs, fingerprint
+from node.engine.llamacpp import LlamaEngine
+from node.exchange.auditor import Audit, Auditor
+from node.exchange.book import Book
+from node.exchange.delivery import Terms
+from node.exchange.experience import Experience
+from node.models.llama import quantize
+from node.models.manifest import manifest_of
+from node.models.weights import KvType
+from node.ports import ManualClock
+from tests.node.trading import DEMO, ScriptedSeller, draft_order
+
+LONGEST = 100  # tokens of an answer
+# So many answers are more than enough, and take no more than some seconds.
+ANSWERS = {
+    "truncated context": 40,
+    "hidden system prompt": 60,
+    "1 token in 50 edited": 30,
+    "temperature 0.7, not 1": 90,
+    "another seed": 20,
+    "stopped early": 30,
+    "an old answer copied": 20,
+    "Q3_K_M": 90,
+    "Q2_K": 30,
+}
+
+
+@pytest_asyncio.fixture
+async def bench() -> AsyncIterator[Bench]:
+    async with demo_tokenizer() as tokenizer:
+        yield Bench(tokenizer, tokenizer.eog, Random(31))
+
+
+class Checker:
+    """A node with the promised weights; the seller says that it runs them, too."""
+
+    def __init__(self, engine: LlamaEngine, bench: Bench, folder: Path, clock: ManualClock, cache: KvType) -> None:
+        identity = Identity((2).to_bytes(32, "little"))
+        seller = ScriptedSeller(bench.tokenizer, clock, lambda _: ())
+        said = evolve(seller.offer.record, model=engine.manifest.digest, engine=fingerprint(cache))
+        self._offer = sign(said, seller.identity)
+        self._clock, self._identity = clock, identity
+        book = Book(MemoryJournal(identity.did), identity, clock, Experience())
+        self._auditor = Auditor(book, [engine], CalibrationFiles(folder).find, lambda _: bench.tokenizer)
+
+    async def audit(self, number: int, sold: Sold) -> Audit:
+        """Check one answer."""
+        job = sold.job
+        draft = draft_order(
+            self._identity,
+            self._offer,
+            self._clock,
+            nonce=number,
+            prompt=job.prompt,
+            max_tokens=job.max_tokens,
+            sampling=job.sampling,
+            seed=job.seed,
+        )
+        receipt = digest_of(number.to_bytes(4, "big"))
+        return await self._auditor.audit(Terms(draft.order, self._offer, draft.request), receipt, sold.answer)
+
+    async def condemns(self, sold: Sequence[Sold]) -> bool:
+        """Whether it does after one of the answers, checked in turn."""
+        for number, one in enumerate(sold):
+            if (await self.audit(number, one)).outcome == "dishonest":
+                return True
+        return False
+
+
+@pytest_asyncio.fixture(params=["f16"])
+async def checker(
+    request: pytest.FixtureRequest, bench: Bench, tmp_path: Path, clock: ManualClock
+) -> AsyncIterator[Checker]:
+    """One whose own KV cache is the parameter; the seller's is f16."""
+    engine = await LlamaEngine.load(DEMO, manifest_of(DEMO), context=2_048, threads=1, slots=1, kv=request.param)
+    yield Checker(engine, bench, tmp_path, clock, "f16")
+    await engine.close()
+
+
+@pytest.mark.parametrize("fraud", FRAUDS)
+async def test_a_fraud_is_condemned(fraud: str, bench: Bench, checker: Checker) -> None:
+    assert await checker.condemns(await FRAUDS[fraud](bench, DEMO, ANSWERS[fraud], LONGEST))
+
+
+@pytest.mark.parametrize(("run", "checker"), [("Q3_K_M", "f16"), ("Q2_K", "q8_0")], indirect=["checker"])
+async def test_a_lower_quantization_than_offered_is_condemned(
+    run: str, bench: Bench, checker: Checker, tmp_path: Path
+) -> None:
+    quantize(DEMO, tmp_path / "cheap.gguf", run, threads=1)
+    assert await checker.condemns(await honest(bench, tmp_path / "cheap.gguf", ANSWERS[run], LONGEST))
+
+
+async def test_a_smaller_model_than_offered_is_condemned(bench: Bench, checker: Checker, tmp_path: Path) -> None:
+    smaller_model(DEMO, tmp_path / "small.gguf")
+    assert await checker.condemns(await honest(bench, tmp_path / "small.gguf", 4, LONGEST))
+
+
+async def test_honest_receipts_of_mixed_lengths_and_temperatures_are_acquitted(bench: Bench, checker: Checker) -> None:
+    jobs = []
+    for length in (1, 3, 10, 20, 40, 60, 80, LONGEST):
+        jobs += await draw_jobs(bench.tokenizer, bench.rng, 14, samplings=SAMPLINGS, max_tokens=length)
+    answers = bench.computed(DEMO, jobs)
+
+    found = [await checker.audit(n, Sold(*one)) for n, one in enumerate(zip(jobs, answers, strict=True))]
+
+    assert {audit.outcome for audit in found} == {"honest"}
+    assert not any(audit.abstained for audit in found)
+
+
+async def test_a_cheaper_cache_alone_is_no_reason_to_condemn_in_a_few_answers(bench: Bench, checker: Checker) -> None:
+    # It computes nearly the same: whoever must know needs ten thousands of tokens (see benchmarks.verification).
+    assert not await checker.condemns(await cheaper_cache(bench, DEMO, 12, LONGEST))
+
+
+async def test_a_seller_hotter_than_what_was_calibrated_is_not_judged(bench: Bench, checker: Checker) -> None:
+    hot = Sampling(1_600_000, 1_000_000, 0, 0)
+    (job,) = await draw_jobs(bench.tokenizer, bench.rng, 1, samplings=(hot,), max_tokens=8)
+    audit = await checker.audit(0, Sold(job, (1, 2, 3)))
+    assert audit.abstained
+    assert "temperature" in audit.reason
+
+
+async def test_a_model_that_nobody_calibrated_is_not_judged_and_the_reason_says_what_to_do(
+    bench: Bench, tmp_path: Path, clock: ManualClock
+) -> None:
+    quantize(DEMO, tmp_path / "other.gguf", "Q4_K_M", threads=1)
+    other = manifest_of(tmp_path / "other.gguf")
+    engine = await LlamaEngine.load(tmp_path / "other.gguf", other, context=512, threads=1, slots=1)
+    try:
+        (job,) = await draw_jobs(bench.tokenizer, bench.rng, 1, max_tokens=8, context=512)
+        audit = await Checker(engine, bench, tmp_path, clock, "f16").audit(0, Sold(job, (1, 2, 3)))
+    finally:
+        await engine.close()
+    assert audit.abstained
+    assert "run `idlemesh calibrate MODEL`" in audit.reason
