@@ -74,7 +74,7 @@ class Timed:
     def __init__(self, cells: Cells) -> None:
         self._cells = cells
         self.tokens, self.batch, self.sequences, self.rows = cells.tokens, cells.batch, cells.sequences, cells.rows
-        self.copy, self.remove = cells.copy, cells.remove
+        self.shared, self.save, self.restore, self.remove = cells.shared, cells.save, cells.restore, cells.remove
         self.extent, self.clear = cells.extent, cells.clear
         self.computed: list[tuple[float, float, int]] = []  # from, to, rows
 

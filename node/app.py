@@ -97,6 +97,7 @@ async def load_llama(path: Path, manifest: Manifest, plan: Plan) -> Engine:
         context=plan.context,
         slots=plan.slots,
         cells=plan.cells,
+        kept=plan.kept,
         threads=plan.threads,
         batch=plan.batch,
         kv=plan.kv,

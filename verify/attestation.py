@@ -42,7 +42,8 @@ def _uncalibrated(seller: Fingerprint, checker: Fingerprint) -> str:
     )
     if not different:
         return "nobody calibrated this model on this engine: run `idlemesh calibrate MODEL`"
-    return f"uncalibrated: run `idlemesh calibrate MODEL` with both engines; they differ: {different}"[:_LONGEST]
+    why = f"the engines differ, and what is honest between them is not calibrated: {different}"
+    return f"{why}. `idlemesh calibrate MODEL` does that for one engine alone"[:_LONGEST]
 
 
 def _quoted(name: str) -> str:

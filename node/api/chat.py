@@ -167,7 +167,7 @@ def _grammar(asked: ChatRequest) -> tuple[str, str | None]:
             case NamedTool(function=function):
                 return _made("tools", lambda: tool_call_grammar(tools, function.name)), "tools"
             case "required":
-                return _made("tools", lambda: tool_call_grammar(tools, "required")), "tools"
+                return _made("tools", lambda: tool_call_grammar(tools, None)), "tools"
             case _:
                 return "", None
     match wanted:

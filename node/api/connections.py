@@ -91,6 +91,8 @@ async def serving(app: web.Application, listener: socket.socket, bounds: Bounds)
         access_log=None,
         shutdown_timeout=_SHUTDOWN_S,
         keepalive_timeout=bounds.idle_s,
+        # Encoded bodies are refused: not even what is thrown away is decoded, which can fail or take much memory.
+        auto_decompress=False,
     )
     await runner.setup()
     try:

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from node.engine.pool import DoesNotFit, LoadFailed, ModelChanged
 from node.engine.port import BadPrompt, EngineBusy, EngineClosed, EngineError, EngineFailed, PromptTooLong
-from node.gateway.question import ContextExceeded, UnknownModel, Unservable
+from node.gateway.question import BadBias, ContextExceeded, TooManyTokens, UnknownModel, Unservable
 from node.gateway.sources import AnswerCut
 from node.models.template import NotShown, TemplateError
 
@@ -53,8 +53,8 @@ def busy(message: str, retry_after: float) -> ApiError:
 
 
 # What can stop an answer, as a client is told of it.
-Failure = UnknownModel | Unservable | ContextExceeded | TemplateError | EngineError | AnswerCut
-FAILURES = (UnknownModel, Unservable, ContextExceeded, TemplateError, EngineError, AnswerCut)
+Failure = UnknownModel | Unservable | ContextExceeded | TooManyTokens | TemplateError | EngineError | AnswerCut
+FAILURES = (UnknownModel, Unservable, ContextExceeded, TooManyTokens, TemplateError, EngineError, AnswerCut)
 
 
 def told(failure: Failure, param: str) -> ApiError:
@@ -66,6 +66,10 @@ def told(failure: Failure, param: str) -> ApiError:
             return ApiError(503, str(failure), kind="unservable_error", code="nobody_can_answer")
         case ContextExceeded() | PromptTooLong():
             return ApiError(400, str(failure), param=param, code="context_length_exceeded")
+        case TooManyTokens():
+            return ApiError(400, str(failure), param=param, code="max_tokens_per_request")
+        case BadBias():
+            return ApiError(400, str(failure), param="logit_bias", code="invalid_value")
         case NotShown():
             at = failure.what if failure.what == "tools" else param
             return ApiError(400, str(failure), param=at, code="unsupported_by_template")

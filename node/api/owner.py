@@ -1,5 +1,6 @@
 """`/node/v1`: what the owner's commands ask of a running node."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -30,6 +31,8 @@ from verify.reputation import score
 
 MAX_LISTED: Final = 1_000
 _SHORTEST_PREFIX: Final = 6
+# So often the end of the journal is looked for while others write.
+_CATCH_UP: Final = 1_000
 
 
 class OwnerDoor:
@@ -224,8 +227,13 @@ async def account_rows(journal: Journal, me: str) -> dict[str, Any]:
     """Every balance as the journal's entries give it, whether they still chain, and whether the books agree."""
     replaying = Replay(me)
     try:
-        async for entry in journal.entries():
-            replaying.add(entry)
+        # Others write meanwhile, and an entry may be read before the books that it moves: both must be at one entry.
+        for _ in range(_CATCH_UP):
+            async for entry in journal.entries(replaying.head.sequence):
+                replaying.add(entry)
+            if replaying.head.sequence == journal.head.sequence:
+                break
+            await asyncio.sleep(0)
     except BrokenChain as error:
         return {"chain": "broken", "why": str(error), "balanced": False, "accounts": []}
     books = replaying.books

@@ -68,6 +68,10 @@ def is_wildcard(host: str) -> bool:
         return False
 
 
+class _Encoded(Exception):
+    """A body with a Content-Encoding, which nothing here decodes."""
+
+
 class _Rates:
     """Token buckets by remote address, the least recently seen forgotten first."""
 
@@ -98,6 +102,8 @@ def build_app(openai: OpenAiDoor, mesh: MeshDoor, owner: OwnerDoor, keys: Keys, 
                 raise Refused("too_many_requests", "too many requests from your address: slow down", 1)
         else:
             _check_owner(request, keys)
+        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise _Encoded
         return await handler(request)
 
     app = web.Application(middlewares=[_errors, guard], client_max_size=MAX_BODY)
@@ -134,11 +140,10 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return error.response()
     except web.HTTPRequestEntityTooLarge:
         return ApiError(413, f"the body is larger than {MAX_BODY} bytes", code="too_large").response()
+    except _Encoded:
+        return _malformed(request, "a body with a Content-Encoding is not read here: send it as it is")
     except web.RequestPayloadError:
-        why = "the body is not encoded as its headers say"
-        if request.path.startswith("/mesh/"):
-            return refusal_response(Refused("malformed", why))
-        return ApiError(400, why, code="invalid_encoding").response()
+        return _malformed(request, "the body is not encoded as its headers say")
     except web.HTTPNotFound:
         return ApiError(404, f"there is nothing at {request.path[:128]}", code="not_found").response()
     except web.HTTPMethodNotAllowed as error:
@@ -152,3 +157,9 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path.startswith("/mesh/"):
             return refusal_response(Refused("failed", "the node failed at this request"))
         return internal_error().response()
+
+
+def _malformed(request: web.Request, why: str) -> web.Response:
+    if request.path.startswith("/mesh/"):
+        return refusal_response(Refused("malformed", why))
+    return ApiError(400, why, code="invalid_encoding").response()

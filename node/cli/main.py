@@ -233,7 +233,7 @@ async def _accounts_from_disk(home: Home) -> dict[str, Any]:
 
 @app.command()
 def audit(receipt: ReceiptArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Replay a bought answer on this node's own weights, and say whether the seller was honest.
+    """Replay a bought answer on this node's own weights, or have other sellers score it: was the seller honest?
 
     Example: idlemesh audit 3fa91c
     """

@@ -95,6 +95,9 @@ def peers(body: Body) -> None:
     ]
     columns = ("peer", "reputation", "delivered", "failed", "audits passed", "trouble now")
     print_table("Peers", columns, rows, "No peers are named: idlemesh up --peer DID@URL")
+    for p in body["peers"]:
+        if p["scores_distrusted"]:
+            typer.echo(f"{short(p['did'])}: its scores of others' answers are not believed any more: they were wrong.")
 
 
 def offers(body: Body) -> None:
@@ -132,7 +135,7 @@ def receipts(body: Body) -> None:
         (
             r["id"][:12],
             local_time(r["finished_ms"]),
-            r["role"],
+            f"score {r['role']}" if r["work"] == "score" else r["role"],
             short(r["seller"] if r["role"] == "bought" else r["buyer"]),
             r["model"],
             f"{r['prompt_tokens']} + {r['output_tokens']}",

@@ -7,8 +7,10 @@ from an answer, so a task that had to give up its place in the cache is simply c
 positions are the same, and so is the answer.
 
 Work that nobody waits for word by word (replays) gets what is left of a step, and a whole one now and then.
-When the cache is full, the prefixes kept for later go first, then the replays, then the youngest streams: sold ones
-before the owner's. They go back into the line and begin again. The oldest always gets on, so all end.
+Where the tasks share the cache and it is full, the replays give way first, then the youngest streams: sold ones before
+the owner's. They go back into the line and begin again. The oldest always gets on, so all end. Where each has a part of
+its own, llama.cpp computes only neighbours together: streams begin in the lowest free place, and the highest moves
+down where one has ended and nobody follows.
 When llama.cpp cannot compute a batch, each task is tried alone, and those that fail alone have failed.
 """
 
@@ -21,15 +23,16 @@ import numpy as np
 from node.engine.outlet import Outlet
 from node.engine.pace import Pace
 from node.engine.port import EngineFailed, Piece, Rows
-from node.engine.prefixes import Prefix, Prefixes, as_ids
+from node.engine.prefixes import Ids, Prefix, Prefixes, as_ids, common
 from node.engine.tasks import Replay, Stream, Work
-from node.models.weights import DecodeFailed, Run
+from node.models.weights import DecodeFailed, Run, State
 from verify.cutoffs import BadLogits, peak_of
 from verify.sampler import NOTHING, sample_block
 
 _NO_ROOM: Final = 1  # llama_decode's code
 _PATIENCE: Final = 8  # steps after which a replay is computed even if prompts wait
 _BURST: Final = 1_024  # tokens of prompts at most that streams wait for before their second token
+_WORTH: Final = 16  # copying so many tokens takes no longer than computing one
 _SLACK: Final = 64  # cells that a task should find free beyond its ids, to begin
 
 Results = Outlet[Piece] | Outlet[Rows]
@@ -42,13 +45,18 @@ class Cells(Protocol):
     batch: int
     sequences: int
     rows: int
+    shared: bool
 
     def compute(self, runs: Sequence[Run]) -> Rows:
         """See `Context.compute`."""
         ...
 
-    def copy(self, source: int, target: int, tokens: int) -> None:
-        """See `Context.copy`."""
+    def save(self, sequence: int) -> State:
+        """See `Context.save`."""
+        ...
+
+    def restore(self, sequence: int, state: State) -> bool:
+        """See `Context.restore`."""
         ...
 
     def remove(self, sequence: int, position: int = 0) -> bool:
@@ -67,10 +75,13 @@ class Cells(Protocol):
 class Batcher:
     """The tasks at work and the cache they share. Of one thread at a time."""
 
-    def __init__(self, cells: Cells, eog: frozenset[int], clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, cells: Cells, eog: frozenset[int], kept: int, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        """`kept`: tokens of prefixes that are kept for later, at most."""
         self._cells, self._eog, self._clock = cells, eog, clock
-        self._free = list(range(cells.sequences))[::-1]
-        self._prefixes, self._pace = Prefixes(), Pace()
+        self._free = set(range(cells.sequences))
+        self._prefixes, self._pace = Prefixes(kept), Pace()
         self._tasks: list[Work] = []  # the oldest first
         self._turn = 0  # whose prompt is next
         self._waited = 0  # steps since a replay was computed
@@ -88,8 +99,8 @@ class Batcher:
         return self._prefixes
 
     def fits(self, task: Work) -> bool:
-        """Whether there is room to begin with it, if need be by forgetting prefixes."""
-        if not self._tasks:
+        """Whether there is room to begin with it."""
+        if not self._tasks or not self._cells.shared:
             return True
         held = sum(len(other.ids) for other in self._tasks)
         return held + len(task.ids) + _SLACK <= self._cells.tokens
@@ -111,6 +122,7 @@ class Batcher:
         `announce` has to follow.
         """
         self._let_go()
+        self._close_ranks()
         runs, tasks, streams, chunk = self._plan()
         given_way: list[Work] = []
         if runs:
@@ -139,8 +151,8 @@ class Batcher:
         """End every task with this error, and begin anew with an empty cache."""
         self._ends += [(task.outlet, error) for task in self._tasks]
         self._tasks.clear()
-        self._prefixes = Prefixes()
-        self._free = list(range(self._cells.sequences))[::-1]
+        self._prefixes.clear()
+        self._free = set(range(self._cells.sequences))
         self._cells.clear()
 
     # What goes into a batch.
@@ -157,8 +169,10 @@ class Batcher:
         room = self._pace.chunk(len(running), self._cells.batch - len(running))
         chosen: list[tuple[Work, int]] = [(task, 1) for task in running]
         parts = self._parts(prompts, replays, room, len(running))
-        runs = [self._run(task, size) for task, size in chosen + parts]
-        return runs, [*running, *(task for task, _ in parts)], len(running), sum(size for _, size in parts)
+        # In the order of their places: llama.cpp takes neighbours together only as they come.
+        chosen = sorted(chosen + parts, key=lambda part: part[0].sequence or 0)
+        runs = [self._run(task, size) for task, size in chosen]
+        return runs, [task for task, _ in chosen], len(running), sum(size for _, size in parts)
 
     @staticmethod
     def _is_burst(running: Sequence[Stream], prompts: Sequence[Stream]) -> bool:
@@ -209,8 +223,7 @@ class Batcher:
                 if error.code != _NO_ROOM:
                     return *self._one_by_one(runs, tasks), given_way
                 self._cut_back(tasks)
-                if not self._forget_oldest():
-                    given_way += self._give_way(error)
+                given_way += self._give_way(error)
                 left = [place for place, task in enumerate(tasks) if self._still_fits(task, runs[place])]
                 runs, tasks = [runs[place] for place in left], [tasks[place] for place in left]
         return np.empty((0, 0), np.float32), [], [], given_way
@@ -311,59 +324,73 @@ class Batcher:
     # Who has a place in the cache.
 
     def _place(self, task: Work) -> tuple[int, int]:
-        """A sequence for the task, and how many of its ids are in it already."""
-        known = self._known(task)
-        if known is None:
-            return self._vacant(None), 0
-        prefix, shared, kept = known
-        whole = shared == prefix.tokens
-        if kept and whole:
-            self._prefixes.take(prefix.sequence)
-            return prefix.sequence, shared
-        if kept:
-            self._prefixes.touch(prefix.sequence)
-        sequence = self._vacant(prefix.sequence)
-        self._cells.copy(prefix.sequence, sequence, shared)
-        return sequence, shared
+        """A sequence for the task, and how many of its ids are in it already. Streams stand side by side."""
+        if not self._free:
+            raise EngineFailed("no sequence is free")
+        sequence = min(self._free) if isinstance(task, Stream) else max(self._free)
+        self._free.remove(sequence)
+        return sequence, self._resume(task, sequence)
 
-    def _known(self, task: Work) -> tuple[Prefix, int, bool] | None:
-        """Of the client's sequences that with the most of the task's ids, and how many; whether it is idle.
+    def _resume(self, task: Work, sequence: int) -> int:
+        """Put what is known of the task's ids into its sequence; how many those are.
 
         The last id is never among them, since its logits have to be computed.
         """
-        if task.client is None:
+        known = self._known(task.client, as_ids(task.ids[:-1])) if task.client is not None else None
+        if known is None:
+            return 0
+        state, tokens, shared = known
+        if state is not None and self._cells.restore(sequence, state) and self._cut(sequence, tokens, shared):
+            return shared
+        self._cells.remove(sequence)
+        return 0
+
+    def _known(self, client: str, ids: Ids) -> tuple[State | None, int, int] | None:
+        """Of the client's prefixes and streams that with the most of these ids: its state, all its ids, and those."""
+        kept = self._prefixes.longest(client, ids)
+        running = [
+            (common(as_ids(other.ids[: other.computed]), ids), other) for other in self._tasks if other.client == client
+        ]
+        shared, other = max(running, key=lambda one: one[0], default=(0, None))
+        if kept is not None and kept[1] >= shared:
+            prefix, shared = kept
+            self._prefixes.touch(prefix)
+            return (prefix.state, prefix.tokens, shared) if shared * _WORTH >= prefix.tokens else None
+        if other is None or shared * _WORTH < max(other.computed, 1):
             return None
-        ids = as_ids(task.ids[:-1])
-        kept = self._prefixes.longest(task.client, ids)
-        running = Prefixes()
-        for other in self._tasks:
-            if other.client == task.client and other.sequence is not None and other.computed:
-                running.keep(Prefix(other.sequence, task.client, as_ids(other.ids[: other.computed])))
-        shared = running.longest(task.client, ids)
-        best = max((one for one in (kept, shared) if one is not None), key=lambda one: one[1], default=None)
-        if best is None or not self._usable(*best):
-            return None
-        return *best, best is kept
+        return self._saved(other), other.computed, shared
 
-    def _usable(self, prefix: Prefix, shared: int) -> bool:
-        """Whether the cache can give its first `shared` ids: states of recurrent models cannot be cut."""
-        first, last = self._cells.extent(prefix.sequence)
-        return last + 1 == prefix.tokens and (first == 0 or shared == prefix.tokens)
-
-    def _vacant(self, spared: int | None) -> int:
-        """A sequence that holds nothing."""
-        while not self._free:
-            if not self._forget_oldest(spared):
-                raise EngineFailed("no sequence is free")
-        return self._free.pop()
-
-    def _forget_oldest(self, spared: int | None = None) -> bool:
-        oldest = self._prefixes.oldest(spared)
-        if oldest is None:
+    def _cut(self, sequence: int, tokens: int, shared: int) -> bool:
+        """Leave the first `shared` ids; false where the cache cannot: states of recurrent models cannot be cut."""
+        first, last = self._cells.extent(sequence)
+        if last + 1 != tokens:
             return False
-        self._prefixes.take(oldest)
-        self._empty(oldest)
-        return True
+        return shared == tokens or (first == 0 and self._cells.remove(sequence, shared))
+
+    def _saved(self, task: Work) -> State | None:
+        assert task.sequence is not None
+        try:
+            return self._cells.save(task.sequence)
+        except MemoryError:
+            return None
+
+    def _close_ranks(self) -> None:
+        """Move the stream in the highest place into the lowest free one, if that is lower."""
+        streams = [task for task in self._tasks if isinstance(task, Stream) and task.sequence is not None]
+        if self._cells.shared or not streams or not self._free:
+            return
+        last = max(streams, key=lambda task: task.sequence or 0)
+        place = min(self._free)
+        assert last.sequence is not None
+        if last.sequence < place:
+            return
+        state = self._saved(last)
+        if state is not None and self._cells.restore(place, state):
+            self._empty(last.sequence)
+            self._free.remove(place)
+            last.sequence = place
+        else:
+            self._cells.remove(place)
 
     def _let_go(self) -> None:
         """Part with the tasks that are done or no longer wanted; what the cache holds of them is kept for later."""
@@ -377,10 +404,10 @@ class Batcher:
         if task.client is None or task.computed == 0:
             self._drop(task)
             return
-        prefix = Prefix(task.sequence, task.client, as_ids(task.ids[: task.computed]))
-        task.sequence = None
-        for sequence in self._prefixes.keep(prefix):
-            self._empty(sequence)
+        state = self._saved(task)
+        if state is not None:
+            self._prefixes.keep(Prefix(task.client, as_ids(task.ids[: task.computed]), state))
+        self._drop(task)
 
     def _drop(self, task: Work) -> None:
         assert task.sequence is not None
@@ -389,7 +416,7 @@ class Batcher:
 
     def _empty(self, sequence: int) -> None:
         self._cells.remove(sequence)
-        self._free.append(sequence)
+        self._free.add(sequence)
 
     def _fail(self, task: Work, error: Exception) -> None:
         """The task alone has failed; nothing of what the cache holds of it is kept."""

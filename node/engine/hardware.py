@@ -65,8 +65,8 @@ class Wishes:
 @frozen
 class Plan:
     """How an engine is loaded: jobs at once, tokens for each at most, tokens that the KV cache holds for all of them
-    together, threads, tokens in one batch, the KV cache's numbers, layers on the GPU (-1 all), and what all of it takes
-    in bytes, estimated."""
+    together, threads, tokens in one batch, the KV cache's numbers, layers on the GPU (-1 all), tokens that are kept for
+    later outside of the cache, and what all of it takes in bytes, estimated."""
 
     slots: int
     context: int
@@ -75,6 +75,7 @@ class Plan:
     batch: int
     kv: KvType
     gpu_layers: int
+    kept: int
     bytes: int
 
 
@@ -82,13 +83,17 @@ def plan(machine: Machine, footprint: Footprint, wishes: Wishes, allowed: int) -
     """The owner's wishes, and for the rest what suits the machine and fits into `allowed` bytes.
 
     The KV cache takes half of what the weights leave, so that another model has room, or more where one conversation
-    needs it. Few conversations fill their context, so slots share it, a quarter of a context for each at least; where
-    that is not there, slots are given up before context. What is wished stands, also if it does not fit.
+    needs it; what is kept of it for later may take half as much again. Each slot has a context of its own, and replays
+    have one; where there is less, they share what there is, for few conversations fill their context: a quarter of one
+    for each slot at least, and where that is not there, slots are given up before context. What is wished stands,
+    also if it does not fit.
     """
     gpu_layers = wishes.gpu_layers if wishes.gpu_layers is not None else (-1 if machine.offloads else 0)
     on_gpu = machine.offloads and gpu_layers != 0
     kv: KvType = wishes.kv or "f16"
-    slots, context, cells = _shape(machine, footprint, wishes, footprint.room(allowed, kv), on_gpu)
+    room = footprint.room(allowed, kv)
+    slots, context, cells = _shape(machine, footprint, wishes, room, on_gpu)
+    kept = max(0, min(cells // 2, room - cells))
     batch = wishes.batch or (_GPU_BATCH if on_gpu else _CPU_BATCH)
     return Plan(
         slots=slots,
@@ -98,7 +103,8 @@ def plan(machine: Machine, footprint: Footprint, wishes: Wishes, allowed: int) -
         batch=min(batch, context),
         kv=kv,
         gpu_layers=gpu_layers,
-        bytes=footprint.bytes(cells, kv),
+        kept=kept,
+        bytes=footprint.bytes(cells + kept, kv),
     )
 
 
@@ -109,10 +115,10 @@ def _shape(machine: Machine, footprint: Footprint, wishes: Wishes, room: int, on
     context = min(footprint.trained, wishes.context or DEFAULT_CONTEXT)
     while room < context and wishes.context is None and context > LEAST_CONTEXT:
         context = max(context // 2, LEAST_CONTEXT)
-    shared = max(room // 2, min(room, context))
-    while shared < slots * context // _FILLED and wishes.slots is None and slots > 1:
+    cells = max(room // 2, min(room, context))
+    while cells < slots * context // _FILLED and wishes.slots is None and slots > 1:
         slots //= 2
-    return slots, context, max(context, min(slots * context, shared))
+    return slots, context, max(context, min((slots + 1) * context, cells))
 
 
 def default_memory(machine: Machine, on_gpu: bool) -> int:

@@ -5,8 +5,9 @@ decides what goes into each step and what comes of it, on `tasks`; `pace` bounds
 `prefixes` knows what the cache still holds for whom; `outlet` brings results to the event loop; `weights` computes.
 
 Sampling is `verify.sampler`'s, never llama.cpp's own, so that every answer can be replayed: given the same logits, the
-same tokens, whatever else is in the batch. All sequences share the cells of one KV cache, and each sees its own alone.
-What is kept of ended jobs, for prompts that begin alike, is its client's alone and goes when room is needed.
+same tokens, whatever else is in the batch. Each sequence has a part of the KV cache of its own or, where memory is
+short, all share one, and each sees its own alone. What is kept of ended jobs, for prompts that begin alike, lies in
+main memory, is its client's alone and goes when room is needed.
 """
 
 import asyncio
@@ -30,7 +31,7 @@ from node.models.grammar import Grammars, Matcher
 from node.models.llama import backend, build
 from node.models.manifest import Manifest
 from node.models.vocab import UnknownToken
-from node.models.weights import MAX_SEQUENCES, Context, Embedder, KvType, Model
+from node.models.weights import Context, Embedder, KvType, Model
 from verify.sampler import SAMPLER
 
 Vector = NDArray[np.float64]
@@ -42,7 +43,6 @@ WAITING: Final = 16  # jobs in line; more would wait longer than a client does
 # Tokens computed at once while no stream runs. More is little faster on a CPU, and a cancelled prompt holds the
 # engine for that long.
 BATCH: Final = 256
-_KEPT: Final = 8  # sequences for prefixes, beyond one for each slot
 _SCORE_BYTES: Final = 16 * 2**20  # of one block of logits
 _SCORE_BLOCKS: Final = 2  # ahead of who takes them
 _PIECES: Final = 256  # ahead of who takes them; then the stream rests
@@ -91,19 +91,24 @@ class LlamaEngine:
         gpu_layers: int = -1,
         slots: int | None = None,
         cells: int | None = None,
+        kept: int | None = None,
         waiting: int = WAITING,
         batch: int = BATCH,
         through: Callable[[Cells], Cells] = _itself,
     ) -> "LlamaEngine":
         """Load weights and warm up; `manifest` is `manifest_of(path)`, for those who have it already.
 
-        `context` in tokens, for each job; `slots` jobs at the same time, which share the `cells` of the KV cache, each
-        for one token; `threads` by default the physical cores, `batch_threads`, for prompts, as many. `through` puts
-        something between the engine and what computes. Raises BadModelFile, MemoryError, OSError.
+        `context` in tokens, for each job; `slots` jobs at the same time; `cells` of the KV cache, each for one token:
+        one context for each slot and one for replays, unless told, and if there are fewer, all share them; `kept`
+        tokens for later, half as many unless told. `threads` by default the physical cores, `batch_threads`, for
+        prompts, as many. `through` puts something between the engine and what computes.
+        Raises BadModelFile, MemoryError, OSError.
         """
         most = min(manifest.context, context or DEFAULT_CONTEXT)
         slots = min(slots or DEFAULT_SLOTS, MAX_SLOTS)
-        cells = max(most, cells or slots * most)
+        sequences = slots + 1  # one for replays
+        cells = max(most, cells or sequences * most)
+        shared = cells < sequences * most
         threads = threads or default_threads()
         thread = EngineThread(f"llama.cpp {path.name}", slots, waiting)
         held: list[_Loaded] = []
@@ -112,12 +117,13 @@ class LlamaEngine:
             model = Model(path, gpu_layers=gpu_layers)
             try:
                 opened = model.context(
-                    tokens=cells,
+                    tokens=cells if shared else most,
                     batch=max(min(batch, cells), slots),
                     threads=threads,
                     batch_threads=batch_threads,
                     kv=kv,
-                    sequences=min(2 * slots + _KEPT, MAX_SEQUENCES),
+                    sequences=sequences,
+                    shared=shared,
                     rows=max(slots + 1, _SCORE_BYTES // (4 * model.vocab.size)),
                 )
                 _warm_up(opened)
@@ -126,7 +132,7 @@ class LlamaEngine:
                 model.close()
                 raise
             held.append(_Loaded(model, opened, Grammars(model.vocab)))
-            thread.serve(Batcher(through(opened), eog))
+            thread.serve(Batcher(through(opened), eog, cells // 2 if kept is None else kept))
             return Fingerprint(build(), backend(gpu_layers), kv, SAMPLER)
 
         def free() -> None:

@@ -1,26 +1,28 @@
-"""Which sequences of the KV cache hold what, kept apart for each client: pure bookkeeping, no computation.
+"""What was computed before and may be computed upon again, kept apart for each client: pure bookkeeping.
 
-A sequence whose job has ended stays as a prefix that the same client's next job may begin with. No client ever gets
-another's: neither its tokens nor, by the time to the first token, the news that somebody asked the same.
+When a job ends, what the KV cache holds of it is taken out and kept as a prefix that the same client's next job may
+begin with. No client ever gets another's: neither its tokens nor, by the time to the first token, the news that
+somebody asked the same. Kept outside of the cache, prefixes neither take a running stream's place nor slow it down.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
 from attrs import field, frozen
 from numpy.typing import NDArray
 
+from node.models.weights import State
+
 Ids = NDArray[np.int32]
 
 
 @frozen(eq=False)
 class Prefix:
-    """The ids that a sequence holds, from position 0 on, and whose they are."""
+    """Ids from position 0 on, what the cache held of them, and whose they are."""
 
-    sequence: int
     client: str = field(repr=False)
     ids: Ids = field(repr=False)
+    state: State = field(repr=False)
 
     @property
     def tokens(self) -> int:
@@ -42,44 +44,46 @@ def as_ids(ids: Sequence[int]) -> Ids:
 
 
 class Prefixes:
-    """The sequences kept for later, by last use."""
+    """The prefixes kept for later, of at most `most` tokens together: those not used for longest go first."""
 
-    def __init__(self) -> None:
-        self._kept: OrderedDict[int, Prefix] = OrderedDict()
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: list[Prefix] = []  # the latest used last
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def keep(self, prefix: Prefix) -> list[int]:
-        """Keep one more; the sequences of those that are no longer needed, for it begins with all they hold."""
-        spare = [
-            other.sequence
-            for other in self._kept.values()
-            if other.client == prefix.client and common(other.ids, prefix.ids) == other.tokens
+    @property
+    def tokens(self) -> int:
+        """How many are kept in all."""
+        return sum(prefix.tokens for prefix in self._kept)
+
+    def keep(self, prefix: Prefix) -> None:
+        """Keep one more; those that it begins with are no longer needed."""
+        self._kept = [
+            other
+            for other in self._kept
+            if other.client != prefix.client or common(other.ids, prefix.ids) < other.tokens
         ]
-        for sequence in spare:
-            del self._kept[sequence]
-        self._kept[prefix.sequence] = prefix
-        return spare
+        self._kept.append(prefix)
+        while self.tokens > self._most:
+            del self._kept[0]
 
     def longest(self, client: str, ids: Ids) -> tuple[Prefix, int] | None:
         """The client's own prefix with the most ids in common, and how many; the latest used of equals."""
         best: tuple[Prefix, int] | None = None
-        for prefix in self._kept.values():
+        for prefix in self._kept:
             if prefix.client == client:
                 shared = common(prefix.ids, ids)
                 if shared and (best is None or shared >= best[1]):
                     best = prefix, shared
         return best
 
-    def touch(self, sequence: int) -> None:
+    def touch(self, prefix: Prefix) -> None:
         """Note that it was used."""
-        self._kept.move_to_end(sequence)
+        self._kept.remove(prefix)
+        self._kept.append(prefix)
 
-    def take(self, sequence: int) -> Prefix:
-        """Keep it no longer."""
-        return self._kept.pop(sequence)
-
-    def oldest(self, spared: int | None = None) -> int | None:
-        """The sequence that was not used for the longest time, other than `spared`; None if there is none."""
-        return next((sequence for sequence in self._kept if sequence != spared), None)
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._kept.clear()

@@ -35,7 +35,7 @@ from ledger.records import (
 )
 from node.exchange import experience
 from node.exchange.book import RAIL, Book, kept
-from node.exchange.delivery import BrokenPromise, Delivery, Incoming, Terms
+from node.exchange.delivery import BrokenPromise, Delivery, Incoming, Terms, opened_receipt
 from node.exchange.purchase import Ask, NotPlaced, Purchase
 from node.exchange.recomputing import follow
 from node.exchange.scoring import ScoreReceiving
@@ -342,10 +342,7 @@ class _Receiving:
             case CheckpointFrame(raw):
                 self.incoming.check(raw)
             case ReceiptFrame(raw):
-                try:
-                    self.receipt = open_record(raw, Receipt)
-                except codec.Malformed as error:
-                    raise BrokenPromise(f"the receipt is not valid: {error}") from None
+                self.receipt = opened_receipt(raw)
             case CancelFrame():
                 raise BrokenPromise("the seller stopped before the end of the answer")
             case ScoreFrame():

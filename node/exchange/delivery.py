@@ -16,6 +16,14 @@ class BrokenPromise(ValueError):
     """The seller sent something that does not fit the order; the message says what."""
 
 
+def opened_receipt(raw: bytes) -> Signed[Receipt]:
+    """The receipt at the end of a stream, its signature checked. Raises BrokenPromise."""
+    try:
+        return open_record(raw, Receipt)
+    except codec.Malformed as error:
+        raise BrokenPromise(f"the receipt is not valid: {error}") from None
+
+
 @frozen
 class Terms:
     """One order with all that it refers to."""

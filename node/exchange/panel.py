@@ -154,7 +154,7 @@ class Panel:
         if len(heard) > 1:
             return "two scorers disagree, and there is no third"
         compared = await self._compare(terms, answer, tokenizer)
-        return f"{asked} other sellers could be asked for a score, {len(heard)} gave one, and it takes two; {compared}"
+        return f"of {asked} other sellers of this model {len(heard)} gave a score, and it takes two; {compared}"
 
     # Whom to ask
 

@@ -18,7 +18,7 @@ from ledger.commitments import AnswerCommitment
 from ledger.identity import Identity
 from ledger.records import Order, Receipt, Score, Signed, open_record, sign
 from node.engine.port import Engine, EngineFailed
-from node.exchange.delivery import BrokenPromise, Delivery, Terms, misfit
+from node.exchange.delivery import BrokenPromise, Delivery, Terms, misfit, opened_receipt
 from node.exchange.recomputing import recomputed
 from node.models.tokenizer import Tokenizer
 from node.wire.frames import AnswerReader, CancelFrame, Frame, Ids, ReceiptFrame, ScoreFrame
@@ -130,10 +130,7 @@ class ScoreReceiving:
             case ScoreFrame(raw) if self._score is None:
                 self._score = check_score(raw, self._terms)
             case ReceiptFrame(raw):
-                try:
-                    self.receipt = open_record(raw, Receipt)
-                except codec.Malformed as error:
-                    raise BrokenPromise(f"the receipt is not valid: {error}") from None
+                self.receipt = opened_receipt(raw)
             case CancelFrame():
                 raise BrokenPromise("the seller stopped before the score was done")
             case _:

@@ -14,11 +14,11 @@ from typing import Final
 from attrs import evolve, frozen
 
 from ledger.money import Amount
-from node.engine.port import EngineClosed, EngineError, Job
+from node.engine.port import BadPrompt, EngineClosed, EngineError, Job
 from node.exchange.purchase import Ask, NotPlaced
 from node.gateway.answer import Answer
 from node.gateway.continued import MAX_ATTEMPTS, ContinuedSource, SoFar
-from node.gateway.question import ContextExceeded, Policy, Question, Unservable, ids_of
+from node.gateway.question import BadBias, ContextExceeded, Policy, Question, Unservable, ids_of
 from node.gateway.remotes import RemoteSource, TextAnswer, TextSource, estimated_tokens
 from node.gateway.sources import AnswerCut, LocalSource, Origin, Paper
 from node.gateway.supply import Supply
@@ -57,6 +57,7 @@ class Attempt:
         self._prompts: dict[bytes, tuple[int, ...]] = {}
         self._reasons: list[str] = []
         self._too_long: ContextExceeded | None = None  # for a model of this machine that may answer otherwise
+        self._refused: TemplateError | EngineError | None = None  # what the client hears if nobody can be tried
         self._tried: list[Candidate] = []
         self._begun: _Begun | None = None  # of an answer that has to go on elsewhere
         self._so_far = SoFar()
@@ -106,8 +107,11 @@ class Attempt:
             return f"its tokenizer cannot be had: {error}"
         except TemplateError as error:
             if candidate.relation == "self":
-                raise
-            return f"its chat template fails: {error}"  # a stranger's template must not stop the others
+                self._refused = self._refused or error
+            return f"its chat template fails: {error}"
+        except (BadPrompt, BadBias) as error:
+            self._refused = self._refused or error
+            return str(error)
         if self._begun is not None and (await self._supply.tokenizer_for(candidate)).digest != self._begun.tokenizer:
             return "the answer's tokens so far are of another tokenizer"
         needed = len(prompt) + self._most_tokens(candidate, len(prompt))
@@ -321,16 +325,31 @@ class Attempt:
         here = [candidate for candidate in allowed if candidate.relation == "self"]
         return in_order(allowed, any(map(self._has_slot, here)))
 
+    async def _can_read(self, candidate: Candidate) -> bool:
+        """Whether a local model that was not asked for can take the question: token ids are of the vocabulary of those
+        that were.
+        """
+        tokenizer = await self._supply.tokenizer_for(candidate)
+        if self._question.names_ids and self._models and candidate.model not in self._models:
+            return tokenizer.digest in self._prompts
+        try:
+            await self._prompt(candidate)
+        except (TemplateError, BadPrompt, BadBias) as error:
+            self._refused = self._refused or error
+            return False
+        return True
+
     async def _degrade(self) -> Answer:
         """The best local model instead, and say so; or the error that lists why nobody else can."""
         question, local = self._question, self._supply.local_candidates()
         self._reasons += self._supply.troubles(self._models)
-        if question.may_degrade and local:
-            best = self._supply.readiest(rank(local, self._wish(None, 0), self._policy.weights))[0]
-            why = "; ".join(self._reasons) or f"no model is called {question.model!r}"
-            return await self._begin(best, f"{best.name} answers here instead: {why}")
-        if self._too_long is not None and not self._tried:
-            raise self._too_long
+        if question.may_degrade:
+            for best in self._supply.readiest(rank(local, self._wish(None, 0), self._policy.weights)):
+                if await self._can_read(best):
+                    why = "; ".join(self._reasons) or f"no model is called {question.model!r}"
+                    return await self._begin(best, f"{best.name} answers here instead: {why}")
+        if not self._tried and (refused := self._too_long or self._refused) is not None:
+            raise refused
         summary = "nobody can answer this now"
         if not may_see("named", question.privacy):
             summary = f"a {question.privacy} prompt must not leave this machine, and it cannot be answered here"

@@ -1,14 +1,18 @@
 """Texts as vectors, by this machine's models: peers sell none."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from attrs import field, frozen
 
 from node.engine.port import Rows
-from node.gateway.question import ContextExceeded, UnknownModel, Unservable, checked_ids
+from node.gateway.question import ContextExceeded, TooManyTokens, UnknownModel, Unservable, checked_ids
 from node.gateway.supply import Supply
 from node.models.tokenizer import Tokenizer
+
+# Of all inputs of a request together, as many as OpenAI takes.
+MAX_TOKENS: Final = 300_000
 
 
 @frozen
@@ -23,7 +27,7 @@ class Embedded:
 async def embed(supply: Supply, name: str, inputs: Sequence[str | tuple[int, ...]]) -> Embedded:
     """The vectors of texts or token ids.
 
-    Raises UnknownModel, Unservable, ContextExceeded, TemplateError, EngineError.
+    Raises UnknownModel, Unservable, ContextExceeded, TooManyTokens, TemplateError, EngineError.
     """
     wished = supply.wished(name)
     if wished is not None and not wished:
@@ -33,12 +37,17 @@ async def embed(supply: Supply, name: str, inputs: Sequence[str | tuple[int, ...
         why = supply.troubles(wished) or [f"{name} is not here"]
         raise Unservable("embeddings are computed on this machine only", why)
     local = supply.local(supply.readiest(here)[0].model)
-    prompts = [await _ids(one, local.tokenizer) for one in inputs]
-    for prompt in prompts:
+    prompts, tokens = [], 0
+    for one in inputs:
+        prompt = await _ids(one, local.tokenizer)
         if len(prompt) > local.engine.context:
             raise ContextExceeded(len(prompt), local.engine.context)
+        tokens += len(prompt)
+        if tokens > MAX_TOKENS:
+            raise TooManyTokens(MAX_TOKENS)
+        prompts.append(prompt)
     rows = await local.engine.embed(prompts)
-    return Embedded(local.name, np.ascontiguousarray(rows, np.float32), sum(map(len, prompts)))
+    return Embedded(local.name, np.ascontiguousarray(rows, np.float32), tokens)
 
 
 async def _ids(given: str | tuple[int, ...], tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -40,6 +40,6 @@ class Gateway:
     async def embed(self, model: str, inputs: Sequence[str | tuple[int, ...]]) -> Embedded:
         """The vectors of texts or token ids, computed here.
 
-        Raises UnknownModel, Unservable, ContextExceeded, TemplateError, EngineError.
+        Raises UnknownModel, Unservable, ContextExceeded, TooManyTokens, TemplateError, EngineError.
         """
         return await embed(self._supply, model, inputs)

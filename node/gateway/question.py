@@ -6,7 +6,7 @@ from typing import Any
 from attrs import field, frozen
 
 from ledger.records import Privacy, Sampling
-from node.engine.port import BadPrompt
+from node.engine.port import BadPrompt, EngineError
 from node.market.candidates import Limits, Route, Weights
 from node.models.tokenizer import Tokenizer
 from node.models.vocab import UnknownToken
@@ -42,7 +42,11 @@ class Question:
 
 
 async def ids_of(question: Question, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The prompt that a model with this tokenizer is given. Raises TemplateError, BadPrompt, BadModelFile."""
+    """The prompt that a model with this tokenizer is given. Raises TemplateError, BadPrompt, BadBias, BadModelFile."""
+    try:
+        tokenizer.check([token for token, _ in question.steering.bias])
+    except UnknownToken as error:
+        raise BadBias(str(error)) from None
     match question.prompt:
         case None:
             return await tokenizer.encode(question.messages, question.tools)
@@ -85,6 +89,18 @@ class Unservable(Exception):
     def __init__(self, summary: str, reasons: Sequence[str]) -> None:
         super().__init__("; ".join([summary, *reasons]))
         self.reasons = tuple(reasons)
+
+
+class BadBias(EngineError):
+    """A bias for a token id that the model does not have."""
+
+
+class TooManyTokens(Exception):
+    """The inputs of one request have more tokens together than one request may have."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"the inputs have more than {most} tokens together: send them in several requests")
+        self.most = most
 
 
 class ContextExceeded(Exception):

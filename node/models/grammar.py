@@ -5,9 +5,10 @@ works within LIMITS, and neither repeats its text in errors. What ends an answer
 end-of-generation ids are allowed where the grammar is complete; other control tokens never are.
 """
 
+import contextlib
 import threading
-from collections import OrderedDict
-from collections.abc import Set
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Set
 from functools import cached_property
 from typing import Final, Protocol
 
@@ -23,6 +24,10 @@ __all__ = ["MAX_CHARACTERS", "BadGrammar", "ForbiddenToken", "Grammar", "Grammar
 KEPT: Final = 16
 # llguidance's own, but for the states of the lexer (1 to 2 kB each) and a silence about the text in its errors.
 _LIMITS: Final = llguidance.LLParserLimits(max_lexer_states=10_000, verbose_errors=False)
+# Bytes of a token; with one more, llguidance panics.
+MAX_PIECE: Final = 1_024
+# Ids that stand for the same bytes; llguidance takes time with the square of their number.
+MAX_ALIKE: Final = 4_096
 
 
 class ForbiddenToken(ValueError):
@@ -96,8 +101,9 @@ class Grammar:
     def __init__(self, tokens: "_Tokens", lark: str) -> None:
         self._tokens = tokens
         self._lock = threading.Lock()
-        grammar = llguidance.LLMatcher.grammar_from_lark(lark)
-        self._first = llguidance.LLMatcher(tokens.tokenizer, grammar, log_level=0, limits=_LIMITS)
+        with _panics_as(BadGrammar("this grammar cannot be followed: give a plainer one")):
+            grammar = llguidance.LLMatcher.grammar_from_lark(lark)
+            self._first = llguidance.LLMatcher(tokens.tokenizer, grammar, log_level=0, limits=_LIMITS)
         if self._first.is_error():
             raise BadGrammar("the grammar is too large or too complex for this node: give a plainer one")
         try:
@@ -131,8 +137,9 @@ class Matcher:
         tokens = self._tokens
         if self._over:
             return np.zeros(tokens.size, np.bool_)
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        complete = self._matcher.is_accepting()
+        with _panics_as(GrammarGaveUp()):
+            bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+            complete = self._matcher.is_accepting()
         # A complete grammar that nothing can follow stops; that is no error.
         if self._matcher.is_error() and not complete:
             raise GrammarGaveUp
@@ -142,7 +149,14 @@ class Matcher:
         return mask
 
     def take(self, token: int) -> None:
-        """Go on behind this token. Raises ForbiddenToken, after which the matcher stands where it stood."""
+        """Go on behind this token.
+
+        Raises GrammarGaveUp, and ForbiddenToken, after which the matcher stands where it stood.
+        """
+        with _panics_as(GrammarGaveUp()):
+            self._take(token)
+
+    def _take(self, token: int) -> None:
         if self._over or not 0 <= token < self._tokens.size:
             raise ForbiddenToken(token)
         if token in self._tokens.ends:
@@ -168,11 +182,35 @@ class _Tokens:
         silent = self.ends | self.controls
         self.tokens = [b"\xff<%d>" % token if token in silent else vocab.piece(token) for token in range(self.size)]
         self.tokens.append(b"\xff<end>")
+        _check_pieces(self.tokens)
         # What llguidance reads of a tokenizer.
         self.eos_token_id, self.bos_token_id = self.size, None
         self.special_token_ids = [*sorted(silent), self.size]
-        self.tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(self), eos_token=self.size)
+        with _panics_as(BadGrammar("this model's vocabulary cannot be held to a grammar: ask without one")):
+            self.tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(self), eos_token=self.size)
 
     def __call__(self, text: bytes | str) -> list[int]:
         """llguidance's way to tokenize what a grammar forces; it is not asked for that here."""
         return []
+
+
+def _check_pieces(pieces: list[bytes]) -> None:
+    longest = max(map(len, pieces))
+    if longest > MAX_PIECE:
+        why = f"this model has a token of {longest} bytes, and grammars follow at most {MAX_PIECE}"
+        raise BadGrammar(f"{why}: ask without one, or ask another model")
+    alike = max(Counter(filter(None, pieces)).values())
+    if alike > MAX_ALIKE:
+        why = f"this model has {alike} tokens of the same text, and grammars follow at most {MAX_ALIKE}"
+        raise BadGrammar(f"{why}: ask without one, or ask another model")
+
+
+@contextlib.contextmanager
+def _panics_as(error: Exception) -> Iterator[None]:
+    """Raises this error where llguidance panics: what that raises is no Exception, and has no name to import."""
+    try:
+        yield
+    except BaseException as panic:
+        if type(panic).__name__ != "PanicException":
+            raise
+        raise error from None

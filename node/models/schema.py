@@ -80,19 +80,16 @@ def schema_grammar(schema: _Schema, *, strict: bool = True) -> str:
     return _grammar([(schema, strict)], lambda rules: rules[0])
 
 
-def tool_call_grammar(tools: Sequence[_Schema], choice: str) -> str:
+def tool_call_grammar(tools: Sequence[_Schema], choice: str | None) -> str:
     """GBNF for calls of tools as chat requests define them: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`.
 
-    `choice` is the name of the one tool to call, once, or "required" for one call or several of any. What a grammar
+    `choice` is the name of the one tool to call, once; None stands for one call or several of any. What a grammar
     cannot hold of the parameters is passed over, but where a tool says `strict`. Raises BadSchema.
     """
     functions = [tool.get("function", tool) for tool in tools]
     if not all(isinstance(one, Mapping) and isinstance(one.get("name"), str) for one in functions):
         raise BadSchema("each tool needs a function with a name")
-    named = [one for one in functions if one["name"] == choice]
-    several = not named and choice == "required"
-    if several:
-        named = functions
+    named = [one for one in functions if choice in (None, one["name"])]
     if not named:
         raise BadSchema("tool_choice names no tool of this request: name one of them")
 
@@ -102,7 +99,7 @@ def tool_call_grammar(tools: Sequence[_Schema], choice: str) -> str:
             for one, rule in zip(named, rules, strict=True)
         ]
         call = rf'"<tool_call>" ws "{{" ws "\"name\"" ws ":" ws ({" | ".join(ways)}) ws "}}" ws "</tool_call>"'
-        return f"{call} (ws {call})*" if several else call
+        return f"{call} (ws {call})*" if choice is None else call
 
     wanted = [
         (one.get("parameters") or {"type": "object", "properties": {}}, one.get("strict") is True) for one in named

@@ -13,6 +13,7 @@ from node.models.llama import LlamaClosed, library, load
 from node.models.vocab import Vocab
 
 KvType = Literal["f16", "q8_0"]
+State = NDArray[np.uint8]
 _KV_TYPES: Final[dict[KvType, int]] = {"f16": 1, "q8_0": 8}  # enum ggml_type
 _FLASH_ATTENTION_ON: Final = 1  # llama.cpp reads a quantized value cache only so
 MAX_SEQUENCES: Final = 256  # LLAMA_MAX_SEQ
@@ -47,10 +48,12 @@ class Model:
         sequences: int = 1,
         rows: int | None = None,
         batch_threads: int | None = None,
+        shared: bool = False,
     ) -> "Context":
-        """Room for `sequences` that hold `tokens` together, computed in batches of at most `batch` tokens with the
-        logits of at most `rows` of them. `threads` compute the batches of one token, `batch_threads` (as many
-        unless told) the larger ones.
+        """Room for `sequences` that hold `tokens` each, or, `shared`, all together; computed in batches of at most
+        `batch` tokens with the logits of at most `rows` of them. `threads` compute the batches of one token,
+        `batch_threads` (as many unless told) the larger ones. What is shared takes less memory and more time: each
+        token is compared with the cells of all.
 
         Raises LlamaClosed, MemoryError, ValueError.
         """
@@ -58,12 +61,13 @@ class Model:
         if not (0 < sequences <= MAX_SEQUENCES and batch > 0 and tokens > 0):
             raise ValueError(f"{sequences} sequences of {tokens} tokens in batches of {batch} cannot be")
         with self._handle.use() as model:
-            settings = _settings(tokens, batch, threads, batch_threads or threads)
-            settings.n_seq_max, settings.n_outputs_max, settings.kv_unified = sequences, max(rows, sequences), True
+            cells = tokens if shared else sequences * tokens
+            settings = _settings(cells, batch, threads, batch_threads or threads)
+            settings.n_seq_max, settings.n_outputs_max, settings.kv_unified = sequences, max(rows, sequences), shared
             settings.type_k = settings.type_v = _KV_TYPES[kv]
             if kv != "f16":
                 settings.flash_attn_type = _FLASH_ATTENTION_ON
-            opened = Context(_opened(model, settings, tokens), self.vocab.size, tokens, batch, sequences, rows)
+            opened = Context(_opened(model, settings, cells), self.vocab.size, tokens, batch, sequences, rows, shared)
             self._handle.keep(opened)
         return opened
 
@@ -98,11 +102,13 @@ class Run:
 
 
 class Context:
-    """The KV cache of many sequences, which share its cells, and the computation over it. Of one thread at a time."""
+    """The KV cache of many sequences, `shared` or apart, and the computation over it. Of one thread at a time."""
 
-    def __init__(self, pointer: Any, vocabulary: int, tokens: int, batch: int, sequences: int, rows: int) -> None:
+    def __init__(
+        self, pointer: Any, vocabulary: int, tokens: int, batch: int, sequences: int, rows: int, shared: bool
+    ) -> None:
         self._pointer = pointer
-        self.tokens, self.batch, self.sequences, self.rows = tokens, batch, sequences, rows
+        self.tokens, self.batch, self.sequences, self.rows, self.shared = tokens, batch, sequences, rows, shared
         self._vocabulary = vocabulary
         self._memory = library().llama_get_memory(pointer)
         self._inputs = _Inputs(batch)
@@ -148,10 +154,20 @@ class Context:
         if not (0 < count <= self.batch and rows <= self.rows):
             raise ValueError(f"{count} ids and {rows} rows do not fit batch {self.batch}, rows {self.rows}")
 
-    def copy(self, source: int, target: int, tokens: int) -> None:
-        """Let `target`, an empty sequence, begin with the first `tokens` of `source`. Raises LlamaClosed."""
-        self._open()
-        library().llama_memory_seq_cp(self._memory, source, target, 0, tokens)
+    def save(self, sequence: int) -> State:
+        """What the cache holds of a sequence, as bytes for `restore`. Raises LlamaClosed, MemoryError."""
+        pointer, llama = self._open(), library()
+        state = np.empty(llama.llama_state_seq_get_size(pointer, sequence), np.uint8)
+        room = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        return state[: llama.llama_state_seq_get_data(pointer, room, state.size, sequence)]
+
+    def restore(self, sequence: int, state: State) -> bool:
+        """Let an empty sequence hold what was saved, of another or of itself; false where there is no room for it.
+        Raises LlamaClosed.
+        """
+        pointer = self._open()
+        source = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        return bool(library().llama_state_seq_set_data(pointer, source, state.size, sequence))
 
     def remove(self, sequence: int, position: int = 0) -> bool:
         """Forget a sequence from `position` on; false where the model's memory cannot be cut there: then nothing was

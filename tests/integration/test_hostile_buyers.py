@@ -12,7 +12,7 @@ from ledger.records import Offer, Receipt, Signed, open_record, sign
 from node.ports import SystemClock, SystemEntropy
 from node.wire.client import HttpPeer
 from node.wire.frames import Ids, ReceiptFrame
-from node.wire.messages import Refused, Unreachable
+from node.wire.messages import MAX_SEALED, Refused, Unreachable
 from tests.integration.conftest import Pair
 from tests.integration.network import (
     STORY,
@@ -122,7 +122,7 @@ def not_canonical(buyer: Stranger) -> tuple[bytes, bytes]:
 
 
 def oversized_request(buyer: Stranger) -> tuple[bytes, bytes]:
-    draft = draft_order(buyer.identity, buyer.offer, SystemClock(), nonce=11, sealed=bytes(1_081_700))
+    draft = draft_order(buyer.identity, buyer.offer, SystemClock(), nonce=11, sealed=bytes(MAX_SEALED + 1))
     return draft.raw, draft.sealed
 
 

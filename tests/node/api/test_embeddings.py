@@ -8,6 +8,7 @@ import numpy as np
 import openai
 import pytest
 
+from node.gateway.embedding import MAX_TOKENS
 from tests.node.api.running import MODEL, OUT_OF_REACH, RunningNode, request
 
 
@@ -79,6 +80,14 @@ def test_an_input_longer_than_the_context_names_both_numbers(client: openai.Open
     with pytest.raises(openai.BadRequestError, match=r"2100 tokens.*2048") as caught:
         vectors(client, [[5], [5] * 2_100])
     assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "input")
+
+
+def test_more_tokens_than_one_request_may_have_are_refused(node: RunningNode) -> None:
+    body = {"model": MODEL, "input": [[5] * 2_000] * (MAX_TOKENS // 2_000 + 1)}
+    reply = request(node, "POST", "/v1/embeddings", body)
+    error = reply.json()["error"]
+    assert (reply.status, error["param"], error["code"]) == (400, "input", "max_tokens_per_request")
+    assert str(MAX_TOKENS) in error["message"]
 
 
 def test_models_that_are_not_here_embed_nothing(client: openai.OpenAI) -> None:

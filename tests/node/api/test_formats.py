@@ -61,8 +61,10 @@ def test_a_presence_penalty_counts_once(client: openai.OpenAI) -> None:
     assert told(client, STORY, presence_penalty=2, **hot) != told(client, STORY, **hot)
 
 
-def test_a_bias_for_a_token_that_does_not_exist_changes_nothing(client: openai.OpenAI) -> None:
-    assert told(client, RECEIPT, logit_bias={"999999999": 100}) == told(client, RECEIPT)
+def test_a_bias_for_a_token_that_does_not_exist_is_refused(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="token id 999999999 is outside") as caught:
+        told(client, RECEIPT, logit_bias={"999999999": 100})
+    assert caught.value.param == "logit_bias"
 
 
 def test_json_is_json_as_far_as_it_comes(client: openai.OpenAI) -> None:

@@ -146,6 +146,16 @@ def test_garbage_is_malformed(node: RunningNode, path: str, body: bytes) -> None
     assert refusal_of(request(node, "POST", f"/mesh/v1/{path}", body), 400).code == "malformed"
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_encoded_body_is_malformed_and_nothing_is_logged(
+    node: RunningNode, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = "/mesh/v1/offers" if method == "GET" else "/mesh/v1/orders"
+    reply = request(node, method, path, b"plain" * 100_000, {"Content-Encoding": "deflate"})
+    assert (reply.status, decode_refusal(reply.body).code) == (400, "malformed")
+    assert caplog.records == []
+
+
 def test_nothing_at_all_is_malformed(node: RunningNode) -> None:
     assert refusal_of(request(node, "POST", "/mesh/v1/orders"), 400).code == "malformed"
 

@@ -1,5 +1,6 @@
 """What a node cannot do is refused in OpenAI's shape, by the name of the field; and the node still serves."""
 
+import gzip
 import json
 from typing import Any
 
@@ -217,10 +218,19 @@ def test_a_body_that_is_not_json_is_refused(node: RunningNode, body: bytes) -> N
     assert error["code"] == "invalid_json"
 
 
-@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/embeddings"])
-def test_a_body_that_is_not_encoded_as_it_says_is_refused(node: RunningNode, path: str) -> None:
-    error = checked(node, request(node, "POST", path, b"plain", {"Content-Encoding": "gzip"}), 400)
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/embeddings", "/v1/models", "/nowhere"])
+@pytest.mark.parametrize("body", [b"plain", b"plain" * 100_000, gzip.compress(b"{}")], ids=["short", "long", "gzip"])
+def test_an_encoded_body_is_refused_whether_or_not_it_is_what_it_says_and_nothing_is_logged(
+    node: RunningNode, path: str, body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    error = checked(node, request(node, "POST", path, body, {"Content-Encoding": "gzip"}), 400)
     assert error["code"] == "invalid_encoding"
+    assert caplog.records == []
+
+
+def test_a_body_may_say_that_it_is_not_encoded(node: RunningNode) -> None:
+    body = {"model": "auto", "messages": HELLO, "max_tokens": 1}
+    assert request(node, "POST", CHAT, body, {"Content-Encoding": "identity"}).status == 200
 
 
 @pytest.mark.parametrize(

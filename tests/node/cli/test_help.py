@@ -46,6 +46,7 @@ def test_the_promised_commands_are_there() -> None:
         "audit",
         "verify",
         "export",
+        "calibrate",
         "demo",
     ]
     assert {(name,) for name in promised} | {("key", "api")} <= COMMANDS.keys()

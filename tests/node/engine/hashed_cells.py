@@ -1,5 +1,5 @@
 """A KV cache without a model: keeps to llama.cpp's rules and says where they are broken; its logits are a hash of all
-the ids that the sequence holds, so that a sequence mixed up with another shows at once."""
+the ids that the sequence holds, so that a sequence mixed up with another shows at once. A saved state is its ids."""
 
 from collections.abc import Sequence
 from hashlib import shake_256
@@ -8,7 +8,7 @@ import numpy as np
 
 from ledger.records import Sampling
 from node.engine.port import Rows
-from node.models.weights import DecodeFailed, Run
+from node.models.weights import DecodeFailed, Run, State
 from verify.sampler import sample
 
 VOCABULARY = 16
@@ -31,25 +31,26 @@ def answer_alone(prompt: Sequence[int], sampling: Sampling, seed: int, most: int
 
 
 class HashedCells:
-    """`Cells`, with the same cell shared by the sequences that were copied from one another."""
+    """`Cells`, of each sequence apart or `shared` by all."""
 
-    def __init__(self, tokens: int, batch: int, sequences: int, rows: int, *, cuttable: bool = True) -> None:
+    def __init__(
+        self, tokens: int, batch: int, sequences: int, rows: int, *, cuttable: bool = True, shared: bool = True
+    ) -> None:
         """Without `cuttable` a sequence is a state, as of recurrent models: only forgotten as a whole."""
         self.tokens, self.batch, self.sequences, self.rows = tokens, batch, sequences, rows
-        self.cuttable = cuttable
-        self.held: dict[int, list[tuple[int, int]]] = {}  # sequence to (cell, id) by position
+        self.cuttable, self.shared = cuttable, shared
+        self.held: dict[int, list[int]] = {}  # ids by sequence
         self.batches: list[list[Run]] = []
         self.failing: dict[int, int] = {}  # sequence to the code with which its batches fail
         self.poisoned: set[int] = set()  # sequences whose logits are not numbers
-        self._cells = 0
 
     @property
     def used(self) -> int:
         """Cells that hold anything."""
-        return len({cell for row in self.held.values() for cell, _ in row})
+        return sum(len(row) for row in self.held.values())
 
     def ids(self, sequence: int) -> list[int]:
-        return [token for _, token in self.held.get(sequence, [])]
+        return self.held.get(sequence, [])
 
     def compute(self, runs: Sequence[Run]) -> Rows:
         assert 0 < sum(len(run.ids) for run in runs) <= self.batch
@@ -58,8 +59,11 @@ class HashedCells:
         for run in runs:
             assert 0 <= run.sequence < self.sequences
             assert run.position == len(self.held.get(run.sequence, []))
-        if self.used + sum(len(run.ids) for run in runs) > self.tokens:
+        if self.shared and self.used + sum(len(run.ids) for run in runs) > self.tokens:
             raise DecodeFailed(1)
+        if not self.shared:
+            assert [run.sequence for run in runs] == sorted(run.sequence for run in runs)
+            assert all(run.position + len(run.ids) <= self.tokens for run in runs)
         self.batches.append(list(runs))
         rows = [row for run in runs for row in self._compute(run)]
         for run in runs:
@@ -71,18 +75,21 @@ class HashedCells:
         row = self.held.setdefault(run.sequence, [])
         found = []
         for token in run.ids:
-            self._cells += 1
-            row.append((self._cells, token))
-            found.append(logits_of([token for _, token in row]))
+            row.append(token)
+            found.append(logits_of(row))
         if run.sequence in self.poisoned:
             found = [np.full(VOCABULARY, np.nan, np.float32) for _ in found]
         return found[len(found) - run.wanted :]
 
-    def copy(self, source: int, target: int, tokens: int) -> None:
-        assert not self.held.get(target)
-        assert tokens <= len(self.held[source])
-        assert self.cuttable or tokens == len(self.held[source])
-        self.held[target] = self.held[source][:tokens]
+    def save(self, sequence: int) -> State:
+        return np.array(self.held.get(sequence, []), np.uint8)
+
+    def restore(self, sequence: int, state: State) -> bool:
+        assert not self.held.get(sequence)
+        if self.shared and self.used + state.size > self.tokens:
+            return False
+        self.held[sequence] = state.tolist()
+        return True
 
     def remove(self, sequence: int, position: int = 0) -> bool:
         row = self.held.get(sequence, [])

@@ -36,7 +36,7 @@ class Kitchen:
 
     def __init__(self, cells: HashedCells, loop: asyncio.AbstractEventLoop, eog: frozenset[int] = EOG) -> None:
         self.cells, self.loop, self.eog = cells, loop, eog
-        self.batcher = Batcher(cells, eog, clock=self.time)
+        self.batcher = Batcher(cells, eog, kept=200, clock=self.time)
         self.now = 0.0
         self.line: list[Work] = []
 
@@ -85,8 +85,10 @@ def alone(stream: Stream, context: int = 64, eog: frozenset[int] = EOG) -> list[
     return answer_alone(job.prompt, job.sampling, job.seed, min(job.max_tokens, context - job.start), eog)
 
 
-def kitchen_of(loop: asyncio.AbstractEventLoop, *, tokens: int = 256, eog: frozenset[int] = EOG) -> Kitchen:
-    return Kitchen(HashedCells(tokens, batch=16, sequences=SLOTS + 5, rows=6), loop, eog)
+def kitchen_of(
+    loop: asyncio.AbstractEventLoop, *, tokens: int = 256, eog: frozenset[int] = EOG, shared: bool = True
+) -> Kitchen:
+    return Kitchen(HashedCells(tokens, batch=16, sequences=SLOTS + 1, rows=6, shared=shared), loop, eog)
 
 
 def test_answers_computed_together_are_those_computed_alone(loop: asyncio.AbstractEventLoop) -> None:
@@ -258,6 +260,20 @@ def test_the_owners_stream_stays_when_cells_run_out(loop: asyncio.AbstractEventL
     assert ids_of(sold) == alone(sold, 140, frozenset())
 
 
+def test_streams_stand_side_by_side_when_one_between_them_ends(loop: asyncio.AbstractEventLoop) -> None:
+    kitchen = kitchen_of(loop, eog=frozenset(), shared=False)
+    streams = [kitchen.order((1 + number, 2), max_tokens=40) for number in range(4)]
+    kitchen.step()
+    assert [stream.sequence for stream in streams] == [0, 1, 2, 3]
+    for stream in streams[:2]:
+        stream.outlet.cancel()
+    for _ in range(3):
+        kitchen.step()
+    assert sorted(task.sequence or 0 for task in kitchen.batcher.tasks) == [0, 1]
+    kitchen.finish()
+    assert [ids_of(stream) for stream in streams[2:]] == [alone(stream, eog=frozenset()) for stream in streams[2:]]
+
+
 def test_replays_give_all_rows_in_order_beside_streams(loop: asyncio.AbstractEventLoop) -> None:
     kitchen = kitchen_of(loop, eog=frozenset())
     stream = kitchen.order((1, 2, 3), max_tokens=40)
@@ -275,10 +291,10 @@ def test_replays_give_all_rows_in_order_beside_streams(loop: asyncio.AbstractEve
 class AnyOrder(RuleBasedStateMachine):
     """Jobs of three clients come, go and starve in any order, in a cache that is too small."""
 
-    @initialize(cuttable=st.booleans())
-    def open(self, cuttable: bool) -> None:
+    @initialize(cuttable=st.booleans(), shared=st.booleans())
+    def open(self, cuttable: bool, shared: bool) -> None:
         self.loop = asyncio.new_event_loop()
-        self.cells = HashedCells(96, batch=12, sequences=SLOTS + 4, rows=5, cuttable=cuttable)
+        self.cells = HashedCells(96, batch=12, sequences=SLOTS + 1, rows=5, cuttable=cuttable, shared=shared)
         self.kitchen = Kitchen(self.cells, self.loop)
         self.streams: list[tuple[Stream, list[Piece]]] = []
         self.replays: list[Replay] = []
@@ -334,8 +350,8 @@ class AnyOrder(RuleBasedStateMachine):
         for task in batcher.tasks:
             assert task.sequence is not None
             assert self.cells.ids(task.sequence) == task.ids[: task.computed]
-        held = {task.sequence for task in batcher.tasks if task.computed}
-        assert len(batcher.prefixes) == len({*self.cells.held} - held)
+        assert set(self.cells.held) == {task.sequence for task in batcher.tasks if task.computed}
+        assert batcher.prefixes.tokens <= 200
 
     @invariant()
     def answers_are_those_computed_alone(self) -> None:

@@ -86,7 +86,7 @@ def test_gpus_take_more_jobs_and_their_own_memory_counts() -> None:
     machine = Machine(16, 64 * GIB, (Gpu("H100", 80 * GIB),), "cuda")
     assert default_memory(machine, on_gpu=True) == 72 * GIB
     chosen = plan(machine, LLAMA_8B, Wishes(), default_memory(machine, on_gpu=True))
-    assert (chosen.slots, chosen.gpu_layers, chosen.cells) == (32, -1, 32 * DEFAULT_CONTEXT)
+    assert (chosen.slots, chosen.gpu_layers, chosen.cells) == (32, -1, 33 * DEFAULT_CONTEXT)
     on_cpu = plan(machine, LLAMA_8B, Wishes(gpu_layers=0), default_memory(machine, on_gpu=False))
     assert on_cpu.slots == 16
 
@@ -104,10 +104,10 @@ def test_a_plan_is_one_that_an_engine_can_be_loaded_with(
     chosen = plan(machine, footprint, wishes, allowed)
     assert 1 <= chosen.slots <= 128
     assert 1 <= chosen.context <= footprint.trained
-    assert chosen.context <= chosen.cells <= chosen.slots * chosen.context
+    assert chosen.context <= chosen.cells <= (chosen.slots + 1) * chosen.context
     assert 1 <= chosen.batch <= chosen.context
     assert chosen.threads >= 1
-    assert chosen.bytes == footprint.bytes(chosen.cells, chosen.kv)
+    assert chosen.bytes == footprint.bytes(chosen.cells + chosen.kept, chosen.kv)
 
 
 @given(MACHINES, FOOTPRINTS, WISHES, MEMORY)

@@ -18,7 +18,7 @@ from node.models.gguf import NotGguf
 from node.models.llama import build, quantize
 from node.models.manifest import Manifest
 from node.models.vocab import open_vocab
-from node.models.weights import Run
+from node.models.weights import Run, State
 from verify.replay import margins
 from verify.sampler import SAMPLER
 from verify.steering import Steering, count, steer
@@ -266,8 +266,12 @@ class _Poisoned:
     def __init__(self, cells: Cells, marked: int) -> None:
         self._cells, self._marked, self._sequences = cells, marked, set[int]()
         self.tokens, self.batch, self.sequences, self.rows = cells.tokens, cells.batch, cells.sequences, cells.rows
-        self.copy, self.remove = cells.copy, cells.remove
+        self.shared, self.save, self.remove = cells.shared, cells.save, cells.remove
         self.extent, self.clear = cells.extent, cells.clear
+
+    def restore(self, sequence: int, state: State) -> bool:
+        self._sequences.discard(sequence)
+        return self._cells.restore(sequence, state)
 
     def compute(self, runs: Sequence[Run]) -> Rows:
         logits, row = self._cells.compute(runs), 0

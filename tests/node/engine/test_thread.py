@@ -44,7 +44,7 @@ def cells() -> GatedCells:
 @pytest.fixture
 async def thread(cells: GatedCells) -> AsyncIterator[EngineThread]:
     made = EngineThread("test", slots=2, waiting=3)
-    await made.call(lambda: made.serve(Batcher(cells, ENDLESS)))
+    await made.call(lambda: made.serve(Batcher(cells, ENDLESS, kept=1_000)))
     yield made
     cells.gate.set()
     await made.close(nothing)
@@ -183,7 +183,7 @@ async def test_a_surprise_in_a_step_fails_what_ran_and_nothing_else(thread: Engi
 
 async def test_closing_ends_what_runs_and_what_waits_and_runs_the_last_function(cells: GatedCells) -> None:
     thread = EngineThread("test", slots=1, waiting=2)
-    await thread.call(lambda: thread.serve(Batcher(cells, ENDLESS)))
+    await thread.call(lambda: thread.serve(Batcher(cells, ENDLESS, kept=1_000)))
     streams = [submitted(thread, job(first, tokens=4_000)) for first in (1, 2)]
     await streams[0].outlet.take()
     last = threading.Event()

@@ -52,7 +52,10 @@ class Household:
         self.neighbours = dict(neighbours or {})
         entropy = SeededEntropy(2)
         self.book = Book(MemoryJournal(identity.did), identity, clock, Experience())
-        local = [Local(engine, self.tokenizer, name) for name, engine in (engines or {}).items()]
+        local = [
+            Local(engine, tokenizers.open_own(engine.manifest.tokenizer), name)
+            for name, engine in (engines or {}).items()
+        ]
         auditor = Auditor(self.book, [one.engine for one in local], calibration_of, tokenizers.open_own)
         self.settler = Settler(self.book, entropy, auditor, NO_AUDITS, self.neighbours.get)
         self.buyer = Buyer(self.book, entropy, self.settler.settle, patience_s)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +15,14 @@ from node.engine.memory import MemoryEngine
 from node.engine.port import EngineBusy, Job, Piece
 from node.exchange import experience
 from node.gateway.answer import Answer
-from node.gateway.question import ContextExceeded, Policy, UnknownModel, Unservable
+from node.gateway.question import BadBias, ContextExceeded, Policy, UnknownModel, Unservable
 from node.gateway.sources import AnswerCut
 from node.market.candidates import Limits, Weights
 from node.mesh import static
 from node.models.manifest import tokenizer_file
+from node.models.template import NotShown
 from node.models.tokenizer import Tokenizer
+from node.models.tokenizers import Tokenizers
 from node.ports import ManualClock
 from node.wire.frames import Frame, Ids
 from node.wire.messages import RefusalCode, Refused, Unreachable
@@ -40,6 +43,7 @@ from tests.node.trading import (
     until,
     uusd,
 )
+from verify.steering import Steering
 
 
 def small(tokenizer: Tokenizer, **settings: Any) -> MemoryEngine:
@@ -173,6 +177,63 @@ async def test_a_neighbour_whose_prompt_cannot_be_made_stops_nobody_else(
     assert answer.route == good.did
     assert (await queueing)[0].route == "local"
     assert other.ordered == []
+
+
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.fixture
+def toolless(tokenizers: Tokenizers, tmp_path: Path) -> Tokenizer:
+    """The demo model's tokenizer with a chat template that shows no tools."""
+    raw = tokenizer_file(DEMO).replace(b"{% if system or tools %}", b"{% if system or thing %}")
+    path = tmp_path / "toolless.gguf"
+    path.write_bytes(raw.replace(b"{% if tools %}", b"{% if thing %}"))
+    return tokenizers.open_own(tokenizers.add_own(path))
+
+
+async def test_a_model_here_that_shows_no_tools_leaves_them_to_one_that_does(
+    speaking: Tokenizer, toolless: Tokenizer, move_in: Move
+) -> None:
+    household = await move_in({SMALL: small(toolless), LARGE: engine_of(speaking)})
+    without = f"sha256:{small(toolless).manifest.digest.hex()}"
+
+    by_any, _ = await household.told(model="auto", tools=[TOOL])
+    instead, _ = await household.told(model=without, tools=[TOOL])
+
+    assert (by_any.model, by_any.degraded) == (LARGE, None)
+    assert instead.model == LARGE
+    assert instead.degraded is not None
+    assert f"this machine ({SMALL}): its chat template fails" in instead.degraded
+    with pytest.raises(NotShown):
+        await household.ask(model=without, tools=[TOOL], may_degrade=False)
+
+
+@pytest.mark.parametrize("wanted", ["auto", "nobody-has-this"])
+async def test_where_no_model_here_shows_tools_that_is_said(toolless: Tokenizer, move_in: Move, wanted: str) -> None:
+    household = await move_in({SMALL: small(toolless)})
+
+    with pytest.raises(NotShown):
+        await household.ask(model=wanted, tools=[TOOL])
+
+
+async def test_a_bias_for_an_id_that_the_model_does_not_have_is_refused(speaking: Tokenizer, move_in: Move) -> None:
+    household = await move_in({SMALL: small(speaking)})
+
+    for model_name in ("auto", SMALL):
+        with pytest.raises(BadBias, match=f"token id {speaking.size} is outside"):
+            await household.ask(model=model_name, steering=Steering(bias=((speaking.size, 1_000_000),)))
+
+
+async def test_token_ids_are_not_answered_by_a_model_of_another_vocabulary(
+    speaking: Tokenizer, toolless: Tokenizer, clock: ManualClock, move_in: Move
+) -> None:
+    seller = await store(speaking, clock)
+    alike = await move_in({SMALL: small(speaking)}, Refusing(seller))
+    other = await move_in({SMALL: small(toolless)}, Refusing(seller))
+
+    assert (await alike.told(prompt=(5, 6, 7)))[0].model == SMALL
+    with pytest.raises(Unservable, match="refused the order"):
+        await other.ask(prompt=(5, 6, 7))
 
 
 async def test_a_model_that_is_not_here_is_bought(speaking: Tokenizer, clock: ManualClock, move_in: Move) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from node.models import grammar
 from node.models.gbnf import MAX_CHARACTERS, MAX_REPEATS, lark_of
 from node.models.grammar import BadGrammar, ForbiddenToken, Grammar, GrammarGaveUp, Grammars
 from node.models.vocab import Vocab, open_vocab
@@ -114,6 +115,47 @@ HOSTILE = {
     "too many groups": "root ::= " + "()" * 20_000,
     "many overlapping classes": "root ::= " + " ".join(f"[^{n}]*" for n in range(2_000)),
 }
+
+
+class Pieces:
+    """A vocabulary of these pieces, and an end."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self._pieces = (*pieces, b"")
+        self.size = len(self._pieces)
+        self.eog = self.control = frozenset({self.size - 1})
+
+    def piece(self, token: int) -> bytes:
+        return self._pieces[token]
+
+
+def test_a_vocabulary_of_the_longest_pieces_is_followed() -> None:
+    words = Pieces(*(b"a" * n for n in range(1, grammar.MAX_PIECE + 1)))
+    assert Grammars(words).compile('root ::= "a"+').start().mask().sum() == grammar.MAX_PIECE
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"a" * (grammar.MAX_PIECE + 1)],
+        [b"a" * n for n in range(1, 5_000)],
+        [b"a", b"b" * 5_000_000],
+        [b"a"] * (grammar.MAX_ALIKE + 1),
+    ],
+    ids=["one too long", "longer and longer", "one of 5 MB", "many alike"],
+)
+def test_a_vocabulary_that_cannot_be_followed_is_refused(
+    pieces: list[bytes], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(BadGrammar, match="ask without one"):
+        Grammars(Pieces(*pieces)).compile('root ::= "a"+')
+    assert capfd.readouterr().err == ""
+
+
+def test_a_panic_is_a_refusal_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar, "MAX_PIECE", 10_000)
+    with pytest.raises(BadGrammar, match="vocabulary"):
+        Grammars(Pieces(b"a", b"a" * 5_000)).compile('root ::= "a"+')
 
 
 @pytest.mark.parametrize("gbnf", HOSTILE.values(), ids=HOSTILE.keys())

@@ -160,32 +160,42 @@ def test_sequences_in_one_batch_are_those_alone(demo: Path) -> None:
     model.close()
 
 
-def test_a_copied_sequence_goes_its_own_way(demo: Path) -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_sequence_that_was_saved_goes_on_in_another_place(demo: Path, shared: bool) -> None:
     model = Model(demo)
-    context = model.context(tokens=64, batch=16, threads=1, sequences=2)
+    context = model.context(tokens=64, batch=16, threads=1, sequences=2, shared=shared)
     context.compute([Run([5, 6, 7, 8], 0, 0, 0)])
-    context.copy(0, 1, 3)
+    state = context.save(0)
+    assert context.restore(1, state)
+    assert context.remove(1, 3)
     assert (context.extent(0), context.extent(1)) == ((0, 3), (0, 2))
     branch = context.decode([9], 3, 1, sequence=1)
     assert context.remove(0)
     assert (context.extent(0), context.extent(1)) == ((-1, -1), (0, 3))
-    assert context.remove(1, 2)
-    assert context.extent(1) == (0, 1)
     fresh = model.context(tokens=64, batch=16, threads=1)
     np.testing.assert_allclose(fresh.decode([5, 6, 7, 9], 0, 1), branch, atol=0.5)
     model.close()
 
 
-def test_a_full_cache_says_so_and_works_on(demo: Path) -> None:
+def test_a_cache_that_is_shared_and_full_says_so_and_works_on(demo: Path) -> None:
     model = Model(demo)
-    context = model.context(tokens=256, batch=128, threads=1, sequences=3)
+    context = model.context(tokens=256, batch=128, threads=1, sequences=3, shared=True)
     for sequence in (0, 1):
         context.compute([Run([5] * 128, 0, sequence, 0)])
     with pytest.raises(DecodeFailed) as caught:
         context.compute([Run([5], 0, 2, 1)])
     assert caught.value.code == 1
+    assert not context.restore(2, context.save(0))
     context.remove(0)
     assert context.compute([Run([5], 0, 2, 1)]).shape == (1, 1_024)
+    model.close()
+
+
+def test_sequences_apart_each_have_the_whole_context(demo: Path) -> None:
+    model = Model(demo)
+    context = model.context(tokens=256, batch=256, threads=1, sequences=2)
+    for sequence in (0, 1):
+        assert context.decode([5] * 256, 0, 1, sequence).shape == (1, 1_024)
     model.close()
 
 

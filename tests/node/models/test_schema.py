@@ -317,10 +317,23 @@ def test_one_tool_that_is_named_is_called_once(writer: Writer, seed: int, name: 
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 2**32))
 def test_any_tools_are_called_where_a_call_is_required(writer: Writer, seed: int) -> None:
-    found = calls(writer.write(tool_call_grammar(TOOLS[:3], "required"), seed))
+    found = calls(writer.write(tool_call_grammar(TOOLS[:3], None), seed))
     assert found
     assert all(set(call) == {"name", "arguments"} for call in found)
     assert {call["name"] for call in found} <= {"weather", "time", "bare"}
+
+
+def test_a_tool_may_have_the_name_of_a_choice(writer: Writer) -> None:
+    tools = [{"function": {"name": name}} for name in ("required", "other")]
+    assert {
+        call["name"] for seed in range(40) for call in calls(writer.write(tool_call_grammar(tools, None), seed))
+    } == {
+        "required",
+        "other",
+    }
+    assert {calls(writer.write(tool_call_grammar(tools, "required"), seed))[0]["name"] for seed in range(8)} == {
+        "required"
+    }
 
 
 def test_a_tool_says_whether_all_of_its_schema_must_be_held() -> None:
@@ -331,6 +344,6 @@ def test_a_tool_says_whether_all_of_its_schema_must_be_held() -> None:
 
 
 def test_a_choice_of_no_tool_is_refused() -> None:
-    for tools, choice in ((TOOLS, "other"), ([], "required"), ([{"function": {}}], "required")):
+    for tools, choice in ((TOOLS, "other"), ([], None), ([{"function": {}}], None)):
         with pytest.raises(BadSchema):
             tool_call_grammar(tools, choice)

@@ -196,7 +196,7 @@ async def test_a_text_that_a_strangers_tokenizer_does_not_survive_fails_alone(
     path = tmp_path / "strange.gguf"
     path.write_bytes(tokenizer_file(demo))
     vocab = await IsolatedVocab.open(path)
-    (worker,) = psutil.Process().children()
+    (worker,) = [child for child in psutil.Process().children() if str(path) in child.cmdline()]
 
     asked = asyncio.ensure_future(vocab.ids([("word " * 400_000, True)]))
     await asyncio.sleep(0)

@@ -1,0 +1,35 @@
+"""What lists say of rows that a node in a test rarely has."""
+
+from typing import Any
+
+import pytest
+
+from node.cli import show
+
+
+def peer(**said: Any) -> dict[str, Any]:
+    row = {"did": "did:key:z6Mk", "condemned": False, "reputation": 0.5, "delivered": 1, "failed": 0}
+    return row | {"audits_passed": 2, "scores_distrusted": False, "trouble": None} | said
+
+
+def receipt(**said: Any) -> dict[str, Any]:
+    row = {"id": "ab" * 32, "finished_ms": 1_700_000_000_000, "role": "bought", "seller": "did:key:z6Mk"}
+    row |= {"model": "village", "prompt_tokens": 5, "output_tokens": 0, "cost": "1uusd", "acknowledged": False}
+    return row | {"verdicts": []} | said
+
+
+def test_a_peer_whose_scores_are_not_believed_any_more_is_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    show.peers({"peers": [peer(), peer(did="did:key:z6Mm", scores_distrusted=True)]})
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "not believed" in line]
+    assert line.startswith("did:key:z6Mm: ")
+
+
+@pytest.mark.parametrize(("work", "shown"), [("generate", "bought"), ("score", "score bought"), (None, "bought")])
+def test_a_receipt_says_whether_a_score_was_ordered(
+    work: str | None, shown: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    show.receipts({"receipts": [receipt(work=work)]})
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "abab" in line]
+    assert f" {shown} " in line
+    assert ("score" in line) == (work == "score")
