@@ -7,6 +7,7 @@ edge below the floor, the floor is the nearer edge.
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from attrs import frozen
@@ -91,6 +92,8 @@ def drawable(logits: Logits, sampling: Sampling, peak: float) -> tuple[NDArray[n
         size, most = (min(size, _nucleus(before, total, sampling)) for total in ranking.total)
         if size < most:
             size = min(most, _nucleus(before, _total(logits, ranking, temperature), sampling))
+    if size == ranking.ids.size:
+        return ranking.ids, ranking.logits
     return ranking.ids[:size], ranking.logits[:size]
 
 
@@ -151,18 +154,28 @@ class _Ranking:
 
 def _ranking(logits: Logits, sampling: Sampling, peak: float) -> _Ranking:
     floor, temperature = _floor(peak, sampling), _temperature(sampling)
-    ids = np.flatnonzero(logits >= _single_from(floor))
-    own, size, total = logits[ids], ids.size, (0.0, 0.0)
+    above = logits >= _single_from(floor)
+    size, total = int(np.count_nonzero(above)), (0.0, 0.0)
     top_k, top_p = 0 < sampling.top_k < size, sampling.top_p < MILLION
+    whole = size == logits.size
     if not (top_k or top_p):
-        return _Ranking(ids, own.astype(np.float64), size)
+        ids = all_ids(size) if whole else np.flatnonzero(above)
+        return _Ranking(ids, (logits if whole else logits[ids]).astype(np.float64), size)
+    if top_k and 2 * size > logits.size:  # quicker than to pick those above the floor, of which top-k leaves a few
+        ids, own = all_ids(logits.size), logits
+    else:
+        ids = np.flatnonzero(above)
+        own = logits[ids]
     if top_p:
         masses = _masses(own, peak, temperature)
-        total = _bounds(float(masses.sum()), logits, size, floor, peak, temperature)
+        inside = float(masses.sum())
+        total = inside * (1 - NEAR), inside * (1 + NEAR)
+        if own is not logits:
+            total = _bounds(inside, logits, size, floor, peak, temperature)
     if top_k:  # the first k, the one behind them, and its equals: no need to sort more
         size = sampling.top_k
-        few = own >= np.partition(own, -size - 1)[-size - 1]
-        ids, own = ids[few], own[few]
+        places = np.flatnonzero(own >= np.partition(own, -size - 1)[-size - 1])
+        ids, own = ids[places], own[places]
     elif size > MANY:  # all above a logit, as soon as they weigh more than top-p keeps
         for distance in (1.0, 2.0, 4.0, 8.0):
             few = own >= _single_from(peak - distance * temperature)
@@ -173,6 +186,14 @@ def _ranking(logits: Logits, sampling: Sampling, peak: float) -> _Ranking:
     # Stable, so that equal logits stay in the order of their ids.
     order = np.argsort(-own, kind="stable")
     return _Ranking(ids[order], own[order].astype(np.float64), size, total)
+
+
+@lru_cache(maxsize=8)
+def all_ids(size: int) -> NDArray[np.intp]:
+    """The ids of a whole vocabulary: the same array each time, to be read only."""
+    ids = np.arange(size)
+    ids.flags.writeable = False
+    return ids
 
 
 def _bounds(

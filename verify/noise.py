@@ -6,6 +6,8 @@ for an element in the middle of an array than for the same element alone. So the
 same bits in an array of any length, and on any machine with IEEE 754 arithmetic.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -49,11 +51,27 @@ def bits(seed: int, position: int, tokens: Ids) -> NDArray[np.uint64]:
     word += np.uint64(1)
     word *= np.uint64(GAMMA)
     word += np.uint64(stream(seed, position))
-    word ^= word >> np.uint64(30)
-    word *= np.uint64(FIRST)
-    word ^= word >> np.uint64(27)
-    word *= np.uint64(SECOND)
-    word ^= word >> np.uint64(31)
+    return _mixed(word)
+
+
+def bits_between(seed: int, position: int, start: int, end: int) -> NDArray[np.uint64]:
+    """`bits` of the token ids from `start` to below `end`, sooner."""
+    return _mixed(_products(end)[start:] + np.uint64(stream(seed, position)))
+
+
+@lru_cache(maxsize=32)
+def _products(count: int) -> NDArray[np.uint64]:
+    """What each of the first ids adds to the state of the generator."""
+    return np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GAMMA)
+
+
+def _mixed(word: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    shifted = np.empty_like(word)
+    for distance, factor in ((30, FIRST), (27, SECOND), (31, None)):
+        np.right_shift(word, np.uint64(distance), out=shifted)
+        word ^= shifted
+        if factor is not None:
+            word *= np.uint64(factor)
     return word
 
 

@@ -46,8 +46,8 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from ledger.records import Sampling
-from verify.cutoffs import MILLION, BadLogits, Kept, Logits, drawable
-from verify.noise import Ids, NotUnsigned64, Reals, bits, gumbel, gumbel_of, output, uniform, unsigned64
+from verify.cutoffs import MILLION, BadLogits, Kept, Logits, all_ids, drawable
+from verify.noise import Ids, NotUnsigned64, Reals, bits, bits_between, gumbel, gumbel_of, output, uniform, unsigned64
 
 __all__ = [
     "NOTHING",
@@ -123,6 +123,12 @@ class _Draw:
     seed: int
     position: int
 
+    def bits_between(self, start: int, end: int) -> NDArray[np.uint64]:
+        """The hashes of some of the tokens that stand together."""
+        if self.ids is all_ids(self.ids.size):
+            return bits_between(self.seed, self.position, start, end)
+        return bits(self.seed, self.position, self.ids[start:end])
+
     def uniform(self, index: NDArray[np.intp] | slice) -> Reals:
         """The numbers between 0 and 1 from which the noise of some of the tokens is made."""
         return uniform(bits(self.seed, self.position, self.ids[index]))
@@ -150,18 +156,23 @@ class _Draw:
         """The indices of all tokens with z >= bar, and of some others.
 
         z >= bar is u >= exp(-e) with e = exp((logit - bar) / T); and exp(-e) >= 1 - e. So no token is lost that has
-        1 - u <= e, and to see that takes one exponential in single precision.
+        1 - u <= e. First that is asked with the e of the largest logit, of the bare bits; where many tokens are about
+        as likely, as in a hot draw, that leaves few.
         """
         slope, found = 1.0 / self.temperature, []
+        most = math.exp(min((float(self.logits.max()) - bar) * slope, 0.0)) * 1.001
+        least = np.uint64(max(0, 2**64 - math.ceil(most * 2.0**64) - 2**12))
         for start in range(0, self.ids.size, CHUNK):
-            part = slice(start, start + CHUNK)
-            e = ((self.logits[part] - bar) * slope).astype(np.float32)
+            end = min(start + CHUNK, self.ids.size)
+            word = self.bits_between(start, end)
+            near = np.flatnonzero(word >= least)
+            e = (self.logits[start + near] - bar) * slope
             # Beyond these it is true of every u, or smaller than all 1 - u; a thousandth covers the rounding.
             np.exp(np.clip(e, -80.0, 1.0, out=e), out=e)
-            e *= np.float32(2.0**53 * 1.001)
+            e *= 2.0**53 * 1.001
             # The bits of 1 - u, in units of its last, or one less.
-            rest = ~bits(self.seed, self.position, self.ids[part]) >> np.uint64(11)
-            found.append(start + np.flatnonzero(rest.view(np.int64).astype(np.float32) <= e))
+            rest = ~word[near] >> np.uint64(11)
+            found.append(start + near[rest.astype(np.float64) <= e])
         return np.concatenate(found)
 
 
