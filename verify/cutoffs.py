@@ -166,15 +166,15 @@ def _ranking(logits: Logits, sampling: Sampling, peak: float) -> _Ranking:
     else:
         ids = np.flatnonzero(above)
         own = logits[ids]
-    if top_p:
+    if top_p and own is not logits:
         masses = _masses(own, peak, temperature)
-        inside = float(masses.sum())
-        total = inside * (1 - NEAR), inside * (1 + NEAR)
-        if own is not logits:
-            total = _bounds(inside, logits, size, floor, peak, temperature)
+        total = _bounds(float(masses.sum()), logits, size, floor, peak, temperature)
     if top_k:  # the first k, the one behind them, and its equals: no need to sort more
         size = sampling.top_k
-        places = np.flatnonzero(own >= np.partition(own, -size - 1)[-size - 1])
+        edge = np.partition(own, -size - 1)[-size - 1]
+        if top_p and own is logits:
+            total = _wide_bounds(logits, size, float(edge), peak, temperature)
+        places = np.flatnonzero(own >= edge)
         ids, own = ids[places], own[places]
     elif size > MANY:  # all above a logit, as soon as they weigh more than top-p keeps
         for distance in (1.0, 2.0, 4.0, 8.0):
@@ -205,6 +205,16 @@ def _bounds(
     below = near * math.exp((floor - peak) / temperature)
     below += (logits.size - size - near) * math.exp((low - peak) / temperature)
     return inside * (1 - NEAR), (inside + below) * (1 + NEAR)
+
+
+def _wide_bounds(logits: Logits, size: int, edge: float, peak: float, temperature: float) -> tuple[float, float]:
+    """The same of a vocabulary of which all but `size` tokens lie at the edge or below.
+
+    A mean of exponentials is at least the exponential of the mean (Jensen 1906); no token weighs more than the first.
+    """
+    least = logits.size * math.exp((float(logits.mean(dtype=np.float64)) - peak) / temperature)
+    most = size + (logits.size - size) * math.exp((edge - peak) / temperature)
+    return least * (1 - NEAR), most * (1 + NEAR)
 
 
 def _single_from(bound: float) -> np.float32:

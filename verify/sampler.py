@@ -101,7 +101,9 @@ def sample_block(
         if math.isfinite(peak) and sampling.temperature == 0:
             found[row] = own.argmax()
         elif math.isfinite(peak):
-            draws.append(_Draw(row, *drawable(own, sampling, peak), sampling.temperature / MILLION, seed, position))
+            draws.append(
+                _Draw(row, *drawable(own, sampling, peak), peak, sampling.temperature / MILLION, seed, position)
+            )
     if draws:
         few = [draw.reaching(np.inf) for draw in draws]
         # The logarithms, a hundred steps, once for all rows.
@@ -114,11 +116,12 @@ def sample_block(
 
 @frozen(eq=False)
 class _Draw:
-    """Tokens of which one is drawn at one place: ids and logits (K,)."""
+    """Tokens of which one is drawn at one place: ids and logits (K,), `peak` the largest of these."""
 
     row: int
     ids: NDArray[np.intp]
     logits: Reals
+    peak: float
     temperature: float
     seed: int
     position: int
@@ -137,7 +140,7 @@ class _Draw:
         """The indices of all tokens whose z = logit + T G may be the largest or above the bar, and of few others."""
         if self.ids.size <= MANY:
             return np.arange(self.ids.size)
-        few = np.flatnonzero(self.logits >= self.logits.max() - self.temperature)[:MANY]
+        few = np.flatnonzero(self.logits >= self.peak - self.temperature)[:MANY]
         few = self._passing(self._below(bar, self._rough(few)))
         rough = self._rough(few)
         index: NDArray[np.intp] = few[rough >= self._below(bar, rough)]
@@ -160,7 +163,7 @@ class _Draw:
         as likely, as in a hot draw, that leaves few.
         """
         slope, found = 1.0 / self.temperature, []
-        most = math.exp(min((float(self.logits.max()) - bar) * slope, 0.0)) * 1.001
+        most = math.exp(min((self.peak - bar) * slope, 0.0)) * 1.001
         least = np.uint64(max(0, 2**64 - math.ceil(most * 2.0**64) - 2**12))
         for start in range(0, self.ids.size, CHUNK):
             end = min(start + CHUNK, self.ids.size)
@@ -192,7 +195,7 @@ def contenders(kept: Kept, sampling: Sampling, seed: int, position: int, bar: fl
     Leaves out only tokens whose z is surely below both the largest and `bar`.
     """
     temperature = sampling.temperature / MILLION
-    few = _Draw(0, kept.ids, kept.logits, temperature, seed, position).reaching(bar)
+    few = _Draw(0, kept.ids, kept.logits, float(kept.logits.max()), temperature, seed, position).reaching(bar)
     kept = kept.only(few)
     return kept, kept.logits + temperature * gumbel(seed, position, kept.ids)
 
