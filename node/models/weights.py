@@ -101,17 +101,37 @@ class Run:
     wanted: int
 
 
-class Context:
+class _Computing:
+    """A llama_context with its memory, and the batch that goes into it."""
+
+    def __init__(self, pointer: Any, batch: int) -> None:
+        self._pointer = pointer
+        self._memory = library().llama_get_memory(pointer)
+        self._inputs = _Inputs(batch)
+
+    def close(self) -> None:
+        """Free the memory; again does nothing."""
+        if self._pointer is None:
+            return
+        pointer, self._pointer = self._pointer, None
+        self._inputs.free()
+        library().llama_free(pointer)
+
+    def _open(self) -> Any:
+        if self._pointer is None:
+            raise LlamaClosed("this context is closed; open it again")
+        return self._pointer
+
+
+class Context(_Computing):
     """The KV cache of many sequences, `shared` or apart, and the computation over it. Of one thread at a time."""
 
     def __init__(
         self, pointer: Any, vocabulary: int, tokens: int, batch: int, sequences: int, rows: int, shared: bool
     ) -> None:
-        self._pointer = pointer
+        super().__init__(pointer, batch)
         self.tokens, self.batch, self.sequences, self.rows, self.shared = tokens, batch, sequences, rows, shared
         self._vocabulary = vocabulary
-        self._memory = library().llama_get_memory(pointer)
-        self._inputs = _Inputs(batch)
 
     def decode(self, ids: Sequence[int], position: int, rows: int, sequence: int = 0) -> NDArray[np.float32]:
         """Compute up to `batch` ids of one sequence that stand at `position` and after; own copy of the logits of
@@ -188,29 +208,14 @@ class Context:
         self._open()
         library().llama_memory_clear(self._memory, True)
 
-    def close(self) -> None:
-        """Free the memory; again does nothing."""
-        if self._pointer is None:
-            return
-        pointer, self._pointer = self._pointer, None
-        self._inputs.free()
-        library().llama_free(pointer)
 
-    def _open(self) -> Any:
-        if self._pointer is None:
-            raise LlamaClosed("this context is closed; open it again")
-        return self._pointer
-
-
-class Embedder:
+class Embedder(_Computing):
     """Vectors of whole inputs, one at a time. Of one thread at a time."""
 
     def __init__(self, pointer: Any, width: int, tokens: int, batch: int) -> None:
-        self._pointer = pointer
+        super().__init__(pointer, batch)
         self.width, self.tokens, self.batch = width, tokens, batch
-        self._memory = library().llama_get_memory(pointer)
         self.pools: bool = library().llama_pooling_type(pointer) != 0
-        self._inputs = _Inputs(batch)
 
     def begin(self) -> None:
         """Forget the input before. Raises LlamaClosed."""
@@ -238,19 +243,6 @@ class Embedder:
         vectors: NDArray[np.float32] = np.ctypeslib.as_array(found, shape)
         total: NDArray[np.float64] = vectors.sum(axis=0, dtype=np.float64)
         return total
-
-    def close(self) -> None:
-        """Free the memory; again does nothing."""
-        if self._pointer is None:
-            return
-        pointer, self._pointer = self._pointer, None
-        self._inputs.free()
-        library().llama_free(pointer)
-
-    def _open(self) -> Any:
-        if self._pointer is None:
-            raise LlamaClosed("this context is closed; open it again")
-        return self._pointer
 
 
 class _Inputs:
