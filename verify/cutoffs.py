@@ -7,14 +7,14 @@ edge below the floor, the floor is the nearer edge.
 """
 
 import math
-from functools import lru_cache
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
 from ledger.records import Sampling
-from verify.noise import Reals
+from verify.noise import Reals, all_ids
 
 Logits = NDArray[np.float32]
 
@@ -23,6 +23,13 @@ MILLION = 1_000_000
 MANY = 1_024
 # More than single precision errs by, relative, in a sum over a vocabulary.
 NEAR = 1e-4
+# A vocabulary of which not even the largest logits are wanted in groups, and the tokens in a group of a larger one.
+SMALL, GROUP = 2_048, 32
+# A vocabulary of which it pays to look into the groups alone whose largest logit counts.
+LARGE = 65_536
+# Of more tokens than this those that count are not picked, if they seem to be most of them.
+WHOLE = 4_096
+LEAST = np.float32(-np.inf)
 # Millionths of the likeliest token's probability. Of 150,000 tokens this leaves a few hundred.
 LEAST_MIN_P = 1
 
@@ -64,37 +71,75 @@ def peak_of(logits: Logits) -> float:
     return peak
 
 
+@np.errstate(over="ignore")  # far below the peak: minus infinity, and no mass
 def kept(logits: Logits, sampling: Sampling) -> Kept:
     """The tokens that may be drawn from logits (V,) at a temperature above 0. Raises BadLogits."""
     peak = peak_of(logits)
-    ranking, temperature = _ranking(logits, sampling, peak), _temperature(sampling)
-    own, size = ranking.logits, ranking.size
+    ranking, temperature = _ranking(logits, sampling, peak, maxima(logits[None])[0]), _temperature(sampling)
+    own, size = ranking.logits.astype(np.float64), ranking.size
     slack = own - _floor(peak, sampling)
     if size < own.size:  # top-k: what is behind it in rank is the edge
         slack = np.minimum(slack, own - own[size])
     if sampling.top_p < MILLION:
-        before, total = ranking.before(temperature), _total(logits, ranking, temperature)
-        size = min(size, _nucleus(before, total, sampling))
+        upto, total = ranking.upto(temperature), _total(logits, ranking, temperature)
+        size = min(size, _nucleus(upto, total, sampling))
+        before = np.concatenate(([0.0], upto[: size - 1]))
         with np.errstate(divide="ignore"):  # nothing comes before the first token: it is never cut
-            odds = np.log(before[:size] / (total - before[:size]))
+            odds = np.log(before / (total - before))
         nucleus = temperature * (_log_odds(sampling) - odds)
         slack = np.minimum(slack[:size], np.maximum(nucleus, 0.0))
-    return Kept(ranking.ids[:size], own[:size], slack[:size])
+    inside = own[:size] >= ranking.floor
+    return Kept(ranking.ids[:size][inside], own[:size][inside], slack[:size][inside])
 
 
-def drawable(logits: Logits, sampling: Sampling, peak: float) -> tuple[NDArray[np.intp], Reals]:
-    """What `kept` keeps, ids and logits, where no slack is wanted; `peak` is the largest of the logits, finite."""
-    ranking, temperature = _ranking(logits, sampling, peak), _temperature(sampling)
+def drawable(
+    logits: Logits, sampling: Sampling, peak: float, groups: Logits
+) -> tuple[NDArray[np.intp], NDArray[np.floating], np.float32]:
+    """What `kept` keeps, where no slack is wanted: ids, logits, and the least logit that is kept.
+
+    Tokens below that are among them only where they are a whole vocabulary of more than WHOLE.
+    `peak`: the largest of the logits, finite; `groups`: their `maxima`.
+    """
+    ranking, temperature = _ranking(logits, sampling, peak, groups), _temperature(sampling)
     size = ranking.size
     if sampling.top_p < MILLION:
-        before = ranking.before(temperature)
+        upto = ranking.upto(temperature)
         # The exact total takes as long as all the rest, and most cuts are the same for its least and its most.
-        size, most = (min(size, _nucleus(before, total, sampling)) for total in ranking.total)
-        if size < most:
-            size = min(most, _nucleus(before, _total(logits, ranking, temperature), sampling))
+        for least, most in ranking.totals:
+            nucleus = _nucleus(upto, least, sampling)
+            if nucleus >= size or nucleus == _nucleus(upto, most, sampling):
+                break
+        else:
+            nucleus = _nucleus(upto, _total(logits, ranking, temperature), sampling)
+        size = min(size, nucleus)
     if size == ranking.ids.size:
-        return ranking.ids, ranking.logits
-    return ranking.ids[:size], ranking.logits[:size]
+        return ranking.ids, ranking.logits, ranking.floor
+    return ranking.ids[:size], ranking.logits[:size], ranking.floor
+
+
+def maxima(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The largest logits (R, W) of groups that share no token, so of each row's W tokens; of one token in a small
+    vocabulary, otherwise of GROUP or one. logits (R, V). A NaN in a group is its maximum.
+    """
+    rows, size = logits.shape
+    if size < SMALL:
+        return logits
+    width = size // GROUP
+    whole = logits[:, : GROUP * width].reshape(rows, GROUP, width).max(axis=1)
+    return whole if size == GROUP * width else np.concatenate([whole, logits[:, GROUP * width :]], axis=1)
+
+
+def _from(bound: np.float32, logits: Logits, groups: Logits) -> NDArray[np.intp]:
+    """The ids, ascending, of the tokens whose logits (V,) are not below; `groups`: the `maxima` of these."""
+    if logits.size < LARGE:
+        return (logits >= bound).nonzero()[0]
+    width = logits.size // GROUP
+    hot = (groups[:width] >= bound).nonzero()[0]
+    if 4 * hot.size > width:
+        return (logits >= bound).nonzero()[0]
+    turns, places = (logits[: GROUP * width].reshape(GROUP, width)[:, hot] >= bound).nonzero()
+    rest = (groups[width:] >= bound).nonzero()[0]
+    return np.concatenate([turns * width + hot[places], rest + GROUP * width])
 
 
 def shortfall(token: int, logits: Logits, sampling: Sampling) -> float:
@@ -135,92 +180,90 @@ def _log_odds(sampling: Sampling) -> float:
 
 @frozen(eq=False)
 class _Ranking:
-    """Tokens (K,) in the order of their rank, if top-k or top-p is on; those that min-p and top-k keep are the first
-    `size`, and what tops k follows. With top-p, some that it surely cuts may be missing.
+    """Tokens (K,) in the order of their rank, if top-k or top-p is on; those that these and min-p keep are the first
+    `size`, or what is not below `floor`, and what tops k follows. With top-p, some that it surely cuts may be missing.
 
-    `total`: the mass of the whole vocabulary, relative to the first token's, lies between these two.
+    `totals`: pairs between which the mass of the whole vocabulary lies, relative to the first token's, ever closer.
     """
 
     ids: NDArray[np.intp]
-    logits: Reals
+    logits: NDArray[np.floating]
     size: int
-    total: tuple[float, float] = (0.0, 0.0)
+    totals: Iterable[tuple[float, float]] = ()
+    floor: np.float32 = LEAST
 
-    def before(self, temperature: float) -> Reals:
-        """The mass that ranks before each token, (K,), relative to that of the first."""
-        masses = np.exp((self.logits - self.logits[0]) / temperature)
-        return np.concatenate(([0.0], np.cumsum(masses[:-1])))
+    def upto(self, temperature: float) -> Reals:
+        """The mass of each token and all that rank before it, (K,), relative to that of the first."""
+        weights = self.logits - self.logits[0]
+        weights /= temperature
+        upto: Reals = np.exp(weights, out=weights).cumsum()
+        return upto
 
 
-def _ranking(logits: Logits, sampling: Sampling, peak: float) -> _Ranking:
+def _ranking(logits: Logits, sampling: Sampling, peak: float, groups: Logits) -> _Ranking:
     floor, temperature = _floor(peak, sampling), _temperature(sampling)
-    above = logits >= _single_from(floor)
-    size, total = int(np.count_nonzero(above)), (0.0, 0.0)
-    top_k, top_p = 0 < sampling.top_k < size, sampling.top_p < MILLION
-    whole = size == logits.size
-    if not (top_k or top_p):
-        ids = all_ids(size) if whole else np.flatnonzero(above)
-        return _Ranking(ids, (logits if whole else logits[ids]).astype(np.float64), size)
-    if top_k and 2 * size > logits.size:  # quicker than to pick those above the floor, of which top-k leaves a few
-        ids, own = all_ids(logits.size), logits
-    else:
-        ids = np.flatnonzero(above)
-        own = logits[ids]
-    if top_p and own is not logits:
-        masses = _masses(own, peak, temperature)
-        total = _bounds(float(masses.sum()), logits, size, floor, peak, temperature)
-    if top_k:  # the first k, the one behind them, and its equals: no need to sort more
+    top_p, edge = sampling.top_p < MILLION, LEAST
+    if 0 < sampling.top_k < groups.size:
+        # The largest k + 1 of the groups' maxima are k + 1 tokens: what top-k keeps is not below them.
+        edge = np.partition(groups, -sampling.top_k - 1)[-sampling.top_k - 1]
+    if edge > floor:
+        ids = _from(edge, logits, groups)
+        totals = _totals(logits, groups, sampling, peak) if top_p else ()
+        return _ranked(ids, logits[ids], sampling.top_k, totals)
+    least = _single_from(floor)
+    if not (sampling.top_k or top_p) and logits.size > WHOLE:
+        some = logits[::GROUP] >= least
+        if 2 * np.count_nonzero(some) > some.size:  # to hash all ids is quicker than to find those from the floor on
+            return _Ranking(all_ids(logits.size), logits, logits.size, floor=least)
+    ids = _from(least, logits, groups)
+    if not (0 < sampling.top_k < ids.size or top_p):
+        return _Ranking(ids, logits[ids], ids.size)
+    own, size = logits[ids], ids.size
+    if 0 < sampling.top_k < size:
         size = sampling.top_k
-        edge = np.partition(own, -size - 1)[-size - 1]
-        if top_p and own is logits:
-            total = _wide_bounds(logits, size, float(edge), peak, temperature)
-        places = np.flatnonzero(own >= edge)
-        ids, own = ids[places], own[places]
-    elif size > MANY:  # all above a logit, as soon as they weigh more than top-p keeps
+        inside = own >= np.partition(own, -size - 1)[-size - 1]
+        ids, own = ids[inside], own[inside]
+    if not top_p:
+        return _ranked(ids, own, size)
+    total = _bounds(logits, groups, floor, peak, temperature)
+    if size == own.size > MANY:  # all above a logit, as soon as they weigh more than top-p keeps
+        weights = masses(own, peak, temperature)
         for distance in (1.0, 2.0, 4.0, 8.0):
             few = own >= _single_from(peak - distance * temperature)
-            if float(masses[few].sum()) * (1 - NEAR) > total[1] * (sampling.top_p / MILLION):
+            if float(weights[few].sum()) * (1 - NEAR) > total[1] * (sampling.top_p / MILLION):
                 ids, own = ids[few], own[few]
                 size = ids.size
                 break
+    return _ranked(ids, own, size, (total,))
+
+
+def _ranked(ids: NDArray[np.intp], own: Logits, size: int, totals: Iterable[tuple[float, float]] = ()) -> _Ranking:
     # Stable, so that equal logits stay in the order of their ids.
-    order = np.argsort(-own, kind="stable")
-    return _Ranking(ids[order], own[order].astype(np.float64), size, total)
+    order = (-own).argsort(kind="stable")
+    return _Ranking(ids[order], own[order].astype(np.float64), size, totals)
 
 
-@lru_cache(maxsize=8)
-def all_ids(size: int) -> NDArray[np.intp]:
-    """The ids of a whole vocabulary: the same array each time, to be read only."""
-    ids = np.arange(size)
-    ids.flags.writeable = False
-    return ids
+def _totals(logits: Logits, groups: Logits, sampling: Sampling, peak: float) -> Iterator[tuple[float, float]]:
+    """Of a group is known that it weighs at least what its largest token does and at most as many times that."""
+    temperature = _temperature(sampling)
+    if groups is not logits:
+        heaviest = float(masses(groups, peak, temperature).sum())
+        yield heaviest * (1 - NEAR), GROUP * heaviest * (1 + NEAR)
+    yield _bounds(logits, groups, _floor(peak, sampling), peak, temperature)
 
 
-def _bounds(
-    inside: float, logits: Logits, size: int, floor: float, peak: float, temperature: float
-) -> tuple[float, float]:
-    """The least and the most that the vocabulary weighs, of which `size` tokens from the floor on weigh `inside`."""
+def _bounds(logits: Logits, groups: Logits, floor: float, peak: float, temperature: float) -> tuple[float, float]:
+    """The least and the most that the vocabulary weighs, by what the tokens not far below the floor weigh."""
     low = floor - 4.0 * temperature
-    near = int(np.count_nonzero(logits >= _single_from(low))) - size
-    below = near * math.exp((floor - peak) / temperature)
-    below += (logits.size - size - near) * math.exp((low - peak) / temperature)
+    near = logits[_from(_single_from(low), logits, groups)]
+    inside = float(masses(near, peak, temperature).sum())
+    below = (logits.size - near.size) * math.exp((low - peak) / temperature)
     return inside * (1 - NEAR), (inside + below) * (1 + NEAR)
-
-
-def _wide_bounds(logits: Logits, size: int, edge: float, peak: float, temperature: float) -> tuple[float, float]:
-    """The same of a vocabulary of which all but `size` tokens lie at the edge or below.
-
-    A mean of exponentials is at least the exponential of the mean (Jensen 1906); no token weighs more than the first.
-    """
-    least = logits.size * math.exp((float(logits.mean(dtype=np.float64)) - peak) / temperature)
-    most = size + (logits.size - size) * math.exp((edge - peak) / temperature)
-    return least * (1 - NEAR), most * (1 + NEAR)
 
 
 def _single_from(bound: float) -> np.float32:
     """The least 32-bit float that is not below: to compare with it is to compare with the bound, exactly."""
-    with np.errstate(over="ignore"):
-        single = np.float32(bound)
+    single = np.float32(bound)
     return single if float(single) >= bound else np.nextafter(single, np.float32(np.inf))
 
 
@@ -231,20 +274,20 @@ def _total(logits: Logits, ranking: _Ranking, temperature: float) -> float:
     faster, is exact enough for that.
     """
     peak = float(ranking.logits[0])
-    others = _masses(logits, peak, temperature)
+    others = masses(logits, peak, temperature)
     others[ranking.ids] = 0.0
     ranked = np.exp((ranking.logits - peak) / temperature)
     return float(ranked.sum()) + float(others.sum(dtype=np.float64))
 
 
-def _masses(logits: Logits, peak: float, temperature: float) -> Logits:
-    with np.errstate(over="ignore"):  # far below the peak: minus infinity, and no mass
-        masses = logits - np.float32(peak)
-        masses /= np.float32(temperature)
-    np.exp(masses, out=masses)
-    return masses
+def masses(logits: Logits, peak: float, temperature: float) -> Logits:
+    """exp((logit - peak) / T) in single precision, (V,) in and out."""
+    found = logits - np.float32(peak)
+    found /= np.float32(temperature)
+    np.exp(found, out=found)
+    return found
 
 
-def _nucleus(before: Reals, total: float, sampling: Sampling) -> int:
+def _nucleus(upto: Reals, total: float, sampling: Sampling) -> int:
     """How many of the tokens top-p keeps."""
-    return int(np.searchsorted(before, total * (sampling.top_p / MILLION)))
+    return 1 + int(upto[:-1].searchsorted(total * (sampling.top_p / MILLION)))

@@ -22,6 +22,9 @@ GAMMA = 0x9E3779B97F4A7C15
 FIRST = 0xBF58476D1CE4E5B9
 SECOND = 0x94D049BB133111EB
 
+# Words that are hashed at a time, so that they stay in the processor's cache.
+CHUNK = 32_768
+
 
 class NotUnsigned64(ValueError):
     """A seed or a position is no unsigned 64-bit integer."""
@@ -47,32 +50,63 @@ def stream(seed: int, position: int) -> int:
 
 def bits(seed: int, position: int, tokens: Ids) -> NDArray[np.uint64]:
     """The hash of each token, shape (K,) in and out; exact on every machine."""
-    word = tokens.astype(np.uint64)
-    word += np.uint64(1)
-    word *= np.uint64(GAMMA)
-    word += np.uint64(stream(seed, position))
-    return _mixed(word)
+    return hashes(np.uint64(stream(seed, position)), tokens)
 
 
-def bits_between(seed: int, position: int, start: int, end: int) -> NDArray[np.uint64]:
-    """`bits` of the token ids from `start` to below `end`, sooner."""
-    return _mixed(_products(end)[start:] + np.uint64(stream(seed, position)))
+def hashes(states: np.uint64 | NDArray[np.uint64], tokens: Ids) -> NDArray[np.uint64]:
+    """`bits` of each token by the state of its `stream`, or of the one that all have."""
+    word = _steps(tokens)
+    word += states
+    _mix(word, np.empty_like(word))
+    return word ^ (word >> np.uint64(31))
 
 
-@lru_cache(maxsize=32)
-def _products(count: int) -> NDArray[np.uint64]:
-    """What each of the first ids adds to the state of the generator."""
-    return np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GAMMA)
+def highest(state: int, tokens: Ids, least: int) -> tuple[NDArray[np.intp], NDArray[np.uint64]]:
+    """The places among the tokens (K,) of all whose hash is not below `least`, and of few others; and their hashes."""
+    steps = _all_steps(tokens.size) if tokens is all_ids(tokens.size) else _steps(tokens)
+    # The last step of the hash leaves its upper bits as they are, so it need not be taken.
+    bar = np.uint64(max(0, least) >> 33 << 33)
+    room, other = np.empty(CHUNK, np.uint64), np.empty(CHUNK, np.uint64)
+    places, words = [], []
+    for start in range(0, tokens.size, CHUNK):
+        own = steps[start : start + CHUNK]
+        word = room[: own.size]
+        np.add(own, np.uint64(state), out=word)
+        _mix(word, other[: own.size])
+        near = np.flatnonzero(word >= bar)
+        places.append(near + start)
+        words.append(word[near])
+    word = np.concatenate(words)
+    return np.concatenate(places), word ^ (word >> np.uint64(31))
 
 
-def _mixed(word: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    shifted = np.empty_like(word)
-    for distance, factor in ((30, FIRST), (27, SECOND), (31, None)):
-        np.right_shift(word, np.uint64(distance), out=shifted)
-        word ^= shifted
-        if factor is not None:
-            word *= np.uint64(factor)
-    return word
+@lru_cache(maxsize=8)
+def all_ids(size: int) -> NDArray[np.intp]:
+    """The ids of a whole vocabulary: the same array each time, to be read only."""
+    ids = np.arange(size)
+    ids.flags.writeable = False
+    return ids
+
+
+@lru_cache(maxsize=8)
+def _all_steps(size: int) -> NDArray[np.uint64]:
+    return _steps(all_ids(size))
+
+
+def _steps(tokens: Ids) -> NDArray[np.uint64]:
+    """What each token adds to the state of the generator."""
+    steps = tokens.astype(np.uint64)
+    steps += np.uint64(1)
+    steps *= np.uint64(GAMMA)
+    return steps
+
+
+def _mix(word: NDArray[np.uint64], other: NDArray[np.uint64]) -> None:
+    """All of the hash but its last step, in place; `other` is room for as many words."""
+    for distance, factor in ((30, FIRST), (27, SECOND)):
+        np.right_shift(word, np.uint64(distance), out=other)
+        word ^= other
+        word *= np.uint64(factor)
 
 
 def uniform(word: NDArray[np.uint64]) -> Reals:

@@ -38,16 +38,31 @@ which moves margins by less than a millionth of a logit. `tests/vectors/sampler.
 Any change to what is written here is a new name in SAMPLER, which is part of every offer.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
-from attrs import frozen
+from attrs import evolve, frozen
 from numpy.typing import NDArray
 
 from ledger.records import Sampling
-from verify.cutoffs import MILLION, BadLogits, Kept, Logits, all_ids, drawable
-from verify.noise import Ids, NotUnsigned64, Reals, bits, bits_between, gumbel, gumbel_of, output, uniform, unsigned64
+from verify.cutoffs import MILLION, WHOLE, BadLogits, Kept, Logits, drawable, masses, maxima
+from verify.noise import (
+    Ids,
+    NotUnsigned64,
+    Reals,
+    bits,
+    gumbel,
+    gumbel_of,
+    hashes,
+    highest,
+    output,
+    stream,
+    uniform,
+    unsigned64,
+)
 
 __all__ = [
     "NOTHING",
@@ -62,16 +77,18 @@ __all__ = [
     "sample_block",
 ]
 
+Scalar = TypeVar("Scalar", bound=np.generic)
+
 SAMPLER = "gumbel-1"
 # What `sample_block` puts where nothing can be drawn.
 NOTHING = -1
 
-# From how many kept tokens on it pays to look first which of them can win at all.
-MANY = 256
 # Of z by the vendor's faster logarithms, relative; above its true error by six orders of magnitude.
 ROUGH_ERROR = 1e-9
-# Tokens at a time in that look, so that its arrays stay in the processor's cache.
-CHUNK = 16_384
+# How far below what is expected of it the winner's z is looked for at first, in temperatures.
+BEHIND = 1.0
+# More than the rounding of a bound, as a factor.
+SLACK = 1.001
 
 
 def sample(logits: Logits, sampling: Sampling, seed: int, position: int) -> int:
@@ -85,6 +102,7 @@ def sample(logits: Logits, sampling: Sampling, seed: int, position: int) -> int:
     return int(found)
 
 
+@np.errstate(over="ignore")  # at a low temperature: minus infinity, and no mass
 def sample_block(
     logits: NDArray[np.float32], samplings: Sequence[Sampling], seeds: Sequence[int], positions: Sequence[int]
 ) -> NDArray[np.int64]:
@@ -93,90 +111,104 @@ def sample_block(
     Raises NotUnsigned64.
     """
     found = np.full(len(logits), NOTHING, np.int64)
-    peaks = logits.max(axis=1) if logits.size else np.full(len(logits), -np.inf, np.float32)
+    if not logits.size:
+        return found
+    groups = maxima(logits)
+    # The maximum of an array that holds a NaN is NaN, so it shows every fault.
+    places = zip(groups.max(axis=1).tolist(), samplings, seeds, positions, strict=True)
     draws: list[_Draw] = []
-    places = zip(logits, peaks.tolist(), samplings, seeds, positions, strict=True)
-    for row, (own, peak, sampling, seed, position) in enumerate(places):
-        # The maximum of an array that holds a NaN is NaN, so it shows every fault.
+    few: list[_Draw] = []
+    for row, (peak, sampling, seed, position) in enumerate(places):
         if math.isfinite(peak) and sampling.temperature == 0:
-            found[row] = own.argmax()
+            found[row] = logits[row].argmax()
         elif math.isfinite(peak):
-            draws.append(
-                _Draw(row, *drawable(own, sampling, peak), peak, sampling.temperature / MILLION, seed, position)
-            )
+            ids, own, floor = drawable(logits[row], sampling, peak, groups[row])
+            draw = _Draw(row, ids, own, floor, sampling.temperature / MILLION, stream(seed, position))
+            draws.append(draw)
+            few.append(draw.likely(peak, groups[row]) if ids.size > WHOLE else draw)
     if draws:
-        few = [draw.reaching(np.inf) for draw in draws]
-        # The logarithms, a hundred steps, once for all rows.
-        noise = gumbel_of(np.concatenate([draw.uniform(index) for draw, index in zip(draws, few, strict=True)]))
-        parts = np.split(noise, np.cumsum([index.size for index in few])[:-1])
-        for draw, index, part in zip(draws, few, parts, strict=True):
-            found[draw.row] = choice(draw.ids[index], draw.logits[index] + draw.temperature * part)
+        tokens, largest = _winners(few)
+        for missed in np.flatnonzero(largest < [draw.bar for draw in few]):
+            tokens[missed] = _winners([draws[missed].all()])[0][0]
+        found[[draw.row for draw in draws]] = tokens
     return found
 
 
 @frozen(eq=False)
 class _Draw:
-    """Tokens of which one is drawn at one place: ids and logits (K,), `peak` the largest of these."""
+    """Tokens of which one is drawn at one place: ids and logits (K,), of which those from the floor on count.
+
+    `state` is the generator's, from which all tokens at this place draw.
+    """
 
     row: int
     ids: NDArray[np.intp]
-    logits: Reals
-    peak: float
+    logits: NDArray[np.floating]
+    floor: np.float32
     temperature: float
-    seed: int
-    position: int
+    state: int
+    bar: float = -math.inf
 
-    def bits_between(self, start: int, end: int) -> NDArray[np.uint64]:
-        """The hashes of some of the tokens that stand together."""
-        if self.ids is all_ids(self.ids.size):
-            return bits_between(self.seed, self.position, start, end)
-        return bits(self.seed, self.position, self.ids[start:end])
+    def likely(self, peak: float, groups: Logits) -> "_Draw":
+        """The same with few of the tokens, all with z >= bar among them, a bar that the largest z nearly always passes.
 
-    def uniform(self, index: NDArray[np.intp] | slice) -> Reals:
-        """The numbers between 0 and 1 from which the noise of some of the tokens is made."""
-        return uniform(bits(self.seed, self.position, self.ids[index]))
-
-    def reaching(self, bar: float) -> NDArray[np.intp]:
-        """The indices of all tokens whose z = logit + T G may be the largest or above the bar, and of few others."""
-        if self.ids.size <= MANY:
-            return np.arange(self.ids.size)
-        few = np.flatnonzero(self.logits >= self.peak - self.temperature)[:MANY]
-        few = self._passing(self._below(bar, self._rough(few)))
-        rough = self._rough(few)
-        index: NDArray[np.intp] = few[rough >= self._below(bar, rough)]
-        return index
-
-    def _below(self, bar: float, rough: Reals) -> float:
-        """Surely not above the bar and the largest z, by what the rough ones say of it."""
-        return min(bar, float(rough.max())) - ROUGH_ERROR * (self.temperature + float(np.abs(rough).max()))
-
-    def _rough(self, index: NDArray[np.intp]) -> Reals:
-        noise = -np.log(-np.log(self.uniform(index)))
-        z: Reals = self.logits[index] + self.temperature * noise
-        return z
-
-    def _passing(self, bar: float) -> NDArray[np.intp]:
-        """The indices of all tokens with z >= bar, and of some others.
-
-        z >= bar is u >= exp(-e) with e = exp((logit - bar) / T); and exp(-e) >= 1 - e. So no token is lost that has
-        1 - u <= e. First that is asked with the e of the largest logit, of the bare bits; where many tokens are about
-        as likely, as in a hot draw, that leaves few.
+        `groups`: the largest logits of groups of the tokens. z >= bar is u >= exp(-e) with e = exp((logit - bar) / T);
+        and exp(-e) >= 1 - e. So no token is lost that has 1 - u <= e. First that is asked with the e of the largest
+        logit; where many tokens are about as likely, as in a hot draw, that leaves few.
         """
-        slope, found = 1.0 / self.temperature, []
-        most = math.exp(min((self.peak - bar) * slope, 0.0)) * 1.001
-        least = np.uint64(max(0, 2**64 - math.ceil(most * 2.0**64) - 2**12))
-        for start in range(0, self.ids.size, CHUNK):
-            end = min(start + CHUNK, self.ids.size)
-            word = self.bits_between(start, end)
-            near = np.flatnonzero(word >= least)
-            e = (self.logits[start + near] - bar) * slope
-            # Beyond these it is true of every u, or smaller than all 1 - u; a thousandth covers the rounding.
-            np.exp(np.clip(e, -80.0, 1.0, out=e), out=e)
-            e *= 2.0**53 * 1.001
-            # The bits of 1 - u, in units of its last, or one less.
-            rest = ~word[near] >> np.uint64(11)
-            found.append(start + near[rest.astype(np.float64) <= e])
-        return np.concatenate(found)
+        # In temperatures, the largest z is standard Gumbel noise above the logarithm of the sum of exp(logit / T).
+        mass = float(masses(groups, peak, self.temperature).sum())
+        bar = peak + self.temperature * (math.log(mass) - BEHIND)
+        most = math.exp(min((peak - bar) / self.temperature, 0.0)) * SLACK
+        near, word = highest(self.state, self.ids, 2**64 - math.ceil(most * 2.0**64) - 2**12)
+        own = self.logits[near]
+        passing = own >= self.floor
+        if near.size > WHOLE:  # otherwise it is quicker to make the noise of all
+            # Beyond these it is true of every u, or smaller than all 1 - u. Single precision is exact enough.
+            e = ((own.astype(np.float64) - bar) / self.temperature).clip(-80.0, 1.0).astype(np.float32)
+            passing &= 1.0 - uniform(word) <= np.exp(e, out=e) * np.float32(SLACK)
+        near = near[passing]
+        return evolve(self, ids=self.ids[near], logits=own[passing], bar=bar) if near.size else self.all()
+
+    def all(self) -> "_Draw":
+        """The same with no tokens but those from the floor on."""
+        inside = self.logits >= self.floor
+        return evolve(self, ids=self.ids[inside], logits=self.logits[inside])
+
+
+def _winners(draws: Sequence[_Draw]) -> tuple[NDArray[np.int64], Reals]:
+    """The token of each draw, by the vendor's quick logarithms, and by ours where these are too near to tell; and its
+    z, by the quick ones.
+    """
+    sizes = [draw.ids.size for draw in draws]
+    starts = np.array([0, *itertools.accumulate(sizes[:-1])])
+    ids, logits = _joined([draw.ids for draw in draws]), _joined([draw.logits for draw in draws])
+    temperatures = np.array([draw.temperature for draw in draws])
+    u = uniform(hashes(_spread(np.array([draw.state for draw in draws], np.uint64), sizes), ids))
+    z = _rough(logits, _spread(temperatures, sizes), u)
+    best = np.maximum.reduceat(z, starts)
+    last = (z >= _spread(best - ROUGH_ERROR * (temperatures + np.abs(best)), sizes)).nonzero()[0]
+    ids = ids[last]
+    if last.size == len(draws):
+        return ids, best
+    of = starts.searchsorted(last, side="right") - 1
+    z = logits[last] + temperatures[of] * gumbel_of(u[last])
+    return np.array([choice(ids[of == draw], z[of == draw]) for draw in range(len(draws))]), best
+
+
+def _joined(parts: Sequence[NDArray[Scalar]]) -> NDArray[Scalar]:
+    return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+
+def _spread(values: NDArray[Scalar], sizes: Sequence[int]) -> NDArray[Scalar]:
+    """Each value as often as there are tokens, or once if that is the same."""
+    return values.repeat(sizes) if len(sizes) > 1 else values
+
+
+def _rough(logits: NDArray[np.floating], temperatures: Reals, u: Reals) -> Reals:
+    """z from the numbers u of the noise, about as exact as 64-bit floats are."""
+    z: Reals = logits - temperatures * np.log(-np.log(u))
+    return z
 
 
 def derived_seed(seed: int, choice: int) -> int:
@@ -195,8 +227,9 @@ def contenders(kept: Kept, sampling: Sampling, seed: int, position: int, bar: fl
     Leaves out only tokens whose z is surely below both the largest and `bar`.
     """
     temperature = sampling.temperature / MILLION
-    few = _Draw(0, kept.ids, kept.logits, float(kept.logits.max()), temperature, seed, position).reaching(bar)
-    kept = kept.only(few)
+    z = _rough(kept.logits, np.array([temperature]), uniform(bits(seed, position, kept.ids)))
+    error = ROUGH_ERROR * (temperature + float(np.abs(z).max()))
+    kept = kept.only(np.flatnonzero(z >= min(bar, float(z.max())) - error))
     return kept, kept.logits + temperature * gumbel(seed, position, kept.ids)
 
 

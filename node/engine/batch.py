@@ -87,6 +87,7 @@ class Batcher:
         self._waited = 0  # steps since a replay was computed
         self._told: list[Results] = []  # with results to tell of
         self._ends: list[tuple[Results, BaseException | None]] = []
+        self._leaving: list[Work] = []  # ended, with a place in the cache
 
     @property
     def tasks(self) -> Sequence[Work]:
@@ -119,9 +120,10 @@ class Batcher:
     def step(self) -> list[Work]:
         """Compute one batch; the tasks that had to give way, to be begun again. Those that have ended are gone.
 
-        `announce` has to follow.
+        `announce` and `settle` have to follow, before anything is begun.
         """
         self._let_go()
+        self.settle()
         self._close_ranks()
         runs, tasks, streams, chunk = self._plan()
         given_way: list[Work] = []
@@ -142,6 +144,16 @@ class Batcher:
         self._told, self._ends = [], []
         return told
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether `settle` would do anything."""
+        return bool(self._leaving)
+
+    def settle(self) -> None:
+        """Keep for later what the cache holds of the tasks that have ended: it takes time, and nobody waits for it."""
+        while self._leaving:
+            self._keep(self._leaving.pop())
+
     def allowance(self, most: int) -> int:
         """How many tokens something else may compute between two steps."""
         running = sum(isinstance(task, Stream) and not task.outlet.full for task in self._tasks)
@@ -151,6 +163,7 @@ class Batcher:
         """End every task with this error, and begin anew with an empty cache."""
         self._ends += [(task.outlet, error) for task in self._tasks]
         self._tasks.clear()
+        self._leaving.clear()
         self._prefixes.clear()
         self._free = set(range(self._cells.sequences))
         self._cells.clear()
@@ -393,10 +406,10 @@ class Batcher:
             self._cells.remove(place)
 
     def _let_go(self) -> None:
-        """Part with the tasks that are done or no longer wanted; what the cache holds of them is kept for later."""
+        """Part with the tasks that are done or no longer wanted."""
         for task in [one for one in self._tasks if one.ended or one.outlet.cancelled]:
             self._tasks.remove(task)
-            self._keep(task)
+            self._leaving.append(task)
             self._ends.append((task.outlet, None))
 
     def _keep(self, task: Work) -> None:

@@ -169,15 +169,28 @@ class EngineThread:
         return None
 
     def _step(self, batcher: Batcher) -> None:
+        self._guarded(batcher, self._compute)
+        if batcher.unsettled:
+            self._guarded(batcher, self._settle)
+
+    def _guarded(self, batcher: Batcher, part: Callable[[Batcher], list[Work]]) -> None:
+        given_way: list[Work] = []
         try:
-            self._begin(batcher)
-            given_way = batcher.step()
+            given_way = part(batcher)
         except Exception as error:  # noqa: BLE001  (nothing may end the thread; what ran has failed)
-            given_way = []
             with suppress(Exception):
                 batcher.fail_all(EngineFailed(f"{type(error).__name__}: {error}"))
         self._tidy(batcher, given_way)
         tell(batcher.announce())
+
+    def _compute(self, batcher: Batcher) -> list[Work]:
+        self._begin(batcher)
+        return batcher.step()
+
+    @staticmethod
+    def _settle(batcher: Batcher) -> list[Work]:
+        batcher.settle()
+        return []
 
     def _begin(self, batcher: Batcher) -> None:
         while True:

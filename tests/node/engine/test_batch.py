@@ -61,6 +61,7 @@ class Kitchen:
                 running.append(isinstance(work, Stream))
         self.line[:0] = self.batcher.step()
         self.batcher.announce()
+        self.batcher.settle()
 
     def finish(self, most: int = 2_000) -> None:
         while self.line or self.batcher.tasks:
