@@ -44,7 +44,7 @@ PROMPT: Final = 64
 ANSWER: Final = 64
 CONTEXT: Final = 2_048
 LONG_PROMPT: Final = 1_000
-SETTLE_S: Final = 0.3  # until the engine has put away what it computed; the peers' turn comes then
+SETTLE_S: Final = 0.3  # between two turns, so that nothing that one leaves to be done is done in the other's
 SETTLED: Final = 30  # tokens of a stream before the long prompt arrives
 LARGE_VOCABULARY: Final = 150_000
 GOALS: Final = {1: 0.97, 4: 1.0, 8: 1.0, 16: 1.0}
@@ -164,10 +164,11 @@ async def _turn(
     prompts = [bench.prompt() for _ in range(streams)]
     bench.timed.computed.clear()
     found = {"ours": await rate([bench.answer(prompt, way.sampling) for prompt in prompts])}
-    await asyncio.sleep(SETTLE_S)
     for peer in peers:
+        await asyncio.sleep(SETTLE_S)
         if peer.ids or way is WAYS[0]:
             found[peer.name] = await rate([peer.answer(session, prompt, ANSWER, **way.server) for prompt in prompts])
+    await asyncio.sleep(SETTLE_S)
     return found
 
 
