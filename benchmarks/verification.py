@@ -176,7 +176,7 @@ def record_honest(offered: str, part: int, tokens: int) -> None:
             (store.folder / f"table-{offered}-{part}-{tokens}.json").write_bytes(encode(table.calibrations))
             for seller in KV_TYPES:
                 for checker in KV_TYPES:
-                    pair = [one for one in made if (one.seller, one.checker) == (seller, checker)]
+                    pair = [one for one in made if (one.seller.kv, one.checker.kv) == (seller, checker)]
                     for sampling in {one.job.sampling for one in pair}:
                         bins = [bins_of(one.margins) for one in pair if one.job.sampling == sampling]
                         store.save(_honest_file(offered, part, tokens, seller, checker, sampling), bins)

@@ -220,6 +220,7 @@ class RemoteSettings(_Section):
     privacy: Literal["public", "internal", "confidential"] = "public"  # the highest level that it may be shown
     tokenizer: Annotated[Path, AfterValidator(Path.expanduser)] | None = None  # a GGUF file of the very model
     prompts: Literal["text", "ids"] = "text"  # how prompts are sent where the tokenizer is here; ids are exact
+    server: Annotated[str, Field(pattern=r"^[!-~]([ -~]{0,62}[!-~])?$")] | None = None  # what it is, with its version
     context: _Context = 4_096
     slots: Annotated[int, Field(ge=1, le=256)] = 4
     quality: Annotated[float, Field(ge=0, le=1)] = 0.5  # where no file of the model tells it

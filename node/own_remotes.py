@@ -22,7 +22,9 @@ from node.models.known import KnownModels
 from node.models.manifest import Manifest
 from node.models.merkle import File
 from node.models.spelling import Spelling
+from node.models.tokenizer import Tokenizer
 from node.models.tokenizers import Tokenizers
+from verify.attestation import UNDECLARED
 
 _MAX_KEY: Final = 4_096
 
@@ -60,23 +62,14 @@ async def open_remotes(
 async def _open(
     settings: RemoteSettings, config: Config, home: Home, session: aiohttp.ClientSession, tokenizers: Tokenizers
 ) -> OwnRemote:
-    endpoint = Endpoint(settings.name, settings.url.rstrip("/"), settings.model, key_of(settings))
-    client = CompletionsClient(session, endpoint)
     terms = settings.terms(config.node.jurisdiction)
     if settings.tokenizer is None:
-        model, chat = sha256(b"remote:" + settings.name.encode()).digest(), RemoteChat(client, settings.slots)
+        chat = RemoteChat(_client(settings, session), settings.slots)
+        model = sha256(b"remote:" + settings.name.encode()).digest()
         return OwnRemote(Backend(terms, model, settings.quality, settings.context, chat), None)
     manifest, whole = await _manifest(settings, home, tokenizers)
     tokenizer = tokenizers.open_own(manifest.tokenizer)
-    engine = RemoteEngine(
-        client,
-        Spelling(tokenizer.words),
-        manifest,
-        context=min(settings.context, manifest.context),
-        slots=settings.slots,
-        own_hardware=settings.hardware == "own",
-        sends_ids=settings.prompts == "ids",
-    )
+    engine = remote_engine(settings, session, tokenizer, manifest)
     good = quality(manifest.parameters, manifest.quantization) if whole else settings.quality
     backend = Backend(terms, manifest.digest, good, engine.context, Tokens(engine, tokenizer))
     price = config.sell.price if settings.sell else None
@@ -86,6 +79,27 @@ async def _open(
             "name the model's whole file"
         )
     return OwnRemote(backend, _ware(settings, engine, backend, price))
+
+
+def remote_engine(
+    settings: RemoteSettings, session: aiohttp.ClientSession, tokenizer: Tokenizer, manifest: Manifest
+) -> RemoteEngine:
+    """A server that runs the model of this manifest, which has this tokenizer. Raises BadConfig."""
+    return RemoteEngine(
+        _client(settings, session),
+        Spelling(tokenizer.words),
+        manifest,
+        context=min(settings.context, manifest.context),
+        slots=settings.slots,
+        own_hardware=settings.hardware == "own",
+        sends_ids=settings.prompts == "ids",
+        server=settings.server or UNDECLARED,
+    )
+
+
+def _client(settings: RemoteSettings, session: aiohttp.ClientSession) -> CompletionsClient:
+    endpoint = Endpoint(settings.name, settings.url.rstrip("/"), settings.model, key_of(settings))
+    return CompletionsClient(session, endpoint)
 
 
 def _ware(settings: RemoteSettings, engine: RemoteEngine, backend: Backend, price: Price | None) -> Ware | None:

@@ -13,25 +13,31 @@ from verify.calibration import TEMPERATURES, Calibration
 from verify.cutoffs import MILLION
 from verify.sampler import SAMPLER
 
+# The build of a server of which its owner does not say what it is.
+UNDECLARED = "openai-compatible"
 # Characters of a reason: the auditor puts some before it, and the reason of a Verdict has 256.
 _LONGEST = 230
 
 
 def abstention(
-    seller: Fingerprint, checker: Fingerprint, calibration: Calibration | None, sampling: Sampling
+    seller: Fingerprint, checker: Fingerprint, calibration: Calibration | None, sampling: Sampling, steered: bool
 ) -> str | None:
     """Why a replay by `checker` is no evidence about `seller`, in a sentence that fits a Verdict; None if it is.
 
-    `calibration`: that of this pair and model, if there is one; `sampling`: the order's.
+    `calibration`: that of this pair and model, if there is one; `sampling`: the order's; `steered`: whether it has
+    penalties, a bias or a grammar. Of another sampler only plain greedy choices are known: the likeliest tokens.
     """
-    if seller.sampler != SAMPLER:
-        return f"the seller's sampler is {_quoted(seller.sampler)}, not {SAMPLER!r}: no replay tells its choices"
+    if seller.sampler != SAMPLER and (sampling.temperature or steered):
+        chooses = f"the seller's sampler is {_quoted(seller.sampler)}, not {SAMPLER!r}"
+        return f"{chooses}: no replay tells its choices but at temperature 0, without penalties, bias and grammar"
+    if seller.build == UNDECLARED:
+        return "the seller does not say which server computes, so what is honest for it cannot be known"
     if calibration is None or (calibration.seller, calibration.checker) != (seller, checker):
         return _uncalibrated(seller, checker)
-    if not calibration.complete:
-        return f"only {calibration.tokens} tokens are calibrated: let `idlemesh calibrate MODEL` run to its end"
-    if not calibration.covers(sampling):
+    if sampling.temperature > max(TEMPERATURES):
         return f"honest margins are calibrated up to a temperature of {max(TEMPERATURES) / MILLION:g} only"
+    if not calibration.covers(sampling):
+        return f"only {calibration.tokens} tokens are calibrated: let `idlemesh calibrate MODEL` run to its end"
     return None
 
 
@@ -43,7 +49,10 @@ def _uncalibrated(seller: Fingerprint, checker: Fingerprint) -> str:
     if not different:
         return "nobody calibrated this model on this engine: run `idlemesh calibrate MODEL`"
     why = f"the engines differ, and what is honest between them is not calibrated: {different}"
-    return f"{why}. `idlemesh calibrate MODEL` does that for one engine alone"[:_LONGEST]
+    how = "`idlemesh calibrate MODEL --remote NAME` does that" if seller.sampler != SAMPLER else (
+        "`idlemesh calibrate MODEL` does that for one engine alone"
+    )
+    return f"{why}. {how}"[:_LONGEST]
 
 
 def _quoted(name: str) -> str:

@@ -134,13 +134,15 @@ class Calibration:
         return evolve(self, counts=counts)
 
     def covers(self, sampling: Sampling) -> bool:
-        """Whether so warm a sampling was calibrated: honest margins grow with the temperature."""
-        return sampling.temperature <= max(TEMPERATURES)
+        """Whether every stratum that an order of this sampling is judged by has enough tokens to bound something.
 
-    @property
-    def complete(self) -> bool:
-        """Whether every stratum has enough tokens to bound something."""
-        return all(sum(self.counts.get(stratum, ())) >= LEAST_TOKENS for stratum in STRATA)
+        One of temperature 0 alone covers orders of temperature 0, and no others.
+        """
+        warmest = TEMPERATURES[self._class(sampling)]
+        judged = [stratum for stratum in STRATA if stratum.temperature <= warmest]
+        return sampling.temperature <= warmest and all(
+            sum(self.counts.get(stratum, ())) >= LEAST_TOKENS for stratum in judged
+        )
 
     def add(self, stratum: Stratum, margins: Reals) -> "Calibration":
         """With the margins (N,) of more honest tokens of one stratum. Raises NotMargins."""

@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import aiohttp
 import typer
+from attrs import frozen
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ledger.records import Sampling
 from node.cli.output import print_table
+from node.config import BadConfig, RemoteSettings, load_config
 from node.engine.calibration import ANSWERS, CalibrationFiles, Calibrator, Table
 from node.engine.hardware import default_threads
 from node.home import Home
@@ -20,8 +23,10 @@ from node.models.gguf import BadModelFile
 from node.models.manifest import Manifest, manifest_of
 from node.models.template import TemplateRenderer
 from node.models.tokenizers import Tokenizers
-from verify.calibration import EDGES, Calibration
+from node.own_remotes import remote_engine
+from verify.calibration import EDGES, TEMPERATURES, Calibration
 from verify.cutoffs import MILLION
+from verify.sampler import SAMPLER
 
 DEFAULT_TOKENS: Final = 200_000
 # So few tokens may be wanted that a whole round would be too many.
@@ -29,74 +34,102 @@ _LEAST_ANSWERS: Final = 2
 _TOKENS_PER_ANSWER: Final = 200  # about, by both checkers and in both rounds
 _PER_100_000: Final = 100_000
 _PLAIN: Final = Sampling(MILLION, MILLION, 0, 0)
+_HOTTEST: Final = Sampling(max(TEMPERATURES), MILLION, 0, 0)
+_GREEDY: Final = Sampling(0, MILLION, 0, 0)  # of a remote nothing else can be checked
 
 Advance = Callable[[int], None]
 
 
 def calibrate(
-    home: Home, path: Path, tokens: int, threads: int | None, gpu_layers: int, *, quiet: bool
+    home: Home, path: Path, tokens: int, threads: int | None, gpu_layers: int, remote: str | None, *, quiet: bool
 ) -> dict[str, Any]:
     """Calibrate until a model has so many honest tokens here, those from before included, or until Ctrl-C.
 
-    After each round all is saved. Raises BadModelFile, BadCalibration, EngineError, TooSmall, HomeError.
+    `remote`: the name of one in config.toml that runs this model, to be calibrated against this machine.
+    After each round all is saved. Raises BadConfig, BadModelFile, BadCalibration, EngineError, TooSmall, HomeError.
     """
     home.make()
+    there = _remote(home, remote) if remote is not None else None
     try:
         manifest = manifest_of(path)
     except OSError as error:
         raise BadModelFile(str(path), f"it cannot be read: {error.strerror}", "Name a .gguf model file.") from None
     files = CalibrationFiles(home.calibrations)
-    table = Table(manifest.digest, gpu_layers, files.own(manifest.digest))
-    before = table.tokens
+    table = Table(manifest.digest, files.own(manifest.digest))
+    before = sum(one.tokens for one in table.calibrations)
     stopped = False
-    with _bar(tokens, before, quiet) as advance:
+    work = _Work(home, path, manifest, files, table, tokens, threads or default_threads(), gpu_layers, there)
+    with _bar(tokens, quiet) as advance:
         try:
-            asyncio.run(
-                _rounds(home, path, manifest, files, table, tokens, threads or default_threads(), gpu_layers, advance)
-            )
+            asyncio.run(_rounds(work, advance))
         except KeyboardInterrupt:
             stopped = True
+    after = sum(one.tokens for one in table.calibrations)
     return {
         "model": manifest.digest.hex(),
         "file": str(files.path(manifest.digest)),
-        "tokens": table.tokens,
-        "added": table.tokens - before,
+        "tokens": after,
+        "added": after - before,
         "stopped": stopped,
         "pairs": [_pair(one) for one in table.calibrations],
     }
 
 
-async def _rounds(
-    home: Home,
-    path: Path,
-    manifest: Manifest,
-    files: CalibrationFiles,
-    table: Table,
-    tokens: int,
-    threads: int,
-    gpu_layers: int,
-    advance: Advance,
-) -> None:
+def _remote(home: Home, name: str) -> RemoteSettings:
+    settings = load_config(home.config if home.config.exists() else None, {})
+    known = {one.name: one for one in settings.remotes}
+    if name not in known:
+        raise BadConfig(f"config.toml has no [[remotes]] of the name {name!r}; it has: {', '.join(known) or 'none'}")
+    if known[name].server is None:
+        raise BadConfig(
+            f'remotes.{name}: say what server it is, as in server = "llama-server b9960": what is honest for one '
+            "server says nothing of another"
+        )
+    return known[name]
+
+
+@frozen
+class _Work:
+    home: Home
+    path: Path
+    manifest: Manifest
+    files: CalibrationFiles
+    table: Table
+    tokens: int
+    threads: int
+    gpu_layers: int
+    remote: RemoteSettings | None
+
+
+async def _rounds(work: _Work, advance: Advance) -> None:
     async with contextlib.AsyncExitStack() as stack:
         renderer = TemplateRenderer()
         stack.push_async_callback(renderer.close)
-        tokenizers = Tokenizers(home.tokenizers, renderer)
+        tokenizers = Tokenizers(work.home.tokenizers, renderer)
         stack.push_async_callback(tokenizers.close)
-        tokenizer = tokenizers.open_own(tokenizers.add_own(path))
-        calibrator = Calibrator(path, manifest, tokenizer, threads=threads, gpu_layers=gpu_layers)
-        size = max(_LEAST_ANSWERS, min(ANSWERS, tokens // _TOKENS_PER_ANSWER))
+        tokenizer = tokenizers.open_own(tokenizers.add_own(work.path))
+        remote = None
+        if work.remote is not None:
+            session = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
+            remote = remote_engine(work.remote, session, tokenizer, work.manifest)
+        calibrator = Calibrator(
+            work.path, work.manifest, tokenizer, threads=work.threads, gpu_layers=work.gpu_layers, remote=remote
+        )
+        size = max(_LEAST_ANSWERS, min(ANSWERS, work.tokens // _TOKENS_PER_ANSWER))
         rounds = await stack.enter_async_context(contextlib.aclosing(calibrator.rounds(secrets.randbits(64), size)))
-        while table.tokens < tokens:
+        table, pairs = work.table, calibrator.pairs
+        while table.tokens(pairs) < work.tokens:
+            advance(table.tokens(pairs))
             # Both kinds of cache sell in turn: an even number of rounds serves all pairs alike.
             for found in [await anext(rounds), await anext(rounds)]:
                 for one in found:
                     table.add(one)
-            files.save(manifest.digest, table.calibrations)
-            advance(table.tokens)
+            work.files.save(work.manifest.digest, table.calibrations)
+        advance(table.tokens(pairs))
 
 
 @contextlib.contextmanager
-def _bar(tokens: int, done: int, quiet: bool) -> Iterator[Advance]:
+def _bar(tokens: int, quiet: bool) -> Iterator[Advance]:
     columns = (
         TextColumn("Calibrating"),
         BarColumn(),
@@ -104,33 +137,36 @@ def _bar(tokens: int, done: int, quiet: bool) -> Iterator[Advance]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
-        task = progress.add_task("", total=tokens, completed=done)
+        task = progress.add_task("", total=tokens)
         yield lambda now: progress.update(task, completed=now)
 
 
 def _pair(one: Calibration) -> dict[str, Any]:
+    sampling = _PLAIN if one.seller.sampler == SAMPLER else _GREEDY
     return {
-        "seller": one.seller.kv,
+        "seller": one.seller.kv if one.seller.sampler == SAMPLER else one.seller.build,
         "checker": one.checker.kv,
         "tokens": one.tokens,
-        "complete": one.complete,
-        "at_most": {f"over {edge:g}": float(bound) for edge, bound in zip(EDGES, one.bounds(_PLAIN)[1:], strict=False)},
+        "temperature": sampling.temperature / MILLION,
+        "complete": one.covers(_HOTTEST if one.seller.sampler == SAMPLER else sampling),
+        "at_most": {f"over {edge:g}": float(most) for edge, most in zip(EDGES, one.bounds(sampling)[1:], strict=False)},
     }
 
 
 def show(result: dict[str, Any]) -> None:
     """What was found, for people."""
-    columns = ["seller's cache", "checker's", "tokens", *(f"over {edge:g}" for edge in EDGES)]
+    columns = ["seller's cache", "checker's", "tokens", "T", *(f"over {edge:g}" for edge in EDGES)]
     rows = [
         [
             pair["seller"],
             pair["checker"],
             f"{pair['tokens']:,}" + ("" if pair["complete"] else " (too few)"),
+            f"{pair['temperature']:g}",
             *(f"{_PER_100_000 * bound:.0f}" for bound in pair["at_most"].values()),
         ]
         for pair in result["pairs"]
     ]
-    title = "Margins of honest tokens: of 100,000 at most so many are over these logits, at temperature 1"
+    title = "Margins of honest tokens: of 100,000 at most so many are over these logits"
     print_table(title, columns, rows, "Nothing was calibrated yet.")
     typer.echo(f"Kept in {result['file']}; a running node uses it from its next audit on.")
     if result["stopped"]:

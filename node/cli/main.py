@@ -251,13 +251,16 @@ def calibrate(
     ),
     threads: Annotated[int | None, typer.Option(help="Compared with one thread; else the cores.", min=1)] = None,
     gpu_layers: Annotated[int, typer.Option(help="Layers on the GPU, as in config.toml; -1 is all.", min=-1)] = -1,
+    remote: Annotated[
+        str | None, typer.Option(help="A [[remotes]] of config.toml that runs this model: compare its greedy answers.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure what honest engines show on a model, so that audits of it mean something. Ctrl-C keeps what is done.
 
     Example: idlemesh calibrate llama.gguf --tokens 1000000
     """
-    result = calibrating.calibrate(open_home(home), model, tokens, threads, gpu_layers, quiet=as_json)
+    result = calibrating.calibrate(open_home(home), model, tokens, threads, gpu_layers, remote, quiet=as_json)
     print_json(result) if as_json else calibrating.show(result)
     if result["stopped"]:
         raise typer.Exit(130)

@@ -125,15 +125,18 @@ class Batcher:
         self._let_go()
         self.settle()
         self._close_ranks()
-        runs, tasks, streams, chunk = self._plan()
+        batches, streams, chunk = self._plan()
         given_way: list[Work] = []
-        if runs:
-            began = self._clock()
-            logits, runs, tasks, given_way = self._computed(runs, tasks)
-            if not given_way:
-                self._pace.note(streams, chunk, self._clock() - began)
+        began = self._clock()
+        for batch in batches:
+            # What the batch before did may have cost one of these its place.
+            parts = [(task, run) for task, run in batch if self._still_fits(task, run)]
+            logits, runs, tasks, left = self._computed([run for _, run in parts], [task for task, _ in parts])
             self._advance(runs, tasks, logits)
-            self._let_go()
+            given_way += left
+        if batches and not given_way:
+            self._pace.note(streams, chunk, self._clock() - began)
+        self._let_go()
         return given_way
 
     def announce(self) -> list[Results]:
@@ -170,8 +173,8 @@ class Batcher:
 
     # What goes into a batch.
 
-    def _plan(self) -> tuple[list[Run], list[Work], int, int]:
-        """The runs of the next batch and their tasks; how many streams, and how many ids of prompts."""
+    def _plan(self) -> tuple[list[list[tuple[Work, Run]]], int, int]:
+        """The next batches, which tasks are in them with what runs; how many streams, and how many ids of prompts."""
         able = [task for task in self._tasks if not task.outlet.full]
         streams = [task for task in able if isinstance(task, Stream)]
         running = [task for task in streams if task.rest == 1][: self._cells.batch]
@@ -180,12 +183,15 @@ class Batcher:
             running = []
         replays = [task for task in able if isinstance(task, Replay)]
         room = self._pace.chunk(len(running), self._cells.batch - len(running))
-        chosen: list[tuple[Work, int]] = [(task, 1) for task in running]
         parts = self._parts(prompts, replays, room, len(running))
+        next_tokens: list[tuple[Work, int]] = [(task, 1) for task in running]
+        # What stands in one batch takes as long as what has the longest context in it, where contexts are apart; and
+        # llama.cpp splits a batch whose runs differ in length anyway.
+        kinds = [next_tokens + parts] if self._cells.shared else [parts, next_tokens]
         # In the order of their places: llama.cpp takes neighbours together only as they come.
-        chosen = sorted(chosen + parts, key=lambda part: part[0].sequence or 0)
-        runs = [self._run(task, size) for task, size in chosen]
-        return runs, [task for task, _ in chosen], len(running), sum(size for _, size in parts)
+        ordered = [sorted(kind, key=lambda part: part[0].sequence or 0) for kind in kinds if kind]
+        batches = [[(task, self._run(task, size)) for task, size in kind] for kind in ordered]
+        return batches, len(running), sum(size for _, size in parts)
 
     @staticmethod
     def _is_burst(running: Sequence[Stream], prompts: Sequence[Stream]) -> bool:

@@ -7,7 +7,7 @@ replay each alone, as a checker does. Threads, streams and chunks of prompts dif
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from itertools import count, cycle, islice, product
 from pathlib import Path
 from random import Random
@@ -56,6 +56,8 @@ SAMPLINGS: Final = tuple(
     for top_p, top_k in (((MILLION, 0), (950_000, 40)) if temperature else ((MILLION, 0),))
 )
 
+GREEDY: Final = (Sampling(0, MILLION, 0, 0),)
+
 
 class TooSmall(ValueError):
     """A model whose context has no room for a conversation and its answer."""
@@ -67,10 +69,10 @@ class TooSmall(ValueError):
 
 @frozen
 class Replayed:
-    """An honest answer, checked: the caches of both sides, the job, and the margins (N,) in logits."""
+    """An honest answer, checked: what computed on both sides, the job, and the margins (N,) in logits."""
 
-    seller: KvType
-    checker: KvType
+    seller: Fingerprint
+    checker: Fingerprint
     job: Job
     margins: Reals
 
@@ -145,25 +147,50 @@ class Calibrator:
     """Calibrates one model on this machine. One engine is in memory at a time."""
 
     def __init__(
-        self, path: Path, manifest: Manifest, tokenizer: Tokenizer, *, threads: int, gpu_layers: int = -1
+        self,
+        path: Path,
+        manifest: Manifest,
+        tokenizer: Tokenizer,
+        *,
+        threads: int,
+        gpu_layers: int = -1,
+        remote: Engine | None = None,
     ) -> None:
+        """`remote`: a server that runs this very model, to be checked in place of this machine's engines, by its greedy
+        answers: the others are its own sampler's.
+        """
         self._path, self._manifest, self._tokenizer = path, manifest, tokenizer
-        self._threads, self._gpu_layers = threads, gpu_layers
+        self._threads, self._gpu_layers, self._remote = threads, gpu_layers, remote
+
+    @property
+    def pairs(self) -> frozenset[tuple[Fingerprint, Fingerprint]]:
+        """Sellers and checkers that are compared."""
+        own = [fingerprint(kv, self._gpu_layers) for kv in KV_TYPES]
+        return frozenset(product([self._remote.fingerprint] if self._remote else own, own))
 
     async def rounds(self, seed: int, size: int = ANSWERS) -> AsyncGenerator[list[Replayed], None]:
         """Round after round of honest answers, `size` in each, without end. Raises EngineError, TooSmall."""
         for number in count():
             rng = Random(f"{seed} {number}")
-            seller = KV_TYPES[number % len(KV_TYPES)]
-            jobs = await draw_jobs(self._tokenizer, rng, size, context=self._manifest.context)
-            async with self._engine(rng, seller, slots=rng.choice(_STREAMS)) as engine:
-                made = await answers(engine, jobs)
+            async with self._seller(rng, KV_TYPES[number % len(KV_TYPES)]) as engine:
+                samplings = SAMPLINGS if engine is not self._remote else GREEDY
+                room = min(self._manifest.context, engine.context)
+                jobs = await draw_jobs(self._tokenizer, rng, size, context=room, samplings=samplings)
+                made, seller = await answers(engine, jobs), engine.fingerprint
             found = []
             for checker in KV_TYPES:
                 async with self._engine(rng, checker, slots=1) as engine:
                     for job, answer in zip(jobs, made, strict=True):
-                        found.append(Replayed(seller, checker, job, await replay(engine, job, answer)))
+                        found.append(Replayed(seller, engine.fingerprint, job, await replay(engine, job, answer)))
             yield found
+
+    @contextlib.asynccontextmanager
+    async def _seller(self, rng: Random, kv: KvType) -> AsyncGenerator[Engine, None]:
+        if self._remote is not None:
+            yield self._remote
+            return
+        async with self._engine(rng, kv, slots=rng.choice(_STREAMS)) as engine:
+            yield engine
 
     @contextlib.asynccontextmanager
     async def _engine(self, rng: Random, kv: KvType, slots: int) -> AsyncGenerator[LlamaEngine, None]:
@@ -186,8 +213,8 @@ class Calibrator:
 class Table:
     """The calibrations of one model, growing."""
 
-    def __init__(self, model: bytes, gpu_layers: int = -1, known: Iterable[Calibration] = ()) -> None:
-        self._model, self._gpu_layers = model, gpu_layers
+    def __init__(self, model: bytes, known: Iterable[Calibration] = ()) -> None:
+        self._model = model
         self._pairs = {(one.seller, one.checker): one for one in known}
 
     @property
@@ -195,23 +222,21 @@ class Table:
         """All pairs."""
         return tuple(self._pairs.values())
 
-    @property
-    def tokens(self) -> int:
-        """How many tokens this machine's pairs have."""
-        mine = {fingerprint(kv, self._gpu_layers) for kv in KV_TYPES}
-        return sum(one.tokens for (seller, checker), one in self._pairs.items() if {seller, checker} <= mine)
+    def tokens(self, pairs: Collection[tuple[Fingerprint, Fingerprint]]) -> int:
+        """How many tokens these pairs have."""
+        return sum(one.tokens for pair, one in self._pairs.items() if pair in pairs)
 
     def add(self, replayed: Replayed) -> None:
         """Count one answer."""
-        seller, checker = (fingerprint(kv, self._gpu_layers) for kv in (replayed.seller, replayed.checker))
-        one = self._pairs.get((seller, checker)) or Calibration(seller, checker, self._model)
+        pair = replayed.seller, replayed.checker
+        one = self._pairs.get(pair) or Calibration(*pair, self._model)
         job, found = replayed.job, replayed.margins
         # The context of a token is what stands before it.
         short = max(0, min(LONG - job.start, found.size))
         for long, part in ((False, found[:short]), (True, found[short:])):
             if part.size:
                 one = one.add(Stratum.of(job.sampling, long), part)
-        self._pairs[seller, checker] = one
+        self._pairs[pair] = one
 
 
 class CalibrationFiles:

@@ -1,14 +1,16 @@
 """How much of the prompts goes into a step: pure arithmetic over what steps have taken so far.
 
 While streams run, a prompt is computed in chunks beside their tokens, so large that a step takes about `GAP` times as
-long as one without: what a stream's reader sees of a long prompt is a slower stream, never a stop. On a CPU a row
-costs the same in any batch, and the chunks are a few tokens; on a GPU they are hundreds.
+long as one without: what a stream's reader sees of a long prompt is a slower stream, never a stop. On a CPU the chunks
+are a few tokens; on a GPU they are hundreds. Never are they fewer than the streams: the weights are read once more
+for each chunk, and less would not be worth that.
 """
 
+import math
 from typing import Final
 
 GAP: Final = 1.75
-LEAST: Final = 4  # tokens of a chunk: less would hardly get a prompt on
+LEAST: Final = 4  # tokens of a chunk, beside however few streams
 _FIRST: Final = 8  # before any chunk was seen
 _WEIGHT: Final = 0.2  # of the last step in the means
 _OUTLIER: Final = 4.0  # times the mean: as much as one step can say
@@ -28,7 +30,7 @@ class Pace:
             return most
         if step is None or self._token is None:
             return min(_FIRST, most)
-        return min(most, max(LEAST, int((GAP - 1) * step / self._token)))
+        return min(most, max(LEAST, streams, math.ceil((GAP - 1) * step / self._token)))
 
     def note(self, streams: int, chunk: int, seconds: float) -> None:
         """A step of so many streams with so many tokens of prompts took that long."""

@@ -14,6 +14,7 @@ from node.engine.completions import CompletionsClient, RemoteBusy, RemoteFailed,
 from node.engine.port import BadPrompt, EngineClosed, EngineFailed, Job, Piece, PromptTooLong, Rows
 from node.models.manifest import Manifest
 from node.models.spelling import Misread, Spelling
+from verify.attestation import UNDECLARED
 from verify.steering import Steering
 
 MILLION: Final = 1_000_000
@@ -24,9 +25,9 @@ _RETRY_S: Final = 1.0
 REMOTE: Final = "remote"
 
 
-def fingerprint(own_hardware: bool) -> Fingerprint:
-    """What is said of such an engine."""
-    return Fingerprint("openai-compatible", "server" if own_hardware else REMOTE, "unknown", "own")
+def fingerprint(own_hardware: bool, server: str = UNDECLARED) -> Fingerprint:
+    """What is said of such an engine; `server`: what computes there, in its owner's words."""
+    return Fingerprint(server, "server" if own_hardware else REMOTE, "unknown", "own")
 
 
 def settings_of(sampling: Sampling, steering: Steering, seed: int, max_tokens: int) -> dict[str, Any]:
@@ -62,11 +63,14 @@ class RemoteEngine:
         slots: int,
         own_hardware: bool = False,
         sends_ids: bool = False,
+        server: str = UNDECLARED,
     ) -> None:
-        """`manifest` is the owner's word for what the server runs; `sends_ids`: it takes prompts as ids."""
+        """`manifest` is the owner's word for what the server runs, `server` for what it is; `sends_ids`: it takes
+        prompts as ids.
+        """
         self._sends_ids = sends_ids
         self.manifest, self.context, self.slots = manifest, context, slots
-        self.fingerprint = fingerprint(own_hardware)
+        self.fingerprint = fingerprint(own_hardware, server)
         self._client, self._spelling = client, spelling
         self._jobs = 0
         self._closed = asyncio.Event()

@@ -21,6 +21,7 @@ from verify.calibration import BadCalibration, Calibration
 from verify.evidence import Evidence, contexts, fresh, observe, summarise
 from verify.noise import Reals
 from verify.replay import margins
+from verify.steering import Steering
 
 FindCalibration = Callable[[bytes, Fingerprint, Fingerprint], Calibration | None]
 
@@ -76,10 +77,10 @@ class Auditor:
             return await self._abstain(terms, receipt, "there is no token to check")
         engine = self._engines.get(terms.offer.record.model)
         if engine is None:
-            return await self._ask_others(terms, receipt, answer, "the weights of this model are not here")
+            return await self._ask_others(terms, receipt, answer, "the weights of this model are not here", None)
         reason = self._abstention(terms, engine.fingerprint)
         if reason is not None:
-            return await self._ask_others(terms, receipt, answer, reason)
+            return await self._ask_others(terms, receipt, answer, reason, engine)
         async with self._one_at_a_time:
             try:
                 found = await self._replay(engine, terms, answer)
@@ -96,15 +97,29 @@ class Auditor:
             calibration = self._calibration(terms, checker)
         except (BadCalibration, OSError) as error:
             return f"the calibration cannot be read: {error}"
-        return abstention(terms.offer.record.engine, checker, calibration, terms.order.record.sampling)
+        steered = terms.request.steering != Steering()
+        return abstention(terms.offer.record.engine, checker, calibration, terms.order.record.sampling, steered)
 
-    async def _ask_others(self, terms: Terms, receipt: bytes, answer: Sequence[int], why: str) -> Audit:
-        """Let other sellers of the model judge; `why` this node cannot."""
+    async def _ask_others(
+        self, terms: Terms, receipt: bytes, answer: Sequence[int], why: str, engine: Engine | None
+    ) -> Audit:
+        """Let other sellers of the model judge; `why` this node cannot, although it may have the weights."""
         if self.panel is None:
             return await self._abstain(terms, receipt, why)
-        found = await self.panel.check(terms, answer, lambda checker: self._abstention(terms, checker) is None)
+
+        async def recompute(ids: Sequence[int]) -> Reals:
+            assert engine is not None
+            async with self._one_at_a_time:
+                return await self._replay(engine, terms, ids)
+
+        found = await self.panel.check(
+            terms,
+            answer,
+            lambda checker: self._abstention(terms, checker) is None,
+            recompute if engine is not None else None,
+        )
         if isinstance(found, str):
-            return await self._abstain(terms, receipt, f"{why}; {found}")
+            return await self._abstain(terms, receipt, f"{found}; {why}")
         async with self._one_at_a_time:
             checked = answer[: len(found.margins)]
             return await self._conclude(terms, receipt, checked, found.margins, found.checker)

@@ -6,9 +6,10 @@ checked, nor to those whose word is lost, and to none that the order's privacy l
 enough; where they do not, a third decides, and the odd one out gets a mark. One that takes the bait loses its word for
 good. Now and then, and before its first word counts, a scorer also gets what others agreed on before, with new bait.
 
-Where no two scorers can be had, the same order goes to another seller, and where its tokens differ, to a third. Equal
-tokens prove nothing, and different ones little, since honest engines round: it never moves the evidence, but the one
-that two others contradict gets a mark.
+Where no two scorers can be had, the same order goes to another seller, and where its answer differs, to a third. With
+the weights here a difference is one that their margins call no rounding; without, any other token. Equal answers prove
+nothing, and different ones little, since honest engines round: it never moves the evidence, but the one that two others
+contradict gets a mark.
 
 All of it is paid as any order is, at most as much a day as the owner allows; what is bought here is not audited.
 """
@@ -22,6 +23,7 @@ from attrs import evolve, field, frozen
 from ledger.identity import Did
 from ledger.money import Amount, Unit
 from ledger.records import MAX_SCORED, Fingerprint, Offer, Score, Signed, open_record
+from node.engine.port import EngineError
 from node.exchange import experience
 from node.exchange.book import Book
 from node.exchange.bought import load_bought
@@ -50,6 +52,9 @@ from verify.scores import (
     took_bait,
     unpack,
 )
+from verify.steering import Steering
+
+Recompute = Callable[[Sequence[int]], Awaitable[Reals]]
 
 # So many scores are compared at most, and so many scorers asked for them.
 MOST_OPINIONS: Final = 3
@@ -61,6 +66,8 @@ _AGAIN_S: Final = (0.5, 1.0, 2.0, 0.0)
 _LATER: Final = frozenset({"busy", "window", "too_many_requests"})
 # How often a scorer whose word has counted before gets a known answer, too: one time in so many.
 _QUIZ_ONE_IN: Final = 4
+# Where two answers part, and these weights' margins of both tokens are at most so many logits, it may be rounding.
+ROUNDING: Final = 0.4
 # Where the owner says nothing, help in audits may cost a cent a day, or ten satoshis.
 DEFAULT_MAX_PER_DAY: Final[dict[Unit, Amount]] = {"uusd": Amount(10_000, "uusd"), "msat": Amount(10_000, "msat")}
 
@@ -116,20 +123,29 @@ class Panel:
         self._counting = asyncio.Lock()  # between the look at what today's help has cost and the entry for more
 
     async def check(
-        self, terms: Terms, answer: Sequence[int], calibrated: Callable[[Fingerprint], bool]
+        self,
+        terms: Terms,
+        answer: Sequence[int],
+        calibrated: Callable[[Fingerprint], bool],
+        recompute: Recompute | None = None,
     ) -> Findings | str:
         """What others make of an answer; else why nothing follows, in a sentence.
 
-        `calibrated`: whether the margins that an engine finds of this seller's work are evidence.
+        `calibrated`: whether the margins that an engine finds of this seller's work are evidence; `recompute`, where
+        the weights are here: the margins (N,) in logits of any answer to this order, raising EngineError.
         """
         try:
             async with asyncio.timeout(PANEL_S):
-                return await self._check(terms, answer, calibrated)
+                return await self._check(terms, answer, calibrated, recompute)
         except TimeoutError:
             return "other sellers take too long to say what they think of it"
 
     async def _check(
-        self, terms: Terms, answer: Sequence[int], calibrated: Callable[[Fingerprint], bool]
+        self,
+        terms: Terms,
+        answer: Sequence[int],
+        calibrated: Callable[[Fingerprint], bool],
+        recompute: Recompute | None,
     ) -> Findings | str:
         try:
             tokenizer = await self._market.tokenizer(terms.offer)
@@ -153,7 +169,7 @@ class Panel:
                 return "three scorers say three different things"
         if len(heard) > 1:
             return "two scorers disagree, and there is no third"
-        compared = await self._compare(terms, answer, tokenizer)
+        compared = await self._compare(terms, answer, tokenizer, _Comparison(recompute))
         return f"of {asked} other sellers of this model {len(heard)} gave a score, and it takes two; {compared}"
 
     # Whom to ask
@@ -313,8 +329,13 @@ class Panel:
 
     # The same order at others
 
-    async def _compare(self, terms: Terms, answer: Sequence[int], tokenizer: Tokenizer) -> str:
+    async def _compare(
+        self, terms: Terms, answer: Sequence[int], tokenizer: Tokenizer, comparison: "_Comparison"
+    ) -> str:
         """Give the same order to another seller, and to a third if they differ; what came of it, in a few words."""
+        drawn = terms.order.record.sampling.temperature > 0 or terms.request.steering != Steering()
+        if drawn and terms.offer.record.engine.sampler != SAMPLER:
+            return "and its sampler is its own, so nobody else's answers are like its"
         ask = _ask(terms, max_tokens=len(answer))
         others = self._at_random(self._others(terms, len(ask.prompt), ask.max_tokens))
         answers: list[tuple[Did, tuple[int, ...]]] = []
@@ -323,28 +344,51 @@ class Panel:
             if delivery is None or not delivery.complete:
                 continue
             answers.append((delivery.terms.seller, delivery.ids))
-            if len(answers) == 1 and _same(answers[0][1], answer):
+            if len(answers) == 1 and await comparison.alike(answers[0][1], answer):
                 return "another one answers the same, which proves nothing"
             if len(answers) == 2:
-                return await self._decide(terms, answer, answers)
+                return await self._decide(terms, answer, answers, comparison)
         if not answers:
             return "and no other one can be asked for the same answer"
         return "another one answers differently, which rounding alone can do"
 
-    async def _decide(self, terms: Terms, answer: Sequence[int], answers: Sequence[tuple[Did, tuple[int, ...]]]) -> str:
+    async def _decide(
+        self,
+        terms: Terms,
+        answer: Sequence[int],
+        answers: Sequence[tuple[Did, tuple[int, ...]]],
+        comparison: "_Comparison",
+    ) -> str:
         (second, theirs), (_, third) = answers
-        if _same(third, answer):
+        if await comparison.alike(third, answer):
             await self._book.post(experience.contradicted(second, terms.order.digest))
             return "of two other ones, one answers the same"
-        if _same(third, theirs):
+        if await comparison.alike(third, theirs):
             await self._book.post(experience.contradicted(terms.seller, terms.order.digest))
             return "two other ones answer differently, and alike"
         return "two other ones answer differently, and each in its own way"
 
 
-def _same(one: Sequence[int], other: Sequence[int]) -> bool:
-    """Whether two answers agree as far as both go."""
-    return all(a == b for a, b in zip(one, other, strict=False))
+@frozen
+class _Comparison:
+    """Of two answers to one order."""
+
+    recompute: Recompute | None
+
+    async def alike(self, one: Sequence[int], other: Sequence[int]) -> bool:
+        """Whether they agree as far as both go, or part where rounding may have parted them; behind that place each has
+        a context of its own.
+        """
+        place = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
+        if place is None:
+            return True
+        if self.recompute is None:
+            return False
+        try:
+            margins = [(await self.recompute(answer[: place + 1]))[-1] for answer in (one, other)]
+        except EngineError:
+            return False
+        return bool(max(margins) <= ROUNDING)
 
 
 def _ask(terms: Terms, claimed: tuple[int, ...] = (), max_tokens: int = 1) -> Ask:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -14,6 +15,7 @@ from node.demo.processes import NodeProcess
 from tests.integration.network import STORY, client_of, idlemesh, sellers_are_known, starting, until, way_to
 
 TOKENS = 24
+SERVER = "idlemesh 0.1"
 PUBLIC = {"X-IdleMesh-Privacy": "public"}
 
 
@@ -31,17 +33,26 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     folder = tmp_path_factory.mktemp("remote")
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(starting(folder / "server", {}))
-        sold = remote(server, tokenizer=str(DEMO_MODEL), prompts="ids", jurisdiction="CH", retention="none", sell=True)
+        sold = remote(
+            server,
+            tokenizer=str(DEMO_MODEL),
+            prompts="ids",
+            jurisdiction="CH",
+            retention="none",
+            sell=True,
+            server=SERVER,
+        )
         own = {"path": str(DEMO_MODEL), "sell": False}
         selling = {"sell": {"price": "1usd:2usd", "open_credit": "0.1usd"}, "models": [own], "remotes": [sold]}
         seller = stack.enter_context(starting(folder / "seller", selling))
-        asking = {"audit": {"rate": 1, "first": 8}, "remotes": [remote(server)]}
+        known = remote(server, tokenizer=str(DEMO_MODEL), prompts="ids", server=SERVER) | {"name": "known"}
+        asking = {"audit": {"rate": 1, "first": 8}, "remotes": [remote(server), known]}
         owner = stack.enter_context(starting(folder / "owner", asking, [way_to(seller)]))
         yield Nodes(server, seller, owner)
 
 
-def remote(server: NodeProcess, **more: Any) -> dict[str, Any]:
-    return {"name": "server", "url": f"{server.running.url}/v1", "model": "auto"} | more
+def remote(node: NodeProcess, **more: Any) -> dict[str, Any]:
+    return {"name": "server", "url": f"{node.running.url}/v1", "model": "auto"} | more
 
 
 async def told(node: NodeProcess, model: str, **headers: str) -> tuple[str, str]:
@@ -92,3 +103,27 @@ async def test_what_a_seller_has_computed_elsewhere_is_delivered_and_audits_abst
     assert row["accepted"]
     assert row["verdicts"][-1]["tokens"] == 0
     assert "abstains" in row["verdicts"][-1]["reason"]
+
+
+async def test_once_the_server_is_calibrated_its_greedy_answers_are_audited(nodes: Nodes) -> None:
+    home = nodes.owner.home.folder
+    calibrated = await idlemesh(
+        "calibrate", DEMO_MODEL, "--home", home, "--remote", "known", "--tokens", 6_000, "--json"
+    )
+    assert calibrated.status == 0, calibrated.err
+    assert [(pair["seller"], pair["complete"]) for pair in json.loads(calibrated.out)["pairs"]] == [(SERVER, True)] * 2
+
+    await told(nodes.owner, "auto", **PUBLIC, **{"X-IdleMesh-Route": "peers"})
+
+    async def audited() -> bool:
+        return any(verdict["tokens"] for verdict in await verdicts(home))
+
+    await until(audited)
+    (verdict,) = [one for one in await verdicts(home) if one["tokens"]]
+    assert verdict["outcome"] == "honest"
+
+
+async def verdicts(home: Path) -> list[dict[str, Any]]:
+    """All that the node's audits came to."""
+    rows = json.loads((await idlemesh("receipts", "--home", home, "--json")).out)["receipts"]
+    return [verdict for row in rows for verdict in row["verdicts"]]

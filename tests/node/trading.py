@@ -57,6 +57,7 @@ from node.wire.sealing import (
     sellers_answer_key,
 )
 from verify.calibration import BINS, STRATA, Calibration
+from verify.sampler import SAMPLER
 
 DEMO: Final = Path(__file__).parents[2] / "node" / "models" / "demo" / "demo-Q8_0.gguf"
 HOT: Final = Sampling(temperature=1_000_000, top_p=1_000_000, min_p=0, top_k=0)
@@ -240,10 +241,12 @@ class Customer:
 
 @functools.cache
 def calibration_of(model: bytes, seller: Fingerprint, checker: Fingerprint) -> Calibration | None:
-    """Memory engines of one kind agree to the last bit."""
-    if seller != checker:
+    """Memory engines of one kind agree to the last bit; of servers greedy answers alone are known."""
+    served = seller.sampler != SAMPLER
+    if not served and seller != checker:
         return None
-    counts = dict.fromkeys(STRATA, (1_000_000, *(0,) * (BINS - 1)))
+    known = [stratum for stratum in STRATA if not served or stratum.temperature == 0]
+    counts = dict.fromkeys(known, (1_000_000, *(0,) * (BINS - 1)))
     return Calibration(seller, checker, model, counts)
 
 

@@ -153,14 +153,24 @@ def test_more_honest_tokens_bound_more_closely() -> None:
 
 def test_of_nothing_nothing_is_known() -> None:
     nothing = Calibration(F16, F16, MODEL)
-    assert not nothing.complete
+    assert not nothing.covers(evolve(PLAIN, temperature=0))
     assert (nothing.bounds(PLAIN) == 1).all()
     assert (nothing.odds(PLAIN).log_e < 0).all()
 
 
-def test_a_calibration_is_complete_when_each_stratum_has_enough() -> None:
-    assert calibration().complete
-    assert not evolve(calibration(), counts={**calibration().counts, STRATA[0]: (499, *(0,) * 9)}).complete
+def test_a_calibration_covers_a_sampling_when_each_stratum_up_to_it_has_enough() -> None:
+    hot = evolve(PLAIN, temperature=1_500_000)
+    assert calibration().covers(hot)
+    assert not calibration().covers(evolve(hot, temperature=1_500_001))
+    assert not evolve(calibration(), counts={**calibration().counts, STRATA[0]: (499, *(0,) * 9)}).covers(hot)
+    without_the_last = evolve(
+        calibration(), counts={one: n for one, n in calibration().counts.items() if one != STRATA[-1]}
+    )
+    assert [without_the_last.covers(evolve(PLAIN, temperature=t)) for t in (0, 1_000_000, 1_000_001)] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_honest_margins_are_counted_in_their_stratum() -> None:

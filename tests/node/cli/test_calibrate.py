@@ -36,6 +36,15 @@ def test_what_is_calibrated_already_is_shown_for_people(idlemesh: Idlemesh, tmp_
     assert str(tmp_path / "calibrations") in said.out.replace("\n", "")
 
 
+def test_a_remote_that_is_not_there_or_not_described_cannot_be_calibrated(idlemesh: Idlemesh, tmp_path: Path) -> None:
+    remote = 'name = "cloud"\nurl = "http://127.0.0.1:9/v1"\nmodel = "x"'
+    (tmp_path / "config.toml").write_text(f"[[remotes]]\n{remote}\n")
+    for name, hint in (("clod", "it has: cloud"), ("cloud", "server = ")):
+        said = idlemesh("calibrate", DEMO, "--home", tmp_path, "--remote", name)
+        assert said.status == 1
+        assert hint in said.err.replace("\n", " ")
+
+
 def test_what_is_no_model_cannot_be_calibrated(idlemesh: Idlemesh, tmp_path: Path) -> None:
     for path in (tmp_path / "none.gguf", tmp_path):
         said = idlemesh("calibrate", path, "--home", tmp_path)

@@ -58,7 +58,7 @@ async def test_a_round_replays_honest_answers_by_both_kinds_of_cache(tokenizer: 
     found = await anext(rounds)
     await rounds.aclose()
 
-    assert [(one.seller, one.checker) for one in found] == [("f16", "f16")] * 4 + [("f16", "q8_0")] * 4
+    assert [(one.seller, one.checker) for one in found] == [(F16, F16)] * 4 + [(F16, Q8)] * 4
     assert [one.job for one in found[:4]] == [one.job for one in found[4:]]
     assert max(one.margins.max() for one in found) < 0.5
     assert np.mean(np.concatenate([one.margins for one in found]) > 0) < 0.05
@@ -86,19 +86,19 @@ async def test_a_replay_by_the_same_engine_has_no_margins_and_one_by_other_weigh
 
 def test_tokens_are_counted_by_their_pair_and_by_what_stands_before_them() -> None:
     table = Table(MODEL)
-    table.add(Replayed("f16", "q8_0", Job((0,) * (LONG - 2), PLAIN, 0, 4), np.array([0.0, 0.05, 0.0, 0.3])))
-    table.add(Replayed("q8_0", "f16", Job((0,), PLAIN, 0, 1), np.zeros(1)))
+    table.add(Replayed(F16, Q8, Job((0,) * (LONG - 2), PLAIN, 0, 4), np.array([0.0, 0.05, 0.0, 0.3])))
+    table.add(Replayed(Q8, F16, Job((0,), PLAIN, 0, 1), np.zeros(1)))
     first, second = table.calibrations
     assert (first.seller, first.checker, first.model) == (F16, Q8, MODEL)
     short, long = (Stratum.of(PLAIN, long) for long in (False, True))
     assert first.counts == {short: (1, 0, 0, 1, *(0,) * 6), long: (1, 0, 0, 0, 0, 1, *(0,) * 4)}
-    assert (second.seller, second.tokens, table.tokens) == (Q8, 1, 5)
+    assert (second.seller, second.tokens, table.tokens({(F16, Q8), (Q8, F16)})) == (Q8, 1, 5)
 
 
 def test_what_was_counted_before_is_counted_on() -> None:
-    table = Table(MODEL, known=[counted(7), evolve(counted(9), seller=evolve(F16, build="another"))])
-    table.add(Replayed("f16", "q8_0", Job((0,), evolve(PLAIN, temperature=0), 0, 1), np.zeros(1)))
-    assert table.tokens == 8, "another machine's are kept, and are no progress here"
+    table = Table(MODEL, [counted(7), evolve(counted(9), seller=evolve(F16, build="another"))])
+    table.add(Replayed(F16, Q8, Job((0,), evolve(PLAIN, temperature=0), 0, 1), np.zeros(1)))
+    assert table.tokens({(F16, F16), (F16, Q8)}) == 8, "another machine's are kept, and are no progress here"
     assert len(table.calibrations) == 2
 
 
@@ -129,6 +129,6 @@ def test_a_calibration_of_the_demo_model_for_this_build_is_shipped(tmp_path: Pat
         for checker in (F16, Q8):
             found = CalibrationFiles(tmp_path).find(model, seller, checker)
             assert found is not None
-            assert found.complete
+            assert found.covers(Sampling(1_500_000, 1_000_000, 0, 0))
             # One step down shows about 400 in 100,000 over 0.4: it must weigh much more than honest work may show.
             assert found.bounds(PLAIN)[6] < 0.002

@@ -112,6 +112,29 @@ async def test_a_server_that_breaks_off_is_a_cut_and_nobody_pays_for_the_prompt(
     assert (account.owed, account.reserved) == (0, 0)
 
 
+async def test_a_server_that_is_said_and_calibrated_is_condemned_for_greedy_answers_of_other_weights(
+    server: Server, tokenizer: Tokenizer, clock: ManualClock
+) -> None:
+    customer = await Customer.open(tokenizer, clock, engines=[engine_of(tokenizer)], policy=ALL_AUDITED)
+    async with client_of(server) as client:
+        engine = RemoteEngine(
+            client, Spelling(tokenizer.words), model(tokenizer), context=512, slots=2, server="llama-server b9960"
+        )
+        store = await Store.open(tokenizer, clock, engine=engine, elsewhere=CLOUD)
+        try:
+            offer = await customer.meet(store.seller)
+            standing = customer.book.experience.standing(store.did)
+            for number in range(20):
+                await customer.order(offer, prompt=(11, 12, 13 + number), sampling=COLD, privacy="public")
+                standing = customer.book.experience.standing(store.did)
+                if standing.history.condemned:
+                    break
+        finally:
+            await customer.close()
+
+    assert standing.history.condemned
+
+
 async def test_no_audit_finds_a_fault_in_a_sampler_that_no_seed_tells(
     store: Store, tokenizer: Tokenizer, clock: ManualClock
 ) -> None:

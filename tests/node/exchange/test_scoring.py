@@ -1,7 +1,8 @@
 """Checking without the weights: who is asked, who is believed, and what it costs."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from hashlib import shake_256
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from ledger.journal import MemoryJournal
 from ledger.money import Amount
 from ledger.records import Acknowledgement, Offer, Order, Privacy, Score, Signed, Verdict, open_record, sign
 from node.engine.memory import FINGERPRINT, MemoryEngine
-from node.engine.port import Rows
+from node.engine.port import Engine, Rows
 from node.exchange.panel import Market, Panel
 from node.exchange.purchase import NotPlaced
 from node.market.candidates import Candidate, Limits
@@ -59,9 +60,12 @@ class House:
         journal: MemoryJournal | None = None,
         max_per_day: Amount | None = None,
         limits: Limits | None = None,
+        engines: Sequence[Engine] = (),
     ) -> "House":
         entropy = SeededEntropy(seed)
-        customer = await Customer.open(tokenizer, clock, journal=journal, entropy=entropy, policy=ALL_AUDITED)
+        customer = await Customer.open(
+            tokenizer, clock, journal=journal, entropy=entropy, engines=engines, policy=ALL_AUDITED
+        )
         house = House(customer)
 
         async def known(_: Signed[Offer]) -> Tokenizer:
@@ -637,6 +641,68 @@ async def test_two_others_that_answer_alike_and_otherwise_mark_a_seller_and_cond
     assert "two other ones answer differently, and alike" in verdict.reason
     history = house.customer.book.experience.standing(offer.signer).history
     assert (history.contradicted, history.condemned) == (1, False)
+
+
+class Rounding(MemoryEngine):
+    """Rounds in a way of its own: its logits are off by up to a tenth."""
+
+    def __init__(self, salt: bytes, tokenizer: Tokenizer) -> None:
+        super().__init__(
+            model(tokenizer),
+            fingerprint=evolve(FINGERPRINT, backend="another"),
+            vocabulary=tokenizer.size,
+            eog=tokenizer.eog,
+        )
+        self._salt = salt
+
+    def logits(self, ids: Sequence[int]) -> Rows:
+        raw = shake_256(self._salt + repr(tuple(ids)).encode()).digest(self._vocabulary)
+        return super().logits(ids) + (np.frombuffer(raw, np.uint8) / 2_550).astype(np.float32)
+
+
+async def test_with_the_weights_here_two_that_only_round_differently_answer_the_same(
+    tokenizer: Tokenizer, clock: ManualClock
+) -> None:
+    said = []
+    for engines in ([], [engine_of(tokenizer, fingerprint=evolve(FINGERPRINT, backend="here"))]):
+        house = await House.open(tokenizer, clock, engines=engines)
+        first, second = [
+            await house.meet((await Store.open(tokenizer, clock, engine=Rounding(salt, tokenizer), seed=seed)).seller)
+            for seed, salt in ((10, b"one"), (11, b"other"))
+        ]
+        said.append((await house.buy(first)).reason)
+        assert not house.customer.book.experience.standing(second.signer).history.contradicted
+
+    assert "another one answers differently" in said[0]
+    assert "another one answers the same" in said[1]
+
+
+async def test_with_the_weights_here_other_weights_are_still_a_difference(
+    tokenizer: Tokenizer, clock: ManualClock
+) -> None:
+    house = await House.open(
+        tokenizer, clock, engines=[engine_of(tokenizer, fingerprint=evolve(FINGERPRINT, backend="here"))]
+    )
+    offer = await house.meet((await store(tokenizer, clock, 10, CHEAP)).seller)
+    for seed, salt in ((11, b"one"), (12, b"other")):
+        await house.meet((await Store.open(tokenizer, clock, engine=Rounding(salt, tokenizer), seed=seed)).seller)
+
+    verdict = await house.buy(offer)
+
+    assert "two other ones answer differently, and alike" in verdict.reason
+    assert house.customer.book.experience.standing(offer.signer).history.contradicted == 1
+
+
+async def test_a_sampler_of_its_own_is_not_compared(tokenizer: Tokenizer, clock: ManualClock) -> None:
+    house = await House.open(tokenizer, clock)
+    own = evolve(FINGERPRINT, sampler="own")
+    offer = await house.meet((await store(tokenizer, clock, 10, fingerprint=own)).seller)
+    lines = await honest_lines(house, tokenizer, clock, 11, 12)
+
+    verdict = await house.buy(offer)
+
+    assert "sampler is its own" in verdict.reason
+    assert not any(map(orders, lines))
 
 
 async def test_the_odd_one_of_three_is_marked_whoever_it_is(tokenizer: Tokenizer, clock: ManualClock) -> None:
