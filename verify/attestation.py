@@ -49,8 +49,10 @@ def _uncalibrated(seller: Fingerprint, checker: Fingerprint) -> str:
     if not different:
         return "nobody calibrated this model on this engine: run `idlemesh calibrate MODEL`"
     why = f"the engines differ, and what is honest between them is not calibrated: {different}"
-    how = "`idlemesh calibrate MODEL --remote NAME` does that" if seller.sampler != SAMPLER else (
-        "`idlemesh calibrate MODEL` does that for one engine alone"
+    how = (
+        "`idlemesh calibrate MODEL --remote NAME` does that"
+        if seller.sampler != SAMPLER
+        else ("`idlemesh calibrate MODEL` does that for one engine alone")
     )
     return f"{why}. {how}"[:_LONGEST]
 

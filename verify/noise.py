@@ -61,23 +61,20 @@ def hashes(states: np.uint64 | NDArray[np.uint64], tokens: Ids) -> NDArray[np.ui
     return word ^ (word >> np.uint64(31))
 
 
-def highest(state: int, tokens: Ids, least: int) -> tuple[NDArray[np.intp], NDArray[np.uint64]]:
-    """The places among the tokens (K,) of all whose hash is not below `least`, and of few others; and their hashes."""
+def highest(state: int, tokens: Ids, least: int) -> NDArray[np.intp]:
+    """The places among the tokens (K,) of all whose hash is not below `least`, and of few others."""
     steps = _all_steps(tokens.size) if tokens is all_ids(tokens.size) else _steps(tokens)
     # The last step of the hash leaves its upper bits as they are, so it need not be taken.
     bar = np.uint64(max(0, least) >> 33 << 33)
     room, other = np.empty(CHUNK, np.uint64), np.empty(CHUNK, np.uint64)
-    places, words = [], []
+    places = []
     for start in range(0, tokens.size, CHUNK):
         own = steps[start : start + CHUNK]
         word = room[: own.size]
         np.add(own, np.uint64(state), out=word)
         _mix(word, other[: own.size])
-        near = np.flatnonzero(word >= bar)
-        places.append(near + start)
-        words.append(word[near])
-    word = np.concatenate(words)
-    return np.concatenate(places), word ^ (word >> np.uint64(31))
+        places.append((word >= bar).nonzero()[0] + start)
+    return np.concatenate(places)
 
 
 @lru_cache(maxsize=8)

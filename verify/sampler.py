@@ -85,6 +85,8 @@ NOTHING = -1
 
 # Of z by the vendor's faster logarithms, relative; above its true error by six orders of magnitude.
 ROUGH_ERROR = 1e-9
+# So many groups hold the tokens that are always looked at.
+HOT = 128
 # How far below what is expected of it the winner's z is looked for at first, in temperatures.
 BEHIND = 1.0
 # More than the rounding of a bound, as a factor.
@@ -152,23 +154,20 @@ class _Draw:
     def likely(self, peak: float, groups: Logits) -> "_Draw":
         """The same with few of the tokens, all with z >= bar among them, a bar that the largest z nearly always passes.
 
-        `groups`: the largest logits of groups of the tokens. z >= bar is u >= exp(-e) with e = exp((logit - bar) / T);
-        and exp(-e) >= 1 - e. So no token is lost that has 1 - u <= e. First that is asked with the e of the largest
-        logit; where many tokens are about as likely, as in a hot draw, that leaves few.
+        `groups`: the largest logits of groups of the tokens. The tokens with the largest logits stay. Of the others,
+        z >= bar is u >= exp(-e) with e = exp((logit - bar) / T); and exp(-e) >= 1 - e. So none is lost that has
+        1 - u <= e, and that is asked with the e of the largest of their logits.
         """
         # In temperatures, the largest z is standard Gumbel noise above the logarithm of the sum of exp(logit / T).
         mass = float(masses(groups, peak, self.temperature).sum())
         bar = peak + self.temperature * (math.log(mass) - BEHIND)
-        most = math.exp(min((peak - bar) / self.temperature, 0.0)) * SLACK
-        near, word = highest(self.state, self.ids, 2**64 - math.ceil(most * 2.0**64) - 2**12)
+        edge = np.partition(groups, -HOT)[-HOT]
+        most = math.exp(min((float(edge) - bar) / self.temperature, 0.0)) * SLACK
+        near = highest(self.state, self.ids, 2**64 - math.ceil(most * 2.0**64) - 2**12)
         own = self.logits[near]
-        passing = own >= self.floor
-        if near.size > WHOLE:  # otherwise it is quicker to make the noise of all
-            # Beyond these it is true of every u, or smaller than all 1 - u. Single precision is exact enough.
-            e = ((own.astype(np.float64) - bar) / self.temperature).clip(-80.0, 1.0).astype(np.float32)
-            passing &= 1.0 - uniform(word) <= np.exp(e, out=e) * np.float32(SLACK)
-        near = near[passing]
-        return evolve(self, ids=self.ids[near], logits=own[passing], bar=bar) if near.size else self.all()
+        near = near[(own < edge) & (own >= self.floor)]
+        index = np.concatenate([(self.logits >= max(edge, self.floor)).nonzero()[0], near])
+        return evolve(self, ids=self.ids[index], logits=self.logits[index], bar=bar)
 
     def all(self) -> "_Draw":
         """The same with no tokens but those from the floor on."""
