@@ -35,6 +35,7 @@ ANSWERS = {
     "another seed": 20,
     "stopped early": 30,
     "an old answer copied": 20,
+    "Q4_K_M": 140,
     "Q3_K_M": 90,
     "Q2_K": 30,
 }
@@ -97,7 +98,9 @@ async def test_a_fraud_is_condemned(fraud: str, bench: Bench, checker: Checker) 
     assert await checker.condemns(await FRAUDS[fraud](bench, DEMO, ANSWERS[fraud], LONGEST))
 
 
-@pytest.mark.parametrize(("run", "checker"), [("Q3_K_M", "f16"), ("Q2_K", "q8_0")], indirect=["checker"])
+@pytest.mark.parametrize(
+    ("run", "checker"), [("Q4_K_M", "f16"), ("Q3_K_M", "f16"), ("Q2_K", "q8_0")], indirect=["checker"]
+)
 async def test_a_lower_quantization_than_offered_is_condemned(
     run: str, bench: Bench, checker: Checker, tmp_path: Path
 ) -> None:
@@ -110,14 +113,18 @@ async def test_a_smaller_model_than_offered_is_condemned(bench: Bench, checker: 
     assert await checker.condemns(await honest(bench, tmp_path / "small.gguf", 4, LONGEST))
 
 
-async def test_honest_receipts_of_mixed_lengths_and_temperatures_are_acquitted(bench: Bench, checker: Checker) -> None:
+@pytest.mark.timeout(900)
+async def test_a_thousand_honest_receipts_of_mixed_lengths_and_temperatures_are_acquitted(
+    bench: Bench, checker: Checker
+) -> None:
     jobs = []
     for length in (1, 3, 10, 20, 40, 60, 80, LONGEST):
-        jobs += await draw_jobs(bench.tokenizer, bench.rng, 14, samplings=SAMPLINGS, max_tokens=length)
+        jobs += await draw_jobs(bench.tokenizer, bench.rng, 126, samplings=SAMPLINGS, max_tokens=length)
     answers = bench.computed(DEMO, jobs)
 
     found = [await checker.audit(n, Sold(*one)) for n, one in enumerate(zip(jobs, answers, strict=True))]
 
+    assert len(found) > 1_000
     assert {audit.outcome for audit in found} == {"honest"}
     assert not any(audit.abstained for audit in found)
 
