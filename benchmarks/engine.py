@@ -240,7 +240,9 @@ async def _gap(bench: Bench, sampling: Sampling, streams: int) -> tuple[float, f
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
     # Contexts grow, and steps with them: those before and those after say what one in between would take.
-    before, during, after = [], [], []
+    before: list[float] = []
+    during: list[float] = []
+    after: list[float] = []
     for row in times:
         for earlier, later in itertools.pairwise(row):
             (before if later < asked else during if later <= came else after).append(later - earlier)

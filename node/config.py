@@ -15,6 +15,7 @@ from ledger.records import Privacy
 from node.market.candidates import Hardware, Limits, Remote, Route, Weights
 from node.market.idle import IdleRule, Window, parse_schedule
 from node.models.weights import KvType
+from verify.attestation import UNDECLARED
 
 DEFAULT_PORT: Final = 8080
 MAX_CONFIG: Final = 2**20
@@ -244,6 +245,8 @@ class RemoteSettings(_Section):
         there = urlsplit(self.url)
         if keyed and there.scheme == "http" and self.hardware == "cloud" and there.hostname not in _LOOPBACK:
             raise ValueError("the key would travel for all to read: use https")
+        if self.server == UNDECLARED:
+            raise ValueError("say which server it is, as in server = 'llama-server b9960 f16', or nothing")
         if self.sell and self.tokenizer is None:
             raise ValueError("what is sold is counted and named by the model's own file: name it as tokenizer")
         return self

@@ -38,10 +38,17 @@ def abstention(
         return f"honest margins are calibrated up to a temperature of {max(TEMPERATURES) / MILLION:g} only"
     if not calibration.covers(sampling):
         return f"only {calibration.tokens} tokens are calibrated: let `idlemesh calibrate MODEL` run to its end"
+    if not calibration.tells(sampling):
+        return "by the calibration honest work is far from these weights: seller and checker run different models"
     return None
 
 
 def _uncalibrated(seller: Fingerprint, checker: Fingerprint) -> str:
+    if seller.sampler != SAMPLER:
+        return (
+            "nobody calibrated the seller's server against this engine; `idlemesh calibrate MODEL --remote NAME` does, "
+            f"for a server = {_quoted(seller.build)}"
+        )
     pairs = {name: (getattr(seller, name), getattr(checker, name)) for name in fields_dict(Fingerprint)}
     different = ", ".join(
         f"{name} {_quoted(theirs)} not {_quoted(ours)}" for name, (theirs, ours) in pairs.items() if theirs != ours
@@ -49,14 +56,9 @@ def _uncalibrated(seller: Fingerprint, checker: Fingerprint) -> str:
     if not different:
         return "nobody calibrated this model on this engine: run `idlemesh calibrate MODEL`"
     why = f"the engines differ, and what is honest between them is not calibrated: {different}"
-    how = (
-        "`idlemesh calibrate MODEL --remote NAME` does that"
-        if seller.sampler != SAMPLER
-        else ("`idlemesh calibrate MODEL` does that for one engine alone")
-    )
-    return f"{why}. {how}"[:_LONGEST]
+    return f"{why}. `idlemesh calibrate MODEL` does that for one engine alone"[:_LONGEST]
 
 
 def _quoted(name: str) -> str:
     # The reason goes into a Verdict, whose text is bounded, and the seller chose the name.
-    return f"{name!r:.20}"
+    return repr(name[:18])[:20]

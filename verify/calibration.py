@@ -53,7 +53,10 @@ LEAST_TOKENS: Final = 500  # of each stratum: fewer bound nothing
 
 FORMAT: Final = "idlemesh calibration 1"
 MAX_BYTES: Final = 1_048_576
-_MAX_PAIRS: Final = 64
+MAX_PAIRS: Final = 64
+# Where more of the honest tokens than this share are off by more than so many logits, models differ.
+GROSS_MARGIN: Final = 0.8
+GROSS_SHARE: Final = 0.05
 
 
 class NotMargins(ValueError):
@@ -143,6 +146,13 @@ class Calibration:
         return sampling.temperature <= warmest and all(
             sum(self.counts.get(stratum, ())) >= LEAST_TOKENS for stratum in judged
         )
+
+    def tells(self, sampling: Sampling) -> bool:
+        """Whether honest work of this sampling is near enough to what the checker computes to be told from other work.
+
+        It is not where seller and checker do not run one model at all.
+        """
+        return bool(self.bounds(sampling)[EDGES.index(GROSS_MARGIN) + 1] <= GROSS_SHARE)
 
     def add(self, stratum: Stratum, margins: Reals) -> "Calibration":
         """With the margins (N,) of more honest tokens of one stratum. Raises NotMargins."""
@@ -300,8 +310,8 @@ def decode(raw: bytes) -> tuple[Calibration, ...]:
     _, model, edges, pairs = _fields(body, "format", "model", "edges", "pairs")
     if body["format"] != FORMAT or edges != list(EDGES):
         raise BadCalibration("another version wrote it, with other bins")
-    if not isinstance(pairs, list) or len(pairs) > _MAX_PAIRS:
-        raise BadCalibration(f"`pairs` must be a list of at most {_MAX_PAIRS}")
+    if not isinstance(pairs, list) or len(pairs) > MAX_PAIRS:
+        raise BadCalibration(f"`pairs` must be a list of at most {MAX_PAIRS}")
     found = [_pair(pair, _hexadecimal(model)) for pair in pairs]
     if len({(one.seller, one.checker) for one in found}) != len(found):
         raise BadCalibration("a pair stands in it twice")

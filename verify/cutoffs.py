@@ -246,7 +246,7 @@ def _ranked(ids: NDArray[np.intp], own: Logits, size: int, totals: Iterable[tupl
 def _totals(logits: Logits, groups: Logits, sampling: Sampling, peak: float) -> Iterator[tuple[float, float]]:
     """Of a group is known that it weighs at least what its largest token does and at most as many times that."""
     temperature = _temperature(sampling)
-    if groups is not logits:
+    if groups.size < logits.size:
         heaviest = float(masses(groups, peak, temperature).sum())
         yield heaviest * (1 - NEAR), GROUP * heaviest * (1 + NEAR)
     yield _bounds(logits, groups, _floor(peak, sampling), peak, temperature)
@@ -268,16 +268,8 @@ def _single_from(bound: float) -> np.float32:
 
 
 def _total(logits: Logits, ranking: _Ranking, temperature: float) -> float:
-    """The mass of the whole vocabulary.
-
-    Of the tokens that are not ranked, most of the vocabulary, only the sum counts: single precision, ten times
-    faster, is exact enough for that.
-    """
-    peak = float(ranking.logits[0])
-    others = masses(logits, peak, temperature)
-    others[ranking.ids] = 0.0
-    ranked = np.exp((ranking.logits - peak) / temperature)
-    return float(ranked.sum()) + float(others.sum(dtype=np.float64))
+    """The mass of the whole vocabulary."""
+    return float(np.exp((logits - ranking.logits[0]) / temperature).sum())
 
 
 def masses(logits: Logits, peak: float, temperature: float) -> Logits:

@@ -121,10 +121,10 @@ async def _rounds(work: _Work, advance: Advance) -> None:
         while table.tokens(pairs) < work.tokens:
             advance(table.tokens(pairs))
             # Both kinds of cache sell in turn: an even number of rounds serves all pairs alike.
-            for found in [await anext(rounds), await anext(rounds)]:
-                for one in found:
+            for _ in range(2):
+                for one in await anext(rounds):
                     table.add(one)
-            work.files.save(work.manifest.digest, table.calibrations)
+                work.files.save(work.manifest.digest, table.calibrations)
         advance(table.tokens(pairs))
 
 
@@ -155,7 +155,7 @@ def _pair(one: Calibration) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """What was found, for people."""
-    columns = ["seller's cache", "checker's", "tokens", "T", *(f"over {edge:g}" for edge in EDGES)]
+    columns = ["seller", "checker", "tokens", "T", *(f"over {edge:g}" for edge in EDGES)]
     rows = [
         [
             pair["seller"],

@@ -16,7 +16,7 @@ from node.cli.client import call
 from node.cli.output import CommandFailed, fail, print_json
 from node.config import BadConfig, load_config, parse_peer
 from node.demo.tour import Tour, TourFailed
-from node.engine.calibration import TooSmall
+from node.engine.calibration import TooSmall, Unlike
 from node.engine.port import EngineError
 from node.home import Home, HomeError, NotRunning, open_home
 from node.models.catalogue import NameTaken
@@ -54,6 +54,7 @@ _EXPECTED: Final = (
     NameTaken,
     LedgerError,
     TooSmall,
+    Unlike,
     TourFailed,
 )
 

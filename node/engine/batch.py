@@ -88,6 +88,7 @@ class Batcher:
         self._told: list[Results] = []  # with results to tell of
         self._ends: list[tuple[Results, BaseException | None]] = []
         self._leaving: list[Work] = []  # ended, with a place in the cache
+        self._given_way: list[Work] = []  # in this step
 
     @property
     def tasks(self) -> Sequence[Work]:
@@ -126,17 +127,15 @@ class Batcher:
         self.settle()
         self._close_ranks()
         batches, streams, chunk = self._plan()
-        given_way: list[Work] = []
         began = self._clock()
         for batch in batches:
             # What the batch before did may have cost one of these its place.
             parts = [(task, run) for task, run in batch if self._still_fits(task, run)]
-            logits, runs, tasks, left = self._computed([run for _, run in parts], [task for task, _ in parts])
-            self._advance(runs, tasks, logits)
-            given_way += left
-        if batches and not given_way:
+            self._advance(*self._computed([run for _, run in parts], [task for task, _ in parts]))
+        if batches and not self._given_way:
             self._pace.note(streams, chunk, self._clock() - began)
         self._let_go()
+        given_way, self._given_way = self._given_way, []
         return given_way
 
     def announce(self) -> list[Results]:
@@ -164,8 +163,9 @@ class Batcher:
 
     def fail_all(self, error: BaseException) -> None:
         """End every task with this error, and begin anew with an empty cache."""
-        self._ends += [(task.outlet, error) for task in self._tasks]
+        self._ends += [(task.outlet, error) for task in [*self._tasks, *self._given_way]]
         self._tasks.clear()
+        self._given_way.clear()
         self._leaving.clear()
         self._prefixes.clear()
         self._free = set(range(self._cells.sequences))
@@ -232,35 +232,34 @@ class Batcher:
 
     # What comes of it.
 
-    def _computed(self, runs: list[Run], tasks: list[Work]) -> tuple[Rows, list[Run], list[Work], list[Work]]:
-        """The logits, the runs and tasks that got them, and the tasks that had to give way."""
-        given_way: list[Work] = []
+    def _computed(self, runs: list[Run], tasks: list[Work]) -> tuple[list[Run], list[Work], Rows]:
+        """The runs and tasks that got logits, and these; some tasks may have had to give way."""
         while runs:
             try:
-                return self._cells.compute(runs), runs, tasks, given_way
+                return runs, tasks, self._cells.compute(runs)
             except DecodeFailed as error:
                 if error.code != _NO_ROOM:
-                    return *self._one_by_one(runs, tasks), given_way
+                    return self._one_by_one(runs, tasks)
                 self._cut_back(tasks)
-                given_way += self._give_way(error)
+                self._give_way(error)
                 left = [place for place, task in enumerate(tasks) if self._still_fits(task, runs[place])]
                 runs, tasks = [runs[place] for place in left], [tasks[place] for place in left]
-        return np.empty((0, 0), np.float32), [], [], given_way
+        return [], [], np.empty((0, 0), np.float32)
 
     def _still_fits(self, task: Work, run: Run) -> bool:
         return task.sequence == run.sequence and task.computed == run.position
 
-    def _give_way(self, error: DecodeFailed) -> list[Work]:
+    def _give_way(self, error: DecodeFailed) -> None:
         """Take the cache from the task that can best wait for it; if there is but one, it has failed."""
         if len(self._tasks) == 1:
             self._fail(self._tasks[0], error)
-            return []
+            return
         task = max(self._tasks, key=lambda one: (isinstance(one, Replay), one.sold, self._tasks.index(one)))
         self._tasks.remove(task)
+        self._given_way.append(task)
         self._drop(task)
-        return [task]
 
-    def _one_by_one(self, runs: list[Run], tasks: list[Work]) -> tuple[Rows, list[Run], list[Work]]:
+    def _one_by_one(self, runs: list[Run], tasks: list[Work]) -> tuple[list[Run], list[Work], Rows]:
         """Compute each run alone: those that fail so are guilty."""
         self._cut_back(tasks)
         rows: list[Rows] = []
@@ -275,7 +274,7 @@ class Batcher:
                 if error.code != _NO_ROOM:  # that is nobody's fault, and the next step makes some
                     self._fail(task, error)
         block = np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
-        return block, [run for run, _ in good], [task for _, task in good]
+        return [run for run, _ in good], [task for _, task in good], block
 
     def _cut_back(self, tasks: Sequence[Work]) -> None:
         """Bring the cache back to where the tasks believe it to be, after a batch of which part may have been done."""

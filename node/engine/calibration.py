@@ -18,13 +18,24 @@ from attrs import frozen
 
 from ledger.records import Fingerprint, Sampling
 from node.engine.llamacpp import LlamaEngine
-from node.engine.port import Engine, Job
+from node.engine.port import Engine, EngineBusy, Job
 from node.models.llama import backend, build
 from node.models.manifest import Manifest
 from node.models.template import Message
 from node.models.tokenizer import Tokenizer
 from node.models.weights import KvType
-from verify.calibration import LONG, MAX_BYTES, TEMPERATURES, Calibration, Stratum, decode, encode
+from verify.calibration import (
+    GROSS_MARGIN,
+    GROSS_SHARE,
+    LONG,
+    MAX_BYTES,
+    MAX_PAIRS,
+    TEMPERATURES,
+    Calibration,
+    Stratum,
+    decode,
+    encode,
+)
 from verify.cutoffs import MILLION
 from verify.noise import Reals
 from verify.replay import margins
@@ -37,6 +48,8 @@ ANSWERS: Final = 84  # in a round: of each kind of sampling after each kind of c
 ANSWER_TOKENS: Final = 128
 _ROOM: Final = 2_048  # tokens of the longest conversation with its answer
 _STREAMS: Final = (4, 8, 16)
+_AGAIN_S: Final = 5.0  # until a remote that is busy is asked again
+_PATIENCE: Final = 12  # times
 _BATCHES: Final = (64, 256, 512)
 _TURNS = ((0, 2), (0, 2), (6, 12))  # earlier turns of short conversations and, which take far longer, long ones
 
@@ -65,6 +78,17 @@ class TooSmall(ValueError):
     def __init__(self, context: int) -> None:
         super().__init__(f"a context of {context} tokens is too small to calibrate: 256 are needed")
         self.context = context
+
+
+class Unlike(ValueError):
+    """What a seller computes is not this model, so that nothing would be honest of it or dishonest."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__(
+            f"{share:.0%} of the tokens are none that this model would choose, so another model answers: name the "
+            'file that the server runs, and let it take ids (prompts = "ids") if it can'
+        )
+        self.share = share
 
 
 @frozen
@@ -121,11 +145,22 @@ async def draw_jobs(
 
 
 async def answers(engine: Engine, jobs: Sequence[Job]) -> list[tuple[int, ...]]:
-    """The engine's answers to the jobs, as many at a time as it has slots. Raises EngineError."""
+    """The engine's answers to the jobs, as many at a time as it has slots; where it is busy, it is asked again.
+
+    Raises EngineError.
+    """
     slots = asyncio.Semaphore(engine.slots)
 
     async def one(job: Job) -> tuple[int, ...]:
-        async with slots, contextlib.aclosing(engine.generate(job)) as pieces:
+        async with slots:
+            for _ in range(_PATIENCE):
+                with contextlib.suppress(EngineBusy):
+                    return await once(job)
+                await asyncio.sleep(_AGAIN_S)
+            return await once(job)
+
+    async def once(job: Job) -> tuple[int, ...]:
+        async with contextlib.aclosing(engine.generate(job)) as pieces:
             return tuple([token async for piece in pieces for token in piece.ids])
 
     return await asyncio.gather(*map(one, jobs))
@@ -182,6 +217,7 @@ class Calibrator:
                 async with self._engine(rng, checker, slots=1) as engine:
                     for job, answer in zip(jobs, made, strict=True):
                         found.append(Replayed(seller, engine.fingerprint, job, await replay(engine, job, answer)))
+            _check_likeness(found)
             yield found
 
     @contextlib.asynccontextmanager
@@ -210,6 +246,13 @@ class Calibrator:
             await engine.close()
 
 
+def _check_likeness(found: Sequence[Replayed]) -> None:
+    margins = np.concatenate([one.margins for one in found])
+    gross = float((margins > GROSS_MARGIN).mean()) if margins.size else 0.0
+    if gross > GROSS_SHARE:
+        raise Unlike(gross)
+
+
 class Table:
     """The calibrations of one model, growing."""
 
@@ -229,6 +272,8 @@ class Table:
     def add(self, replayed: Replayed) -> None:
         """Count one answer."""
         pair = replayed.seller, replayed.checker
+        if pair not in self._pairs and len(self._pairs) >= MAX_PAIRS:
+            del self._pairs[min(self._pairs, key=lambda known: self._pairs[known].tokens)]
         one = self._pairs.get(pair) or Calibration(*pair, self._model)
         job, found = replayed.job, replayed.margins
         # The context of a token is what stands before it.

@@ -66,8 +66,10 @@ _AGAIN_S: Final = (0.5, 1.0, 2.0, 0.0)
 _LATER: Final = frozenset({"busy", "window", "too_many_requests"})
 # How often a scorer whose word has counted before gets a known answer, too: one time in so many.
 _QUIZ_ONE_IN: Final = 4
-# Where two answers part, and these weights' margins of both tokens are at most so many logits, it may be rounding.
+# By these weights' margins an answer may come of rounding if no more of its tokens than this share, and one, are off
+# by more than so many logits.
 ROUNDING: Final = 0.4
+ROUNDED_SHARE: Final = 0.02
 # Where the owner says nothing, help in audits may cost a cent a day, or ten satoshis.
 DEFAULT_MAX_PER_DAY: Final[dict[Unit, Amount]] = {"uusd": Amount(10_000, "uusd"), "msat": Amount(10_000, "msat")}
 
@@ -169,7 +171,7 @@ class Panel:
                 return "three scorers say three different things"
         if len(heard) > 1:
             return "two scorers disagree, and there is no third"
-        compared = await self._compare(terms, answer, tokenizer, _Comparison(recompute))
+        compared = await self._compare(terms, answer, tokenizer, recompute)
         return f"of {asked} other sellers of this model {len(heard)} gave a score, and it takes two; {compared}"
 
     # Whom to ask
@@ -330,12 +332,20 @@ class Panel:
     # The same order at others
 
     async def _compare(
-        self, terms: Terms, answer: Sequence[int], tokenizer: Tokenizer, comparison: "_Comparison"
+        self, terms: Terms, answer: Sequence[int], tokenizer: Tokenizer, recompute: Recompute | None
     ) -> str:
         """Give the same order to another seller, and to a third if they differ; what came of it, in a few words."""
         drawn = terms.order.record.sampling.temperature > 0 or terms.request.steering != Steering()
         if drawn and terms.offer.record.engine.sampler != SAMPLER:
             return "and its sampler is its own, so nobody else's answers are like its"
+        try:
+            return await self._compared(terms, answer, tokenizer, _Comparison(recompute))
+        except EngineError as error:
+            return f"and other answers cannot be weighed: {error}"
+
+    async def _compared(
+        self, terms: Terms, answer: Sequence[int], tokenizer: Tokenizer, comparison: "_Comparison"
+    ) -> str:
         ask = _ask(terms, max_tokens=len(answer))
         others = self._at_random(self._others(terms, len(ask.prompt), ask.max_tokens))
         answers: list[tuple[Did, tuple[int, ...]]] = []
@@ -360,10 +370,13 @@ class Panel:
         comparison: "_Comparison",
     ) -> str:
         (second, theirs), (_, third) = answers
-        if await comparison.alike(third, answer):
+        like_it, like_them = await comparison.alike(third, answer), await comparison.alike(third, theirs)
+        if like_it and like_them:
+            return "a third one answers as either may"
+        if like_it:
             await self._book.post(experience.contradicted(second, terms.order.digest))
             return "of two other ones, one answers the same"
-        if await comparison.alike(third, theirs):
+        if like_them:
             await self._book.post(experience.contradicted(terms.seller, terms.order.digest))
             return "two other ones answer differently, and alike"
         return "two other ones answer differently, and each in its own way"
@@ -376,19 +389,16 @@ class _Comparison:
     recompute: Recompute | None
 
     async def alike(self, one: Sequence[int], other: Sequence[int]) -> bool:
-        """Whether they agree as far as both go, or part where rounding may have parted them; behind that place each has
-        a context of its own.
-        """
-        place = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
-        if place is None:
+        """Whether they agree as far as both go, or both may come of these weights. Raises EngineError."""
+        if all(a == b for a, b in zip(one, other, strict=False)):
             return True
         if self.recompute is None:
             return False
-        try:
-            margins = [(await self.recompute(answer[: place + 1]))[-1] for answer in (one, other)]
-        except EngineError:
-            return False
-        return bool(max(margins) <= ROUNDING)
+        return await self._may_be(one, self.recompute) and await self._may_be(other, self.recompute)
+
+    async def _may_be(self, answer: Sequence[int], recompute: Recompute) -> bool:
+        margins = await recompute(answer)
+        return int((margins > ROUNDING).sum()) <= 1 + ROUNDED_SHARE * margins.size
 
 
 def _ask(terms: Terms, claimed: tuple[int, ...] = (), max_tokens: int = 1) -> Ask:

@@ -68,6 +68,12 @@ def test_of_another_sampler_the_plain_greedy_choices_are_evidence_where_these_we
     assert "calibrate MODEL --remote" in (abstention(foreign, ENGINE, None, greedy, False) or "")
 
 
+def test_a_calibration_of_different_models_tells_nothing() -> None:
+    gross = dict.fromkeys(STRATA, (900, *(0,) * (BINS - 3), 100, 0))
+    reason = abstention(ENGINE, ENGINE, calibrated(ENGINE, ENGINE, gross), PLAIN, False)
+    assert "different models" in (reason or "")
+
+
 def test_a_server_of_which_nothing_is_said_is_never_evidence() -> None:
     unsaid, greedy = evolve(ENGINE, sampler="own", build=UNDECLARED), evolve(PLAIN, temperature=0)
     assert "does not say" in (abstention(unsaid, ENGINE, calibrated(unsaid, ENGINE), greedy, False) or "")

@@ -197,6 +197,16 @@ def test_what_may_be_drawn_is_what_is_kept(size: int, sampling: Sampling, random
     assert (own == inside.logits).all()
 
 
+def test_top_p_counts_the_whole_vocabulary_exactly() -> None:
+    # Half of the mass is just above that of the first two tokens, by less than single precision tells.
+    logits = np.full(3_003, -200.0, np.float32)
+    logits[[7, 70, 700]] = 0.0
+    logits[1_000:3_000] = np.float32(10 * math.log(1 / 2_000) + 1e-6)
+    s = Sampling(10_000_000, 500_000, 0, 3)
+    for seed in range(20):
+        assert sample(logits, s, seed, 5) == plainly(logits, s, seed, 5)
+
+
 def test_rows_that_offer_no_choice_are_told_apart_from_the_others() -> None:
     bad = [[-np.inf, -np.inf], [np.nan, 1.0], [np.inf, 1.0]]
     logits = np.array([[0.0, 1.0], *bad, [3.0, -np.inf]], np.float32)

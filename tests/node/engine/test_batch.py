@@ -1,7 +1,7 @@
 """Whatever is computed together: each answer is what it would be alone, and everyone gets on."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from hypothesis import settings
@@ -11,8 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from ledger.records import Sampling
 from node.engine.batch import Batcher
 from node.engine.outlet import Outlet
-from node.engine.port import EngineFailed, Job, Piece
+from node.engine.port import EngineFailed, Job, Piece, Rows
 from node.engine.tasks import Replay, Stream, Work
+from node.models.weights import DecodeFailed, Run
 from tests.node.engine.hashed_cells import VOCABULARY, HashedCells, answer_alone, logits_of
 
 HOT = Sampling(temperature=1_000_000, top_p=1_000_000, min_p=0, top_k=0)
@@ -97,6 +98,37 @@ def test_answers_computed_together_are_those_computed_alone(loop: asyncio.Abstra
     streams = [kitchen.order((1 + number, 2, 3) * (1 + number), seed=number) for number in range(9)]
     kitchen.finish()
     assert [ids_of(stream) for stream in streams] == [alone(stream) for stream in streams]
+
+
+class Breaking(HashedCells):
+    """Fails as it is told, batch by batch."""
+
+    failures: list[Exception | None]
+
+    def compute(self, runs: Sequence[Run]) -> Rows:
+        if self.failures and (failure := self.failures.pop(0)) is not None:
+            raise failure
+        return super().compute(runs)
+
+
+def test_a_task_that_gave_way_in_a_step_that_failed_is_told_so(loop: asyncio.AbstractEventLoop) -> None:
+    cells = Breaking(256, batch=16, sequences=SLOTS + 1, rows=6, shared=False)
+    cells.failures = []
+    kitchen = Kitchen(cells, loop)
+    running = [kitchen.order((1 + number,), max_tokens=40, seed=number) for number in range(2)]
+    kitchen.step()
+    kitchen.step()
+    late = kitchen.order((5, 6, 7), seed=9)
+    cells.failures = [DecodeFailed(1), MemoryError("no more")]
+
+    with pytest.raises(MemoryError):
+        kitchen.step()
+    kitchen.batcher.fail_all(EngineFailed("no more"))
+    kitchen.batcher.announce()
+
+    for stream in (*running, late):
+        with pytest.raises(EngineFailed):
+            given(stream)
 
 
 def test_running_streams_get_a_token_in_every_step_while_a_long_prompt_arrives(

@@ -1,6 +1,7 @@
 """Calibrations: made on real weights, counted, kept on disk, and found again."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from random import Random
 
@@ -19,6 +20,7 @@ from node.engine.calibration import (
     Replayed,
     Table,
     TooSmall,
+    Unlike,
     answers,
     draw_jobs,
     fingerprint,
@@ -62,6 +64,14 @@ async def test_a_round_replays_honest_answers_by_both_kinds_of_cache(tokenizer: 
     assert [one.job for one in found[:4]] == [one.job for one in found[4:]]
     assert max(one.margins.max() for one in found) < 0.5
     assert np.mean(np.concatenate([one.margins for one in found]) > 0) < 0.05
+
+
+async def test_a_server_of_another_model_is_not_calibrated(tokenizer: Tokenizer) -> None:
+    other = MemoryEngine(vocabulary=tokenizer.size, eog=tokenizer.eog)
+    calibrator = Calibrator(DEMO, manifest_of(DEMO), tokenizer, threads=1, remote=other)
+    async with aclosing(calibrator.rounds(1, size=2)) as rounds:
+        with pytest.raises(Unlike, match="another model answers"):
+            await anext(rounds)
 
 
 async def test_jobs_are_of_all_strata_and_fit_the_context(tokenizer: Tokenizer) -> None:

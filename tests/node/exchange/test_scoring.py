@@ -26,6 +26,7 @@ from node.wire.messages import Refused
 from node.wire.peer import Peer
 from tests.node.trading import (
     ALL_AUDITED,
+    PROMPT,
     Customer,
     Line,
     ScriptedSeller,
@@ -646,10 +647,10 @@ async def test_two_others_that_answer_alike_and_otherwise_mark_a_seller_and_cond
 class Rounding(MemoryEngine):
     """Rounds in a way of its own: its logits are off by up to a tenth."""
 
-    def __init__(self, salt: bytes, tokenizer: Tokenizer) -> None:
+    def __init__(self, salt: bytes, tokenizer: Tokenizer, backend: str = "another") -> None:
         super().__init__(
             model(tokenizer),
-            fingerprint=evolve(FINGERPRINT, backend="another"),
+            fingerprint=evolve(FINGERPRINT, backend=backend),
             vocabulary=tokenizer.size,
             eog=tokenizer.eog,
         )
@@ -677,13 +678,27 @@ async def test_with_the_weights_here_two_that_only_round_differently_answer_the_
     assert "another one answers the same" in said[1]
 
 
-async def test_with_the_weights_here_other_weights_are_still_a_difference(
-    tokenizer: Tokenizer, clock: ManualClock
+class Fading(Rounding):
+    """Honest for some tokens, and anything behind them."""
+
+    def logits(self, ids: Sequence[int]) -> Rows:
+        honest = super().logits(ids)
+        return honest if len(ids) < len(PROMPT) + 20 else honest[::-1].copy()
+
+
+@pytest.mark.parametrize("cheat", ["other weights", "fading"])
+async def test_with_the_weights_here_a_cheat_is_still_different(
+    cheat: str, tokenizer: Tokenizer, clock: ManualClock
 ) -> None:
+    engine = (
+        Fading(b"x", tokenizer, "a third")
+        if cheat == "fading"
+        else engine_of(tokenizer, CHEAP, manifest=model(tokenizer))
+    )
     house = await House.open(
         tokenizer, clock, engines=[engine_of(tokenizer, fingerprint=evolve(FINGERPRINT, backend="here"))]
     )
-    offer = await house.meet((await store(tokenizer, clock, 10, CHEAP)).seller)
+    offer = await house.meet((await Store.open(tokenizer, clock, engine=engine, seed=10)).seller)
     for seed, salt in ((11, b"one"), (12, b"other")):
         await house.meet((await Store.open(tokenizer, clock, engine=Rounding(salt, tokenizer), seed=seed)).seller)
 
