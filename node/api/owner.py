@@ -1,7 +1,7 @@
 """`/node/v1`: what the owner's commands ask of a running node."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from aiohttp import web
@@ -9,7 +9,7 @@ from aiohttp import web
 from ledger.account import Account
 from ledger.bundle import Bundle, to_json
 from ledger.journal import BrokenChain, Journal, Kept, Replay
-from ledger.money import Amount
+from ledger.money import Amount, Unit
 from ledger.records import (
     Acknowledgement,
     Checkpoint,
@@ -21,6 +21,7 @@ from ledger.records import (
     amount_of,
     open_record,
 )
+from ledger.statement import figures
 from node.api.errors import ApiError
 from node.exchange.auditor import Auditor
 from node.exchange.book import Book
@@ -76,7 +77,9 @@ class OwnerDoor:
 
     async def status(self, _request: web.Request) -> web.Response:
         """What the node does now."""
-        return web.json_response({"did": self._book.me, "selling": self._selling(), **self._running()})
+        today = {"earned": _amounts(self._book.earned_today()), "paid": _amounts(self._book.paid_today())}
+        body = {"did": self._book.me, "selling": self._selling(), "today": today, **self._running()}
+        return web.json_response(body)
 
     async def peers(self, _request: web.Request) -> web.Response:
         """The named peers and what this node has seen of them."""
@@ -247,20 +250,7 @@ async def account_rows(journal: Journal, me: str) -> dict[str, Any]:
 
 def _account(account: Account, me: str) -> dict[str, Any]:
     key = account.key
-    money = {
-        name: str(Amount(getattr(account, name), key.unit))
-        for name in (
-            "limit",
-            "window",
-            "earned",
-            "forgiven",
-            "authorized",
-            "settled",
-            "reserved",
-            "unpaid",
-            "available",
-        )
-    }
+    money = {name: str(amount) for name, amount in figures(account).items()}
     peer = key.payee if key.payer == me else key.payer
     return {
         "peer": peer,
@@ -268,6 +258,10 @@ def _account(account: Account, me: str) -> dict[str, Any]:
         "rail": key.rail,
         "unit": key.unit,
     } | money
+
+
+def _amounts(by_unit: Mapping[Unit, int]) -> list[str]:
+    return [str(Amount(value, unit)) for unit, value in sorted(by_unit.items())]
 
 
 def _verdict(signed: Signed[Verdict]) -> dict[str, Any]:
