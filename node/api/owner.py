@@ -1,13 +1,15 @@
 """`/node/v1`: what the owner's commands ask of a running node."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from aiohttp import web
 
 from ledger.account import Account
 from ledger.bundle import Bundle, to_json
+from ledger.chainfile import records_told, write_end, write_entry, write_start
+from ledger.events import decode_events
 from ledger.journal import BrokenChain, Journal, Kept, Replay
 from ledger.money import Amount, Unit
 from ledger.records import (
@@ -70,6 +72,7 @@ class OwnerDoor:
             web.get("/node/v1/receipts/{id}/export", self.export),
             web.post("/node/v1/receipts/{id}/audit", self.audit),
             web.get("/node/v1/accounts", self.accounts),
+            web.get("/node/v1/ledger", self.ledger),
         ]
 
     async def id(self, _request: web.Request) -> web.Response:
@@ -224,6 +227,34 @@ class OwnerDoor:
     async def accounts(self, _request: web.Request) -> web.Response:
         """Every balance, rebuilt from the journal now; and whether the chain is whole."""
         return web.json_response(await account_rows(self._book.journal, self._book.me))
+
+    async def ledger(self, request: web.Request) -> web.StreamResponse:
+        """The whole journal with its records, as one chain file."""
+        response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+        await response.prepare(request)
+        async for piece in chain_file(self._book.journal, self._book.me):
+            await response.write(piece)
+        await response.write_eof()
+        return response
+
+
+async def chain_file(journal: Journal, me: str) -> AsyncIterator[bytes]:
+    """The whole journal with its records as a chain file, in pieces, up to what is its head now.
+
+    Raises BrokenChain where a record is gone that the chain tells of.
+    """
+    head = journal.head
+    yield write_start(me)
+    if head.sequence:
+        async for entry in journal.entries():
+            told = records_told(decode_events(entry.payload))
+            records = await asyncio.gather(*(journal.record(one.digest) for one in told))
+            if None in records:
+                raise BrokenChain(entry.sequence, "a record that it tells of is gone")
+            yield write_entry(entry, [record for record in records if record is not None])
+            if entry.sequence == head.sequence:
+                break
+    yield write_end(head)
 
 
 async def account_rows(journal: Journal, me: str) -> dict[str, Any]:

@@ -7,12 +7,15 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from ledger.chainfile import NotAChainFile
 from ledger.database import Database, LedgerError
+from ledger.journal import BrokenChain
 from node.api.owner import account_rows
 from node.cli import ask as asking
 from node.cli import calibrate as calibrating
-from node.cli import show
+from node.cli import ledger, show
 from node.cli.client import call
+from node.cli.options import HomeOption, JsonOption
 from node.cli.output import CommandFailed, fail, print_json
 from node.config import BadConfig, load_config, parse_peer
 from node.demo.tour import Tour, TourFailed
@@ -35,16 +38,14 @@ app = typer.Typer(
 )
 key = typer.Typer(help="Keys of this node. Example: idlemesh key api", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(key, name="key")
+app.add_typer(ledger.app, name="ledger")
 
-HomeOption = Annotated[
-    Path | None, typer.Option("--home", help="The node's folder; else IDLEMESH_HOME, else ~/.idlemesh.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 ReceiptArgument = Annotated[str, typer.Argument(help="The receipt's id, or at least its first 6 digits.")]
 
 # What goes wrong for reasons that the user can mend: said in one line, without a traceback.
 _EXPECTED: Final = (
     BadCalibration,
+    BrokenChain,
     CommandFailed,
     CallFailed,
     HomeError,
@@ -52,6 +53,7 @@ _EXPECTED: Final = (
     BadModelFile,
     EngineError,
     NameTaken,
+    NotAChainFile,
     LedgerError,
     TooSmall,
     TourFailed,
