@@ -143,7 +143,7 @@ class Book:
         await self.journal.expire(now)
         before = now - REMEMBERED_S
         for key, account in list(self.journal.books.accounts.items()):
-            if any(not order.open and order.expires < before for order in account.orders.values()):
+            if any(not order.binds and order.expires < before for order in account.orders.values()):
                 await self.post(AccountChanged(key, Forgotten(before)))
 
     def sealed_material(self, order: bytes, request: Request, answer: Sequence[int], expires: int) -> Material:
