@@ -1,30 +1,33 @@
 """Earnings and spending as double-entry postings: the one place where money is added up.
 
-Theory of operation. Every counter of an account that only grows (`earned`, `forgiven`, `authorized`, `settled`,
-`funded`, `withdrawn`) is worth two postings for as much as it has grown: one to the debit of one book account, one to
-the credit of another. Debits are positive, credits negative, so the postings of one counterparty, rail and unit sum
-to zero after every change, whatever kind of change it was. What is posted depends on which side this node is:
+Theory of operation. Whatever a change does to an account, it shows in counters. Each of those that are about money is
+worth two postings for as much as it has grown: one to the debit of one book account, one to the credit of another.
+Debits are positive, credits negative, so the postings of one counterparty, rail and unit sum to zero after every
+change, whatever kind of change it was. What is posted depends on which side this node is:
 
     counter     this node is owed (payee)         this node owes (payer)
                 debit           credit            debit            credit
     ----------  --------------  ----------------  ---------------  ----------------
     earned      receivable      income            expense          payable
-    forgiven    waived          receivable        payable          waived
+    waived      let go          receivable        payable          let go
+    forgiven    let go          receivable        payable          let go
     authorized  vouchers held   receivable        payable          vouchers given
     settled     money           vouchers held     vouchers given   money
+    netted      set off         vouchers held     vouchers given   set off
     funded      -               -                 collateral       money
     withdrawn   -               -                 money            collateral
 
 On rails with deposits a payer settles from its collateral instead of `money`; the payer's deposit is none of the
-payee's money until it is settled. What was settled and never promised by a voucher stands in `vouchers held` below
-zero, as an advance. Limits, windows, reservations and claims are promises and questions, and move no money.
+payee's money until it is settled. `set off` of both directions of a pair sums to zero. Where a later sight shows less
+collateral, the same postings turn round. What was settled and never promised by a voucher stands in `vouchers held`
+below zero, as an advance. Limits, windows, reservations and claims are promises and questions, and move no money.
 
 An account between two others is none of this node's business and posts nothing. Amounts are integers in the account's
 unit, times milliseconds since 1970, days whole days since 1970 in UTC.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from attrs import evolve, frozen
 
@@ -34,9 +37,18 @@ from ledger.events import AccountChanged, Event
 from ledger.money import Amount, Unit
 
 Role = Literal["payee", "payer"]
-Counter = Literal["earned", "forgiven", "authorized", "settled", "funded", "withdrawn"]
+Counter = Literal["earned", "waived", "forgiven", "authorized", "settled", "netted", "funded", "withdrawn"]
 BookAccount = Literal[
-    "receivable", "payable", "income", "expense", "waived", "vouchers held", "vouchers given", "money", "collateral"
+    "receivable",
+    "payable",
+    "income",
+    "expense",
+    "let go",
+    "vouchers held",
+    "vouchers given",
+    "money",
+    "set off",
+    "collateral",
 ]
 
 DAY_MS: Final = 86_400_000
@@ -44,27 +56,34 @@ LATEST_MS: Final = 2**63 - 1
 
 _RULES: Final[dict[tuple[Role, Counter], tuple[BookAccount, BookAccount]]] = {
     ("payee", "earned"): ("receivable", "income"),
-    ("payee", "forgiven"): ("waived", "receivable"),
+    ("payee", "waived"): ("let go", "receivable"),
+    ("payee", "forgiven"): ("let go", "receivable"),
     ("payee", "authorized"): ("vouchers held", "receivable"),
     ("payee", "settled"): ("money", "vouchers held"),
+    ("payee", "netted"): ("set off", "vouchers held"),
     ("payer", "earned"): ("expense", "payable"),
-    ("payer", "forgiven"): ("payable", "waived"),
+    ("payer", "waived"): ("payable", "let go"),
+    ("payer", "forgiven"): ("payable", "let go"),
     ("payer", "authorized"): ("payable", "vouchers given"),
     ("payer", "settled"): ("vouchers given", "money"),
+    ("payer", "netted"): ("vouchers given", "set off"),
     ("payer", "funded"): ("collateral", "money"),
     ("payer", "withdrawn"): ("money", "collateral"),
 }
 _WITHOUT_DEPOSITS: Final = "credit"
-COUNTERS: Final[tuple[Counter, ...]] = ("earned", "forgiven", "authorized", "settled", "funded", "withdrawn")
+COUNTERS: Final[tuple[Counter, ...]] = get_args(Counter)
 # What a person is told of one account.
 _FIGURES: Final = (
     "limit",
     "window",
     "earned",
+    "waived",
     "forgiven",
     "authorized",
     "settled",
+    "netted",
     "reserved",
+    "disputed",
     "unpaid",
     "available",
 )
@@ -72,7 +91,7 @@ _FIGURES: Final = (
 
 @frozen
 class Movement:
-    """One counter of one account grew by `amount`, above 0. `order` is the order it grew by, where one is named."""
+    """One counter of one account grew by `amount`, or fell where that is negative. `order` is the change's, if any."""
 
     key: AccountKey
     role: Role
@@ -88,7 +107,7 @@ class Movement:
 
 @frozen
 class Posting:
-    """One side of a movement: `amount` is positive on the debit and negative on the credit side."""
+    """One side of a movement: `amount` is positive on the debit and negative on the credit side of the account."""
 
     sequence: int
     time_ms: int

@@ -13,18 +13,25 @@ from ledger.changes import (
     Acknowledged,
     Authorized,
     Change,
+    Disputed,
     Earned,
     Forgiven,
+    ForgivenessReceived,
+    Funded,
     Granted,
+    Netted,
     Released,
     Reserved,
+    Resolved,
     Settled,
     VoucherReceived,
+    Withdrawn,
 )
 from ledger.events import AccountChanged, Books, Observed
 from ledger.statement import (
     COUNTERS,
     DAY_MS,
+    Line,
     LineKey,
     Movement,
     Posting,
@@ -59,6 +66,12 @@ changes: st.SearchStrategy[Change] = st.one_of(
     st.builds(VoucherReceived, amounts),
     st.builds(Forgiven, amounts),
     st.builds(Settled, amounts),
+    st.builds(Disputed, orders, amounts, amounts),
+    st.builds(Resolved, orders, amounts),
+    st.builds(ForgivenessReceived, amounts),
+    st.builds(Netted, amounts),
+    st.builds(Funded, amounts, st.integers(1, 3)),
+    st.builds(Withdrawn, amounts, st.integers(1, 3)),
 )
 Step = tuple[int, AccountChanged]
 steps = st.lists(st.tuples(st.integers(0, 9), st.builds(AccountChanged, keys, changes)), max_size=40)
@@ -111,8 +124,9 @@ class TestDoubleEntry:
             bare, promise = ("receivable", "vouchers held") if sign == 1 else ("payable", "vouchers given")
             turnover = "income" if sign == 1 else "expense"
             assert closing(other, account, turnover) == -sign * account.earned
-            assert closing(other, account, bare) == sign * (account.owed - account.authorized)
-            assert closing(other, account, promise) == sign * (account.authorized - account.settled)
+            let_go = account.waived + account.forgiven
+            assert closing(other, account, bare) == sign * (account.earned - let_go - account.authorized)
+            assert closing(other, account, promise) == sign * (account.authorized - account.settled - account.netted)
 
     @given(steps, st.integers(0, 9), st.integers(0, 9))
     def test_periods_that_follow_each_other_join_exactly(self, tried: list[Step], first: int, second: int) -> None:
@@ -131,6 +145,7 @@ class TestDoubleEntry:
 
     def test_every_counter_of_an_account_is_posted_or_known_to_move_no_money(self) -> None:
         promises = {"key", "limit", "window", "grant_sequence", "claimed", "orders"}
+        promises |= {"funded_sequence", "withdrawn_sequence"}
         assert fields_dict(Account).keys() == promises | set(COUNTERS)
 
     def test_an_account_between_two_others_posts_nothing(self) -> None:
@@ -155,6 +170,17 @@ class TestDoubleEntry:
     def test_a_deposit_of_the_payer_is_no_money_of_the_payee(self) -> None:
         assert post(Movement(SOLD, "payee", "funded", 9), 1, 0) == ()
 
+    def test_netting_sums_to_zero_over_both_directions(self) -> None:
+        statement, _ = fold([(0, AccountChanged(key, Netted(7))) for key in (SOLD, BOUGHT)])
+        assert statement.lines[LineKey(PEER, "credit", "uusd", "set off")].closing == 0
+
+    def test_collateral_that_is_seen_to_be_less_goes_back(self) -> None:
+        key = AccountKey(ME, PEER, "lightning", "msat")
+        statement, _ = fold([(0, AccountChanged(key, Funded(9, 1))), (1, AccountChanged(key, Funded(4, 2)))])
+        lines = statement.lines
+        assert lines[LineKey(PEER, "lightning", "msat", "collateral")] == Line(0, 9, 5)
+        assert lines[LineKey(PEER, "lightning", "msat", "money")] == Line(0, 5, 9)
+
 
 SALE: list[Step] = [
     (1, AccountChanged(SOLD, Granted(100, 100, 1))),
@@ -174,13 +200,13 @@ class TestRows:
             (3, "income", -40),
             (4, "vouchers held", 30),
             (4, "receivable", -30),
-            (5, "waived", 10),
+            (5, "let go", 10),
             (5, "receivable", -10),
             (6, "money", 30),
             (6, "vouchers held", -30),
         ]
         closing = {row["account"]: row["closing"] for row in line_rows(statement.lines)}
-        assert closing == {"income": -40, "money": 30, "receivable": 0, "vouchers held": 0, "waived": 10}
+        assert closing == {"income": -40, "let go": 10, "money": 30, "receivable": 0, "vouchers held": 0}
 
     def test_a_posting_is_one_flat_row(self) -> None:
         _, postings = fold(SALE)
