@@ -64,10 +64,9 @@ opened, or above what it reserved; a dispute of an order that is open; forgivene
 """
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Final
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
 from ledger.changes import (
     Acknowledged,
@@ -92,6 +91,7 @@ from ledger.changes import (
     Withdrawn,
 )
 from ledger.money import UNITS, Unit
+from ledger.orders import Orders, evolve
 
 
 class AccountError(Exception):
@@ -280,7 +280,7 @@ def _is_unit(_: object, __: object, value: str) -> None:
         raise InvalidUnit(value)
 
 
-@frozen
+@frozen(cache_hash=True)
 class AccountKey:
     """Whose debt to whom, on which rail and in which unit."""
 
@@ -290,7 +290,7 @@ class AccountKey:
     unit: Unit = field(validator=_is_unit)
 
 
-@frozen
+@frozen(slots=False)
 class Reservation:
     """What one order may cost at most, what of it is delivered, and whether more may come.
 
@@ -329,11 +329,14 @@ class Reservation:
         return self.open or self.disputed > 0
 
 
-def _sealed(orders: Mapping[bytes, Reservation]) -> Mapping[bytes, Reservation]:
-    return MappingProxyType(dict(orders))
+def _sealed(orders: Mapping[bytes, Reservation]) -> Orders[Reservation]:
+    return orders if isinstance(orders, Orders) else Orders(orders)
 
 
-@frozen(hash=False)
+_NO_ORDERS: Final[Orders[Reservation]] = Orders()
+
+
+@frozen(hash=False, slots=False)
 class Account:
     """The counters of one debt, in the key's unit. `waived` is what of `earned` was let go in disputes."""
 
@@ -352,7 +355,7 @@ class Account:
     claimed: int = 0
     settled: int = 0
     netted: int = 0
-    orders: Mapping[bytes, Reservation] = field(factory=dict, converter=_sealed)
+    orders: Orders[Reservation] = field(default=_NO_ORDERS, converter=_sealed)
 
     @property
     def owed(self) -> int:
@@ -373,7 +376,7 @@ class Account:
     @property
     def reserved(self) -> int:
         """What the open orders may still earn."""
-        return sum(order.rest for order in self.orders.values())
+        return self.orders.rest
 
     @property
     def disputed(self) -> int:
@@ -436,7 +439,7 @@ def apply(account: Account, change: Change) -> Account:
             return _expire(account, before)
         case Forgotten(before):
             kept = {d: r for d, r in account.orders.items() if r.binds or r.expires >= before}
-            return evolve(account, orders=kept)
+            return evolve(account, orders=Orders(kept))
         case Authorized(total):
             return _authorize(account, total)
         case Forgiven(amount):
@@ -480,7 +483,7 @@ def _known(account: Account, order: bytes) -> Reservation:
 
 
 def _with_order(account: Account, order: bytes, reservation: Reservation) -> Account:
-    return evolve(account, orders={**account.orders, order: reservation})
+    return evolve(account, orders=account.orders.with_one(order, reservation))
 
 
 def _reserve(account: Account, order: bytes, reservation: Reservation) -> Account:
@@ -529,7 +532,7 @@ def _expire(account: Account, before: int) -> Account:
         digest: evolve(order, open=False) if order.open and order.expires < before else order
         for digest, order in account.orders.items()
     }
-    return evolve(account, orders=orders)
+    return evolve(account, orders=Orders(orders))
 
 
 def _acknowledge(account: Account, order: bytes, total: int) -> Account:

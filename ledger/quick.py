@@ -82,11 +82,13 @@ def change(raw: bytes, at: int) -> tuple[Change, int] | None:
     if found is None or found.lastindex is None:
         return None
     kind = _KINDS[found.lastindex]
-    values: list[Any] = [
-        _unsigned(found[group]) if is_number else found[group]
-        for group, is_number in zip(kind.groups, kind.is_number, strict=True)
+    values: Any = found.group(*kind.groups)
+    if len(kind.groups) == 1:
+        values = (values,)
+    read: list[Any] = [
+        _unsigned(value) if number else value for value, number in zip(values, kind.is_number, strict=True)
     ]
-    return kind.make(*values), found.end()
+    return kind.make(*read), found.end()
 
 
 def _unsigned(raw: bytes) -> int:
