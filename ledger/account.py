@@ -518,7 +518,8 @@ def _with_counted(account: Account, order: bytes, reservation: Reservation) -> A
     before = account.orders[order]
     earned = account.earned + reservation.earned - before.earned
     waived = account.waived + reservation.waived - before.waived
-    return evolve(_with_order(account, order, reservation), earned=earned, waived=waived)
+    orders = account.orders.with_one(order, reservation)
+    return evolve(account, orders=orders, earned=earned, waived=waived)
 
 
 def _with_claims_owed(account: Account) -> Account:

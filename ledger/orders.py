@@ -31,17 +31,19 @@ class Orders(Mapping[bytes, V], Generic[V]):
         buckets: list[dict[bytes, V]] = [{} for _ in range(_BUCKETS)]
         for order, value in dict(orders).items():
             buckets[_bucket(order)][order] = value
-        self._buckets = tuple(buckets)
+        self._buckets = buckets  # neither the list nor what is in it is changed after this
         self._count = sum(map(len, buckets))
         self.rest = sum(value.rest for value in self.values())
 
     def with_one(self, order: bytes, value: V) -> "Orders[V]":
         """The same with one order added, or put in the place of the one of its digest."""
         at = _bucket(order)
-        bucket = self._buckets[at]
+        buckets = self._buckets.copy()
+        bucket = buckets[at] = buckets[at].copy()
         before = bucket.get(order)
+        bucket[order] = value
         changed: Orders[V] = Orders.__new__(type(self))
-        changed._buckets = (*self._buckets[:at], {**bucket, order: value}, *self._buckets[at + 1 :])
+        changed._buckets = buckets
         changed._count = self._count + (before is None)
         changed.rest = self.rest + value.rest - (before.rest if before is not None else 0)
         return changed

@@ -7,7 +7,7 @@ it the general way, which also says what is wrong with it. So nothing is accepte
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Final, get_args
 
@@ -54,11 +54,11 @@ class _ChangeKind:
     """How to make a change of one kind from what its pattern found."""
 
     def __init__(self, kind: type[Change], first_group: int) -> None:
-        names = [attribute.name for attribute in fields(kind)]
-        spelled = sorted(names, key=_key_order)
-        self.make = kind
-        self.groups = [first_group + spelled.index(name) for name in names]
-        self.is_number = [attribute.type is int for attribute in fields(kind)]
+        # Digests before numbers, as `change` hands them on; attributes by name, so that their order means nothing.
+        named = sorted(fields(kind), key=lambda attribute: _key_order(attribute.name))
+        self.make: Callable[..., Change] = kind
+        self.digests = [(field.name, first_group + n) for n, field in enumerate(named) if field.type is bytes]
+        self.numbers = [(field.name, first_group + n) for n, field in enumerate(named) if field.type is int]
 
 
 def _all_kinds() -> tuple[re.Pattern[bytes], dict[int, _ChangeKind]]:
@@ -82,17 +82,11 @@ def change(raw: bytes, at: int) -> tuple[Change, int] | None:
     if found is None or found.lastindex is None:
         return None
     kind = _KINDS[found.lastindex]
-    values: Any = found.group(*kind.groups)
-    if len(kind.groups) == 1:
-        values = (values,)
-    read: list[Any] = [
-        _unsigned(value) if number else value for value, number in zip(values, kind.is_number, strict=True)
-    ]
-    return kind.make(*read), found.end()
-
-
-def _unsigned(raw: bytes) -> int:
-    return raw[0] if len(raw) == 1 else int.from_bytes(raw[1:], "big")
+    values: dict[str, Any] = {name: found[group] for name, group in kind.digests}
+    for name, group in kind.numbers:
+        value = found[group]
+        values[name] = int.from_bytes(value[1:] or value, "big")
+    return kind.make(**values), found.end()
 
 
 @lru_cache(_REMEMBERED)
@@ -134,17 +128,16 @@ def scalars(raw: bytes, at: int) -> tuple[Mapping[str, Scalar], int] | None:
     found: dict[str, Scalar] = {}
     last = b""
     for _ in range(count):
-        start = at
         head = _argument(raw, at) if raw[at] >> 5 == 3 else None
         if head is None:
             return None
-        length, at = head
-        at += length
-        spelled = raw[start:at]
+        end = head[0] + head[1]
+        spelled = raw[at:end]
         name = word(spelled) if len(spelled) <= MAX_WORDS_BYTES else None
-        value = _scalar(raw, at)
+        value = _scalar(raw, end)
         # Keys in order: so none comes twice.
-        if name is None or value is None or (len(spelled), spelled) <= (len(last), last):
+        in_order = len(spelled) > len(last) or (len(spelled) == len(last) and spelled > last)
+        if name is None or value is None or not in_order:
             return None
         found[name], at = value
         last = spelled
