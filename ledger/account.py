@@ -27,7 +27,7 @@ latest sight counts), so a message that comes twice or late does no harm. Two fa
     Granted              fact    - (an older sequence is ignored)                limit and window set
     Funded, Withdrawn    fact    - (an older sequence is ignored)                funded, withdrawn = total
     Acknowledged         fact    order known; total <= its amount (a lower       as Earned, on closed orders too;
-                                 total is ignored)                               in a dispute, granted = total
+                                 total is ignored)                               granted = total
     Disputed             fact    order closed; granted <= asked <= its amount    granted counts as acknowledged,
                                                                                  the rest is in dispute
     Resolved             fact    order disputed before; what is claimed stays    its cost is total at most, the
@@ -294,15 +294,16 @@ class AccountKey:
 class Reservation:
     """What one order may cost at most, what of it is delivered, and whether more may come.
 
-    Where the payer disputed it, `granted` is what it pays of the `asked`; `at_most` is what the payee has come down to.
+    `granted` is the most that its payer has acknowledged. Where it disputed the rest, `asked` is what it was asked for,
+    and `at_most` what the payee has come down to.
     """
 
     amount: int
     expires: int
     earned: int = 0
     open: bool = True
-    asked: int = 0
-    granted: int | None = None
+    granted: int = 0
+    asked: int | None = None
     at_most: int | None = None
 
     @property
@@ -318,7 +319,7 @@ class Reservation:
     @property
     def disputed(self) -> int:
         """What is asked and not granted. The payer has not earned it, the payee has."""
-        if self.granted is None:
+        if self.asked is None:
             return 0
         asked = max(self.asked, self.earned)
         return max((asked if self.at_most is None else min(asked, self.at_most)) - self.granted, 0)
@@ -539,8 +540,6 @@ def _expire(account: Account, before: int) -> Account:
 def _acknowledge(account: Account, order: bytes, total: int) -> Account:
     reservation = _known(account, order)
     moved = _with_earned(account, order, max(total, reservation.earned))
-    if reservation.granted is None:
-        return moved
     return _with_order(moved, order, evolve(moved.orders[order], granted=max(total, reservation.granted)))
 
 
@@ -552,14 +551,13 @@ def _dispute(account: Account, order: bytes, asked: int, granted: int) -> Accoun
         raise AboveAsked(asked, granted)
     if asked > reservation.amount:
         raise AboveReservation(order, reservation.amount, asked)
-    asked, granted = max(asked, reservation.asked), max(granted, reservation.granted or 0)
-    earned = max(granted, reservation.earned)
-    return _with_counted(account, order, evolve(reservation, asked=asked, granted=granted, earned=earned))
+    moved = _acknowledge(account, order, granted)
+    return _with_order(moved, order, evolve(moved.orders[order], asked=max(asked, reservation.asked or 0)))
 
 
 def _resolve(account: Account, order: bytes, total: int) -> Account:
     reservation = _known(account, order)
-    if reservation.granted is None:
+    if reservation.asked is None:
         raise OrderUndisputed(order)
     lowest = total if reservation.at_most is None else min(total, reservation.at_most)
     return _with_claims_owed(_with_counted(account, order, evolve(reservation, at_most=lowest)))

@@ -148,7 +148,7 @@ class TestEarning:
         assert apply(account, Acknowledged(ORDER, 6)).owed == 6
 
     def test_an_acknowledgement_of_less_takes_nothing_back(self) -> None:
-        assert apply(delivered(5), Acknowledged(ORDER, 3)) == delivered(5)
+        assert apply(delivered(5), Acknowledged(ORDER, 3)).owed == 5
 
     def test_an_acknowledgement_is_bounded_by_the_reservation(self) -> None:
         with pytest.raises(guards.AboveReservation):
@@ -246,6 +246,10 @@ class TestDisputes:
             for account in (disputed(50, 30), objecting(50, 30)):
                 after_both = apply(apply(account, first), second)
                 assert (after_both.owed, after_both.disputed) == (35, 0)
+
+    def test_a_dispute_that_is_heard_of_after_it_was_conceded_is_none(self) -> None:
+        account = apply(apply(delivered(50), Acknowledged(ORDER, 50)), Disputed(ORDER, 50, 30))
+        assert (account.owed, account.disputed) == (50, 0)
 
     def test_a_dispute_is_remembered_until_it_is_resolved(self) -> None:
         for account in (disputed(50, 30), objecting(50, 30)):
