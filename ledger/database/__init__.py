@@ -10,7 +10,7 @@ from ledger.database.errors import (
     LedgerUnavailable,
 )
 from ledger.database.opening import Upgraded
-from ledger.database.places import POSTGRES, Place, is_postgres, upgrade_tables
+from ledger.database.places import POSTGRES, Place, check_place, is_postgres, upgrade_tables
 
 __all__ = [
     "POSTGRES",
@@ -23,6 +23,7 @@ __all__ = [
     "LedgerUnavailable",
     "Place",
     "Upgraded",
+    "check_place",
     "is_postgres",
     "upgrade_tables",
 ]

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Final
 
+import sqlalchemy as sa
+
 from ledger.database.lane import Lane, SqliteLane, make_engine
 from ledger.database.opening import Upgraded, upgrade
 
@@ -10,6 +12,16 @@ from ledger.database.opening import Upgraded, upgrade
 Place = str | Path
 
 POSTGRES: Final = "postgresql+asyncpg://"
+
+
+def check_place(url: str) -> None:
+    """Check that a URL names a database of PostgreSQL. Raises ValueError, which does not repeat the URL."""
+    try:
+        named = is_postgres(url) and bool(sa.make_url(url).database)
+    except (sa.exc.ArgumentError, ValueError):
+        named = False
+    if not named:
+        raise ValueError(f"name a database of PostgreSQL, as {POSTGRES}user@localhost/idlemesh") from None
 
 
 def is_postgres(place: Place) -> bool:

@@ -13,6 +13,7 @@ from node.cli import ask as asking
 from node.cli import calibrate as calibrating
 from node.cli import show
 from node.cli.client import call
+from node.cli.ledger import ledger, ledger_place
 from node.cli.output import CommandFailed, fail, print_json
 from node.config import BadConfig, load_config, parse_peer
 from node.demo.tour import Tour, TourFailed
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 key = typer.Typer(help="Keys of this node. Example: idlemesh key api", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(key, name="key")
+app.add_typer(ledger, name="ledger")
 
 HomeOption = Annotated[
     Path | None, typer.Option("--home", help="The node's folder; else IDLEMESH_HOME, else ~/.idlemesh.")
@@ -220,11 +222,12 @@ def accounts(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 
 async def _accounts_from_disk(home: Home) -> dict[str, Any]:
-    if not home.ledger.exists():
+    place = ledger_place(home)
+    if isinstance(place, Path) and not place.exists():
         raise CommandFailed(f"there is no ledger in {home.folder} yet: start a node with `idlemesh up`")
     me = home.identity(SystemEntropy()).did
     with home.lock():
-        database = await Database.open(home.ledger, me)
+        database = await Database.open(place, me)
         try:
             return await account_rows(database, me)
         finally:
