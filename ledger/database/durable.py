@@ -153,7 +153,10 @@ class Database:
         if self._in_doubt is None:
             return
         entry, books = self._in_doubt
-        rows = await self._read(entries_after(self._chain, self._head.sequence))
+        # By the lane that writes: a server may still be at work on what we hold for lost, and keeps us waiting for
+        # the chain's lock until it is done.
+        following = entries_after(self._chain, self._head.sequence)
+        rows = await self._writer.run(lambda connection: list(connection.execute(following)))
         found = [schema.entry_of(row) for row in rows]
         if found == [entry]:
             self._head, self._books = entry, books

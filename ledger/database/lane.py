@@ -44,7 +44,8 @@ class Lane(Protocol):
 def make_engine(path: str | Path) -> sa.Engine:
     """An engine for a file of SQLite, which is made if it is not there."""
     with translated():
-        engine = sa.create_engine(sa.URL.create("sqlite", database=str(path)), poolclass=sa.NullPool)
+        url = sa.URL.create("sqlite", database=str(path))
+        engine = sa.create_engine(url, poolclass=sa.NullPool, hide_parameters=True)
         # SQLite gives its side files the rights of the main one.
         Path(path).touch(mode=0o600, exist_ok=True)
         sa.event.listen(engine, "connect", _prepare_sqlite)

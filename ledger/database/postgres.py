@@ -127,6 +127,7 @@ class PostgresLane:
         self._engine = engine
         self._prepare = prepare
         self._connection: AsyncConnection | None = None
+        self.driver: Any = None  # asyncpg's own connection, while there is one
         self._turn = asyncio.Lock()
         self._closed = False
 
@@ -139,7 +140,8 @@ class PostgresLane:
             if self._closed:
                 raise LedgerUnavailable("it was closed")
             with _translated():
-                if self._connection is not None and await _is_lost(self._connection):
+                # Found out before work begins, a server that has hung up (a restart) costs nobody anything.
+                if self.driver is not None and self.driver.is_closed():
                     await self._drop()
                 if self._connection is None:
                     await self._connect()
@@ -147,6 +149,7 @@ class PostgresLane:
 
     async def _connect(self) -> None:
         self._connection = await self._engine.connect()
+        self.driver = (await self._connection.get_raw_connection()).driver_connection
         try:
             await self._transaction(self._prepare)
         except BaseException:
@@ -166,7 +169,7 @@ class PostgresLane:
             raise
 
     async def _drop(self) -> None:
-        connection, self._connection = self._connection, None
+        connection, self._connection, self.driver = self._connection, None, None
         if connection is not None:
             await connection.invalidate()
             await connection.close()
@@ -175,16 +178,10 @@ class PostgresLane:
         """Finish the work under way and close the connection."""
         async with self._turn:
             self._closed = True
-            connection, self._connection = self._connection, None
+            connection, self._connection, self.driver = self._connection, None, None
             if connection is not None:
                 with _translated():
                     await connection.close()
-
-
-async def _is_lost(connection: AsyncConnection) -> bool:
-    """Whether the server has hung up, as at its restart: found out before work begins, that costs nobody anything."""
-    driver: Any = (await connection.get_raw_connection()).driver_connection
-    return bool(driver.is_closed())
 
 
 @contextmanager

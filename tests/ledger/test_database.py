@@ -552,6 +552,16 @@ ASLEEP = """
 """
 
 
+# The commit of entry 13 takes half a second.
+SLOW_COMMIT = [
+    "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.5); RETURN NULL; END'",
+    """
+    CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON journal DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW WHEN (NEW.sequence = 13) EXECUTE FUNCTION slow()
+    """,
+]
+
+
 class TestSeveralNodesOnOneServer:
     async def test_a_second_process_of_one_identity_is_refused(self, served: Ledger) -> None:
         async with served.open():
@@ -624,6 +634,23 @@ class TestTroubleWithTheServer:
             assert (database.books, database.head) == before
             await served.alter("ALTER TABLE journal DROP CONSTRAINT slow")
             assert (await append_at_last(database, 12)).sequence == 12
+
+    async def test_a_commit_that_outlives_its_connection_counts_once(self, served: Ledger) -> None:
+        writer, database = await open_by(lambda lane: lane, served)
+        async with database:
+            for statement in SLOW_COMMIT:
+                await served.alter(statement)
+            await database.append(trade(11), time_ms=1)
+            assert isinstance(writer, on_postgres.PostgresLane)
+            assert writer.driver is not None
+            task = asyncio.ensure_future(database.append(trade(12), time_ms=1))
+            while await served.ask(ASLEEP) == 0:
+                pass
+            writer.driver.terminate()
+            with pytest.raises(LedgerUnavailable):
+                await task
+            assert (await database.append(trade(13), time_ms=1)).sequence == 14
+            assert replay(NODE, await entries_of(database)) == database.books
 
     async def test_no_commit_is_acknowledged_early_whatever_the_servers_default(self, served: Ledger) -> None:
         shown = sa.text("SHOW synchronous_commit")
