@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from attrs import evolve, frozen
 
 from ledger.database import schema
-from ledger.database.errors import Conflict, LedgerInUse
+from ledger.database.errors import Conflict, LedgerCorrupt, LedgerInUse
 from ledger.database.lane import Lane
 from ledger.database.opening import Opened, enter, entries_after, verify
 from ledger.database.places import Place, lanes_to
@@ -56,6 +56,7 @@ class Database:
         self._books = opened.books
         self._turn = asyncio.Lock()
         self._in_doubt: tuple[Entry, Books] | None = None
+        self._checked: object = None  # the driver's connection that was seen to have our head
         self._lately: OrderedDict[bytes, None] = OrderedDict()
 
     @classmethod
@@ -132,8 +133,13 @@ class Database:
 
     async def _write(self, wanted: _Append) -> Entry:
         entry, books = draft(self._head, self._books, wanted.events, wanted.records, wanted.time_ms)
+
+        def work(connection: sa.Connection) -> None:
+            self._check_head(connection)
+            _insert(connection, self._chain, entry, wanted)
+
         try:
-            await self._writer.run(lambda connection: _insert(connection, self._chain, entry, wanted))
+            await self._writer.run(work)
         except Conflict:
             raise
         except BaseException:
@@ -142,6 +148,23 @@ class Database:
         self._head, self._books = entry, books
         self._remember(wanted.records)
         return entry
+
+    def _check_head(self, connection: sa.Connection) -> None:
+        """Check once for each connection that the chain ends where this process knows it to.
+
+        The server behind a new one may be another, or restored from a backup. Raises LedgerCorrupt, LedgerInUse.
+        """
+        driver = connection.connection.dbapi_connection
+        if driver is self._checked:
+            return
+        last = schema.select_entries(self._chain).order_by(schema.journal.c.sequence.desc()).limit(1)
+        row = connection.execute(last).first()
+        sequence, digest = (row.sequence, row.hash) if row else (0, self._head.hash)
+        if sequence > self._head.sequence:
+            raise LedgerInUse("another process has written to it")
+        if (sequence, digest) != (self._head.sequence, self._head.hash):
+            raise LedgerCorrupt(sequence, f"it ends here, and {self._head.sequence} entries were written")
+        self._checked = driver
 
     def _remember(self, records: Sequence[Kept]) -> None:
         """Know without a look what was kept a moment ago: one offer comes along with each of its orders."""

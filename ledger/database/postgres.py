@@ -35,7 +35,7 @@ _SETTINGS: Final = {
     "tcp_keepalives_interval": "10",
     "tcp_keepalives_count": "3",
 }
-_ADVICE: Final = "Check that the server of ledger.url runs, and lets this user in, then try again"
+_ADVICE: Final = "Check that the server of ledger.url runs, has space and lets this user in, then try again"
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 # 64 bits of what no other program's lock is likely to be.
 _TABLES_LOCK: Final = int.from_bytes(hashlib.sha256(b"idlemesh ledger tables").digest()[:8], "big", signed=True)

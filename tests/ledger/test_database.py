@@ -621,6 +621,19 @@ class TestTroubleWithTheServer:
         async with served.open() as database:
             assert database.head.sequence == 12
 
+    @pytest.mark.parametrize("lost", [1, 11])
+    async def test_a_server_that_came_back_from_an_old_backup_is_not_written_to(
+        self, served: Ledger, lost: int
+    ) -> None:
+        async with served.open() as database:
+            await served.alter(HANG_UP)
+            for table in ("records", "journal"):
+                await served.alter(f"DELETE FROM {table} WHERE sequence > :kept", kept=11 - lost)
+            with pytest.raises(LedgerCorrupt, match="11 entries were written"):
+                await append_at_last(database, 12)
+            with pytest.raises(LedgerCorrupt):
+                await database.append(time_ms=1)
+
     async def test_a_write_cut_off_by_the_server_is_not_in_the_books(self, served: Ledger) -> None:
         async with served.open() as database:
             before = database.books, database.head
