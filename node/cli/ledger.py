@@ -1,4 +1,4 @@
-"""`idlemesh ledger`: check the chain, move it, and read what was earned and spent from it."""
+"""`idlemesh ledger`: check the chain, move it, read what was earned and spent from it, and upgrade its tables."""
 
 import asyncio
 import contextlib
@@ -12,19 +12,22 @@ from typing import Annotated, Any, Final, TextIO
 import typer
 
 from ledger.chainfile import ChainReader, Told
-from ledger.database import Database
+from ledger.database import Database, Place, upgrade_tables
 from ledger.money import Amount, Unit
 from ledger.statement import DAY_MS, LATEST_MS, Posting, Statement, line_rows, posting_row
 from node.api.owner import chain_file
 from node.cli.options import HomeOption, JsonOption
 from node.cli.output import CommandFailed, print_json, print_table, short
+from node.config import load_config
 from node.home import Home, NotRunning, open_home
 from node.owner_client import owner_client
 from node.ports import SystemEntropy
 
-app = typer.Typer(
+ledger = typer.Typer(
     help="The journal of this node. Example: idlemesh ledger verify", no_args_is_help=True, rich_markup_mode=None
 )
+
+ConfigOption = Annotated[Path | None, typer.Option(help="Settings; else config.toml in the home folder.")]
 
 _CHUNK: Final = 65_536
 # So many entries are on their way into a new ledger at a time.
@@ -35,7 +38,32 @@ FromOption = Annotated[str | None, typer.Option("--from", help="The first day, a
 ToOption = Annotated[str | None, typer.Option("--to", help="The last day; it counts as a whole.")]
 
 
-@app.command()
+def ledger_place(home: Home, config: Path | None = None) -> Place:
+    """Where a home's ledger is, by these settings, else by its config.toml. Raises BadConfig."""
+    file = config or (home.config if home.config.exists() else None)
+    return load_config(file, {}).ledger.place(home.ledger)
+
+
+@ledger.command()
+def upgrade(home: HomeOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Make the ledger's tables, or bring them up to date, while no node uses them; needed with ledger.url alone.
+
+    Example: idlemesh ledger upgrade
+    """
+    where = open_home(home)
+    with where.lock():
+        done = asyncio.run(upgrade_tables(ledger_place(where, config)))
+    backup = str(done.backup) if done.backup else None
+    if as_json:
+        print_json({"before": done.before, "after": done.after, "backup": backup})
+    elif done.before == done.after:
+        typer.echo(f"The ledger's tables are up to date: version {done.after}.")
+    else:
+        kept = f" What was before is in {backup}." if backup else ""
+        typer.echo(f"The ledger's tables are now of version {done.after}.{kept}")
+
+
+@ledger.command()
 def verify(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Read the whole journal and check chain, records, guards and sums. Works with and without a running node.
 
@@ -60,7 +88,7 @@ async def _verify(home: Home) -> dict[str, Any]:
     return {"entries": reader.head.sequence, "records": records, "head": reader.head.hash.hex(), "balanced": True}
 
 
-@app.command()
+@ledger.command()
 def export(
     file: Annotated[Path, typer.Argument(help="The file to write; it must not be there yet.")],
     home: HomeOption = None,
@@ -104,13 +132,13 @@ def _new_file(file: Path) -> Iterator[Any]:
         raise CommandFailed(f"{file} cannot be written: {error.strerror}") from None
 
 
-@app.command("import")
+@ledger.command("import")
 def import_(
     file: Annotated[Path, typer.Argument(help="A file that `idlemesh ledger export` wrote.")],
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make this node's ledger from an exported file. Refuses another node's chain, and where there is a ledger.
+    """Make this node's ledger from an exported file. Refuses another node's chain, where there is one, and ledger.url.
 
     Example: idlemesh ledger import ledger.chain
     """
@@ -120,6 +148,8 @@ def import_(
 
 async def _import(home: Home, file: Path) -> dict[str, Any]:
     me = _did(home)
+    if not isinstance(ledger_place(home), Path):
+        raise CommandFailed(f"import takes a ledger in a file: take ledger.url out of {home.config} first")
     with home.lock(), _readable(file):
         await _refuse_used(home, me)
         # Under another name until it is whole: what is interrupted leaves no half a ledger behind.
@@ -189,7 +219,7 @@ def _pieces(file: Path) -> Iterator[bytes]:
             yield chunk
 
 
-@app.command()
+@ledger.command()
 def statement(
     home: HomeOption = None,
     since: FromOption = None,
@@ -303,10 +333,11 @@ async def _chunks(home: Home) -> AsyncIterator[bytes]:
 
 
 async def _from_disk(home: Home) -> AsyncIterator[bytes]:
-    if not home.ledger.exists():
+    place = ledger_place(home)
+    if isinstance(place, Path) and not place.exists():
         raise CommandFailed(f"there is no ledger in {home.folder} yet: start a node with `idlemesh up`")
     me = _did(home)
     with home.lock():
-        async with await Database.open(home.ledger, me) as database:
+        async with await Database.open(place, me) as database:
             async for chunk in chain_file(database, me):
                 yield chunk

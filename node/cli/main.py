@@ -13,8 +13,9 @@ from ledger.journal import BrokenChain
 from node.api.owner import account_rows
 from node.cli import ask as asking
 from node.cli import calibrate as calibrating
-from node.cli import ledger, show
+from node.cli import show
 from node.cli.client import call
+from node.cli.ledger import ledger, ledger_place
 from node.cli.options import HomeOption, JsonOption
 from node.cli.output import CommandFailed, fail, print_json
 from node.config import BadConfig, load_config, parse_peer
@@ -38,7 +39,7 @@ app = typer.Typer(
 )
 key = typer.Typer(help="Keys of this node. Example: idlemesh key api", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(key, name="key")
-app.add_typer(ledger.app, name="ledger")
+app.add_typer(ledger, name="ledger")
 
 ReceiptArgument = Annotated[str, typer.Argument(help="The receipt's id, or at least its first 6 digits.")]
 
@@ -222,11 +223,12 @@ def accounts(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 
 async def _accounts_from_disk(home: Home) -> dict[str, Any]:
-    if not home.ledger.exists():
+    place = ledger_place(home)
+    if isinstance(place, Path) and not place.exists():
         raise CommandFailed(f"there is no ledger in {home.folder} yet: start a node with `idlemesh up`")
     me = home.identity(SystemEntropy()).did
     with home.lock():
-        database = await Database.open(home.ledger, me)
+        database = await Database.open(place, me)
         try:
             return await account_rows(database, me)
         finally:
