@@ -3,6 +3,7 @@
 import asyncio
 import csv
 import io
+import json
 import shutil
 import stat
 import time
@@ -12,7 +13,7 @@ import pytest
 
 from ledger.account import AccountKey
 from ledger.changes import Earned, Granted, Released, Reserved, Settled, VoucherReceived
-from ledger.database import Database
+from ledger.database import Database, Place
 from ledger.events import AccountChanged, Event
 from ledger.journal import Kept
 from ledger.statement import DAY_MS
@@ -24,10 +25,10 @@ BUYER = "did:key:z6MkBuyer"
 DAYS = 70  # more entries than are taken in at a time
 
 
-async def fill(home: Home) -> None:
+async def fill(home: Home, place: Place) -> None:
     me = home.identity(SystemEntropy()).did
     key = AccountKey(BUYER, me, "credit", "uusd")
-    async with await Database.open(home.ledger, me) as database:
+    async with await Database.open(place, me) as database:
         await database.append([AccountChanged(key, Granted(10_000, 10_000, 1))], time_ms=0)
         for day in range(1, DAYS):
             order = day.to_bytes(32, "big")
@@ -46,7 +47,7 @@ async def fill(home: Home) -> None:
 def sold(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home whose node sold something on each of many days."""
     home = Home(tmp_path_factory.mktemp("sold"))
-    asyncio.run(fill(home))
+    asyncio.run(fill(home, home.ledger))
     return home.folder
 
 
@@ -89,6 +90,19 @@ def test_nothing_is_imported_into_a_server(idlemesh: Idlemesh, sold: Path, spare
     said = idlemesh("ledger", "import", spare / "file", "--home", spare)
     assert said.status == 1
     assert "take ledger.url out of" in said.err
+
+
+def test_a_ledger_in_a_server_is_moved_into_a_file(idlemesh: Idlemesh, tmp_path: Path, bare_postgres_url: str) -> None:
+    served, filed = Home(tmp_path / "served"), Home(tmp_path / "filed")
+    served.make()
+    served.config.write_text(f"[ledger]\nurl = {json.dumps(bare_postgres_url)}\n")
+    assert idlemesh("ledger", "upgrade", "--home", served.folder).status == 0
+    asyncio.run(fill(served, bare_postgres_url))
+    filed.make()
+    shutil.copy(served.folder / "identity.key", filed.folder / "identity.key")
+    written = idlemesh("ledger", "export", tmp_path / "chain", "--home", served.folder, "--json").json()
+    taken = idlemesh("ledger", "import", tmp_path / "chain", "--home", filed.folder, "--json").json()
+    assert taken == {"entries": DAYS + 1, "head": written["head"]}
 
 
 def test_the_ledger_of_another_node_is_not_imported(idlemesh: Idlemesh, sold: Path, tmp_path: Path) -> None:
