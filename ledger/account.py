@@ -1,65 +1,97 @@
 """What one party owes another, as a pure state machine: apply(account, change) -> account.
 
 An `Account` stands for one (payer, payee, rail, unit). Both sides keep it and move it by the same function; a
-node that buys from and sells to the same peer keeps two. All counters only grow, so a message that comes
-twice or late does no harm. Two families of changes move them:
+node that buys from and sells to the same peer keeps two. All counters only grow (but the collateral, of which the
+latest sight counts), so a message that comes twice or late does no harm. Two families of changes move them:
 
 - an ACT is ours to do or leave. It has guards; a broken one raises its own `AccountError` and changes
   nothing.
 - a FACT came from outside and is always accepted. It may leave a `shortfall`: visible, legal, and no new work
   starts.
 
-    change           family  guard                                            effect
-    ---------------  ------  -----------------------------------------------  ------------------------------
-    Reserved         act     order unknown;                                   order opened
-                             max(owed + reserved + amount, authorized)
-                               <= capacity;
-                             owed + reserved + amount - due <= window
-    Earned           act     order open; its earned <= total <= its amount    earned grows, reserved shrinks
-    Released         act     order known                                      order closed, its rest free
-    Forgotten        act     -                                                old closed orders dropped
-    Authorized       act     authorized <= total <= owed                      authorized = total
-    Forgiven         act     amount <= owed - authorized                      owed shrinks
-    Claimed          act     claimed <= total <= min(owed, authorized)        claimed = total
-    Granted          fact    - (an older sequence is ignored)                 limit and window set
-    Acknowledged     fact    - (order known; total <= its amount)             as Earned, on closed orders too;
-                                                                              a lower total is ignored
-    VoucherReceived  fact    - (a lower total is ignored)                     authorized = total, even above
-                                                                              owed
-    Settled          fact    - (a lower total is ignored)                     settled = total
+    change               family  guard                                           effect
+    -------------------  ------  ----------------------------------------------  --------------------------------
+    Reserved             act     order unknown;                                  order opened
+                                 max(owed + reserved + amount, authorized)
+                                   <= capacity;
+                                 owed + reserved + amount - due <= window
+    Earned               act     order open; its earned <= total <= its amount   earned grows, reserved shrinks
+    Released             act     order known                                     order closed, its rest free
+    Expired              act     -                                               as Released, of each order that
+                                                                                 expired
+    Forgotten            act     -                                               old orders dropped that are
+                                                                                 closed and not in dispute
+    Authorized           act     authorized <= total <= owed                     authorized = total
+    Forgiven             act     amount <= owed - authorized - disputed          forgiven grows, owed shrinks
+    Claimed              act     claimed <= total <= min(owed, authorized)       claimed = total
+    Granted              fact    - (an older sequence is ignored)                limit and window set
+    Funded, Withdrawn    fact    - (an older sequence is ignored)                funded, withdrawn = total
+    Acknowledged         fact    order known; total <= its amount (a lower       as Earned, on closed orders too;
+                                 total is ignored)                               granted = total
+    Disputed             fact    order closed; granted <= asked <= its amount    granted counts as acknowledged,
+                                                                                 the rest is in dispute
+    Resolved             fact    order disputed before; what is claimed stays    its cost is total at most, the
+                                 owed (a higher total is ignored)                rest is waived: owed shrinks
+    VoucherReceived      fact    - (a lower total is ignored)                    authorized = total, even above
+                                                                                 owed
+    ForgivenessReceived  fact    what is claimed stays owed (a lower total       forgiven = total, owed shrinks
+                                 is ignored)
+    Settled, Netted      fact    - (a lower total is ignored)                    settled, netted = total
 
-    an order:  unknown --Reserved--> open --Released--> closed --Forgotten--> unknown
-                                     Earned*            Acknowledged*
-                                     Acknowledged*
+    an order:  unknown --Reserved--> open --Released, Expired--> closed --Forgotten--> unknown
+                                     Earned*                     Acknowledged*
+                                     Acknowledged*                 |     ^
+                                                            Disputed     Resolved to what is granted,
+                                                                   v     Acknowledged up to what is asked
+                                                                 in dispute
+
+    the rail:  credit                 lightning, stablecoin    one that is not known here
+    capacity:  limit + settled        funded - withdrawn       0
+               + netted
 
 The payer's `Authorized` is the payee's `VoucherReceived`: one promises no more than it owes, the other takes
-what it is promised. `Earned` is the delivery as it goes; `Acknowledged` is what both signatures stand for,
-and may come after the order was closed: a seller that crashed has closed its orders, and its buyer
-acknowledges the last checkpoint later. An acknowledgement of an order that was never opened, or above what
-the order reserved, bears no signature of ours: it is no fact, and is refused like an act.
+what it is promised. So are `Forgiven` and `ForgivenessReceived`: the payee's act, and its growing total at the
+payer, which may have promised more meanwhile; then the promise covers work to come. `Earned` is the delivery as it
+goes; `Acknowledged` is what both signatures stand for, and may come after the order was closed: a seller that crashed
+has closed its orders, and its buyer acknowledges the last checkpoint later.
+
+In a dispute each side keeps its own count of the order, the payee what it asks and the payer what it grants. The
+payee's word only falls (`Resolved`) and the payer's only grows (`Acknowledged`); both books take the lower of the two
+once each has heard the other, in whatever order they hear it.
+
+What bears no signature of ours is no fact, and is refused like an act: an acknowledgement of an order that was never
+opened, or above what it reserved; a dispute of an order that is open; forgiveness of what we have claimed.
 """
 
 from collections.abc import Mapping
-from types import MappingProxyType
+from typing import Final
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
 from ledger.changes import (
     Acknowledged,
     Authorized,
     Change,
     Claimed,
+    Disputed,
     Earned,
+    Expired,
     Forgiven,
+    ForgivenessReceived,
     Forgotten,
+    Funded,
     Granted,
     InvalidUnit,
+    Netted,
     Released,
     Reserved,
+    Resolved,
     Settled,
     VoucherReceived,
+    Withdrawn,
 )
 from ledger.money import UNITS, Unit
+from ledger.orders import Orders, evolve
 
 
 class AccountError(Exception):
@@ -94,6 +126,37 @@ class OrderClosed(AccountError):
 
     def __str__(self) -> str:
         return f"order {self.order.hex()[:16]} is closed: only an acknowledged cost can still be added to it"
+
+
+@define
+class OrderOpen(AccountError):
+    """Only the cost of an order that is over can be disputed."""
+
+    order: bytes
+
+    def __str__(self) -> str:
+        return f"order {self.order.hex()[:16]} is still open: release it before its cost is disputed"
+
+
+@define
+class OrderUndisputed(AccountError):
+    """Only a disputed order is resolved."""
+
+    order: bytes
+
+    def __str__(self) -> str:
+        return f"order {self.order.hex()[:16]} was never disputed: there is nothing to resolve"
+
+
+@define
+class AboveAsked(AccountError):
+    """A dispute is about what is asked and not granted."""
+
+    asked: int
+    granted: int
+
+    def __str__(self) -> str:
+        return f"{self.asked} is asked and {self.granted} granted: there is nothing in dispute"
 
 
 @define
@@ -166,13 +229,24 @@ class AboveOwed(AccountError):
 
 @define
 class ForgivenAboveUnpaid(AccountError):
-    """Only what is owed and not authorized can be forgiven."""
+    """Only what is owed, not authorized and not in dispute can be forgiven."""
 
     unpaid: int
     amount: int
 
     def __str__(self) -> str:
-        return f"{self.unpaid} is unpaid: {self.amount} is more than there is to forgive"
+        return f"{self.unpaid} is unpaid and undisputed: {self.amount} is more than there is to forgive"
+
+
+@define
+class BelowClaimed(AccountError):
+    """What was claimed from the rail cannot be let go any more."""
+
+    claimed: int
+    owed: int
+
+    def __str__(self) -> str:
+        return f"{self.claimed} was claimed: what is owed cannot fall to {self.owed}; pay the difference back instead"
 
 
 @define
@@ -197,12 +271,16 @@ class AboveDue(AccountError):
         return f"{self.due} is owed and authorized: do not claim {self.total}"
 
 
+# On these the payer's collateral lies with the rail.
+_DEPOSIT_RAILS: Final = frozenset({"lightning", "stablecoin"})
+
+
 def _is_unit(_: object, __: object, value: str) -> None:
     if value not in UNITS:
         raise InvalidUnit(value)
 
 
-@frozen
+@frozen(cache_hash=True)
 class AccountKey:
     """Whose debt to whom, on which rail and in which unit."""
 
@@ -212,46 +290,79 @@ class AccountKey:
     unit: Unit = field(validator=_is_unit)
 
 
-@frozen
+@frozen(slots=False)
 class Reservation:
-    """What one order may cost at most, what of it is delivered, and whether more may come."""
+    """What one order may cost at most, what of it is delivered, and whether more may come.
+
+    `granted` is the most that its payer has acknowledged. Where it disputed the rest, `asked` is what it was asked for,
+    and `at_most` what the payee has come down to.
+    """
 
     amount: int
     expires: int
     earned: int = 0
     open: bool = True
+    granted: int = 0
+    asked: int | None = None
+    at_most: int | None = None
 
     @property
     def rest(self) -> int:
         """What the order may still earn."""
         return self.amount - self.earned if self.open else 0
 
+    @property
+    def waived(self) -> int:
+        """What of its earned the payee has let go."""
+        return 0 if self.at_most is None else max(self.earned - self.at_most, 0)
 
-def _sealed(orders: Mapping[bytes, Reservation]) -> Mapping[bytes, Reservation]:
-    return MappingProxyType(dict(orders))
+    @property
+    def disputed(self) -> int:
+        """What is asked and not granted. The payer has not earned it, the payee has."""
+        if self.asked is None:
+            return 0
+        asked = max(self.asked, self.earned)
+        return max((asked if self.at_most is None else min(asked, self.at_most)) - self.granted, 0)
+
+    @property
+    def binds(self) -> bool:
+        """Whether it must be remembered: it may earn more, or is in dispute."""
+        return self.open or self.disputed > 0
 
 
-@frozen(hash=False)
+def _sealed(orders: Mapping[bytes, Reservation]) -> Orders[Reservation]:
+    return orders if isinstance(orders, Orders) else Orders(orders)
+
+
+_NO_ORDERS: Final[Orders[Reservation]] = Orders()
+
+
+@frozen(hash=False, slots=False)
 class Account:
-    """The counters of one debt, in the key's unit. `funded` and `withdrawn` wait for rails with deposits."""
+    """The counters of one debt, in the key's unit. `waived` is what of `earned` was let go in disputes."""
 
     key: AccountKey
     limit: int = 0
     window: int = 0
     grant_sequence: int = 0
     funded: int = 0
+    funded_sequence: int = 0
     withdrawn: int = 0
+    withdrawn_sequence: int = 0
     authorized: int = 0
     earned: int = 0
+    waived: int = 0
     forgiven: int = 0
     claimed: int = 0
     settled: int = 0
-    orders: Mapping[bytes, Reservation] = field(factory=dict, converter=_sealed)
+    netted: int = 0
+    orders: Orders[Reservation] = field(default=_NO_ORDERS, converter=_sealed)
 
     @property
     def owed(self) -> int:
-        """What was delivered and not forgiven, paid or not."""
-        return self.earned - self.forgiven
+        """What was delivered and not let go, paid or not."""
+        # Forgiveness may be heard of before the delivery that it is for.
+        return max(self.earned - self.waived - self.forgiven, 0)
 
     @property
     def unpaid(self) -> int:
@@ -259,14 +370,36 @@ class Account:
         return max(self.owed - self.authorized, 0)
 
     @property
+    def forgivable(self) -> int:
+        """What is unpaid and not in dispute: a dispute is resolved."""
+        return max(self.unpaid - self.disputed, 0)
+
+    @property
     def reserved(self) -> int:
         """What the open orders may still earn."""
-        return sum(order.rest for order in self.orders.values())
+        return self.orders.rest
+
+    @property
+    def disputed(self) -> int:
+        """What is asked and not granted, of all orders."""
+        return sum(order.disputed for order in self.orders.values())
+
+    @property
+    def backed(self) -> int:
+        """What stands behind the debt and is more than trust: payments, services in return, deposits."""
+        if self.key.rail == "credit":
+            return self.settled + self.netted
+        return max(self.funded - self.withdrawn, 0) if self.key.rail in _DEPOSIT_RAILS else 0
 
     @property
     def capacity(self) -> int:
         """The collateral that stands behind the debt; a rail that this version does not know has none."""
-        return self.limit + self.settled if self.key.rail == "credit" else 0
+        return self.backed + self.limit if self.key.rail == "credit" else self.backed
+
+    @property
+    def unsettled(self) -> int:
+        """What is due and neither paid for good nor set off."""
+        return max(self.due - self.settled - self.netted, 0)
 
     @property
     def shortfall(self) -> int:
@@ -303,14 +436,16 @@ def apply(account: Account, change: Change) -> Account:
             return _earn(account, order, total)
         case Released(order):
             return _with_order(account, order, evolve(_known(account, order), open=False))
+        case Expired(before):
+            return _expire(account, before)
         case Forgotten(before):
-            kept = {d: r for d, r in account.orders.items() if r.open or r.expires >= before}
-            return evolve(account, orders=kept)
+            kept = {d: r for d, r in account.orders.items() if r.binds or r.expires >= before}
+            return evolve(account, orders=Orders(kept))
         case Authorized(total):
             return _authorize(account, total)
         case Forgiven(amount):
-            if amount > account.unpaid:
-                raise ForgivenAboveUnpaid(account.unpaid, amount)
+            if amount > account.forgivable:
+                raise ForgivenAboveUnpaid(account.forgivable, amount)
             return evolve(account, forgiven=account.forgiven + amount)
         case Claimed(total):
             return _claim(account, total)
@@ -318,13 +453,28 @@ def apply(account: Account, change: Change) -> Account:
             if sequence <= account.grant_sequence:
                 return account
             return evolve(account, limit=limit, window=window, grant_sequence=sequence)
+        case Funded(total, sequence):
+            if sequence <= account.funded_sequence:
+                return account
+            return evolve(account, funded=total, funded_sequence=sequence)
+        case Withdrawn(total, sequence):
+            if sequence <= account.withdrawn_sequence:
+                return account
+            return evolve(account, withdrawn=total, withdrawn_sequence=sequence)
         case Acknowledged(order, total):
-            earned = max(total, _known(account, order).earned)
-            return _with_earned(account, order, earned)
+            return _acknowledge(account, order, total)
+        case Disputed(order, asked, granted):
+            return _dispute(account, order, asked, granted)
+        case Resolved(order, total):
+            return _resolve(account, order, total)
         case VoucherReceived(total):
             return evolve(account, authorized=max(account.authorized, total))
+        case ForgivenessReceived(total):
+            return _with_claims_owed(evolve(account, forgiven=max(account.forgiven, total)))
         case Settled(total):
             return evolve(account, settled=max(account.settled, total))
+        case Netted(total):
+            return evolve(account, netted=max(account.netted, total))
 
 
 def _known(account: Account, order: bytes) -> Reservation:
@@ -334,7 +484,7 @@ def _known(account: Account, order: bytes) -> Reservation:
 
 
 def _with_order(account: Account, order: bytes, reservation: Reservation) -> Account:
-    return evolve(account, orders={**account.orders, order: reservation})
+    return evolve(account, orders=account.orders.with_one(order, reservation))
 
 
 def _reserve(account: Account, order: bytes, reservation: Reservation) -> Account:
@@ -361,8 +511,56 @@ def _with_earned(account: Account, order: bytes, total: int) -> Account:
     reservation = account.orders[order]
     if total > reservation.amount:
         raise AboveReservation(order, reservation.amount, total)
-    earned = account.earned + total - reservation.earned
-    return evolve(_with_order(account, order, evolve(reservation, earned=total)), earned=earned)
+    return _with_counted(account, order, evolve(reservation, earned=total))
+
+
+def _with_counted(account: Account, order: bytes, reservation: Reservation) -> Account:
+    """The account with an order as it is now, and the counters that follow from it."""
+    before = account.orders[order]
+    earned = account.earned + reservation.earned - before.earned
+    waived = account.waived + reservation.waived - before.waived
+    orders = account.orders.with_one(order, reservation)
+    return evolve(account, orders=orders, earned=earned, waived=waived)
+
+
+def _with_claims_owed(account: Account) -> Account:
+    if account.claimed > account.owed:
+        raise BelowClaimed(account.claimed, account.owed)
+    return account
+
+
+def _expire(account: Account, before: int) -> Account:
+    orders = {
+        digest: evolve(order, open=False) if order.open and order.expires < before else order
+        for digest, order in account.orders.items()
+    }
+    return evolve(account, orders=Orders(orders))
+
+
+def _acknowledge(account: Account, order: bytes, total: int) -> Account:
+    reservation = _known(account, order)
+    moved = _with_earned(account, order, max(total, reservation.earned))
+    return _with_order(moved, order, evolve(moved.orders[order], granted=max(total, reservation.granted)))
+
+
+def _dispute(account: Account, order: bytes, asked: int, granted: int) -> Account:
+    reservation = _known(account, order)
+    if reservation.open:
+        raise OrderOpen(order)
+    if granted > asked:
+        raise AboveAsked(asked, granted)
+    if asked > reservation.amount:
+        raise AboveReservation(order, reservation.amount, asked)
+    moved = _acknowledge(account, order, granted)
+    return _with_order(moved, order, evolve(moved.orders[order], asked=max(asked, reservation.asked or 0)))
+
+
+def _resolve(account: Account, order: bytes, total: int) -> Account:
+    reservation = _known(account, order)
+    if reservation.asked is None:
+        raise OrderUndisputed(order)
+    lowest = total if reservation.at_most is None else min(total, reservation.at_most)
+    return _with_claims_owed(_with_counted(account, order, evolve(reservation, at_most=lowest)))
 
 
 def _authorize(account: Account, total: int) -> Account:

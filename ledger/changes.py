@@ -115,8 +115,15 @@ class Released:
 
 
 @frozen
+class Expired:
+    """Act: release every open order that expired before `before`; what is still being answered must be younger."""
+
+    before: int = _amount()
+
+
+@frozen
 class Forgotten:
-    """Act: drop closed orders that expired before `before`: they can no longer be replayed."""
+    """Act: drop orders that expired before `before` and bind nobody: they can no longer be replayed."""
 
     before: int = _amount()
 
@@ -130,7 +137,7 @@ class Authorized:
 
 @frozen
 class Forgiven:
-    """Act: so much of the unpaid debt is let go, for instance the lost part of a dispute."""
+    """Act of the payee: so much of the unpaid debt is let go, for instance that of a payer who never came back."""
 
     amount: int = _amount()
 
@@ -160,8 +167,55 @@ class Acknowledged:
 
 
 @frozen
+class Funded:
+    """Fact: collateral of this much has arrived in all.
+
+    `sequence` is the rail's own count of what it saw, from 1: a later sight may show less (a reorganised chain), and
+    one that is not above the last seen is ignored.
+    """
+
+    total: int = _amount()
+    sequence: int = _amount()
+
+
+@frozen
+class Withdrawn:
+    """Fact: of the collateral, this much in all has gone back to the payer, or is on its way. Sequence as in Funded."""
+
+    total: int = _amount()
+    sequence: int = _amount()
+
+
+@frozen
+class Disputed:
+    """Fact: the payee asks `asked` for an order in all, and the payer grants `granted` of it, which it pays."""
+
+    order: bytes = _order()
+    asked: int = _amount()
+    granted: int = _amount()
+
+
+@frozen
+class Resolved:
+    """The payee asks no more than `total` for a disputed order: its act, and a fact to the payer.
+
+    Where the payer gives way instead, that is an `Acknowledged` of more. If both do, the payee's word counts.
+    """
+
+    order: bytes = _order()
+    total: int = _amount()
+
+
+@frozen
 class VoucherReceived:
     """Fact at the payee: the payer signed a voucher for this total."""
+
+    total: int = _amount()
+
+
+@frozen
+class ForgivenessReceived:
+    """Fact at the payer: the payee has forgiven this growing total, `Forgiven` by `Forgiven`."""
 
     total: int = _amount()
 
@@ -173,8 +227,26 @@ class Settled:
     total: int = _amount()
 
 
-Act = Reserved | Earned | Released | Forgotten | Authorized | Forgiven | Claimed
-Fact = Granted | Acknowledged | VoucherReceived | Settled
+@frozen
+class Netted:
+    """Fact: this growing total was set off against debts the other way. Both directions of a pair have the same."""
+
+    total: int = _amount()
+
+
+Act = Reserved | Earned | Released | Expired | Forgotten | Authorized | Forgiven | Claimed
+Fact = (
+    Granted
+    | Funded
+    | Withdrawn
+    | Acknowledged
+    | Disputed
+    | Resolved
+    | VoucherReceived
+    | ForgivenessReceived
+    | Settled
+    | Netted
+)
 Change = Act | Fact
 
 

@@ -1,12 +1,12 @@
 """What an entry of the journal says, and the books that follow from it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, cast
 
 from attrs import define, field, frozen
 
-from ledger import codec
+from ledger import codec, quick
 from ledger.account import Account, AccountKey, apply
 from ledger.changes import Change, InvalidChange, decode_change, encode_change
 from ledger.money import Unit
@@ -90,6 +90,14 @@ def encode_events(events: Iterable[Event]) -> bytes:
 def decode_events(payload: bytes) -> tuple[Event, ...]:
     """Read an entry's payload. Raises InvalidEvents."""
     try:
+        events = _read_quickly(payload)
+    except (ValueError, IndexError):
+        events = None
+    return _decode(payload) if events is None else events
+
+
+def _decode(payload: bytes) -> tuple[Event, ...]:
+    try:
         plain = codec.decode(payload, MAX_PAYLOAD_BYTES)
         if not isinstance(plain, list):
             raise InvalidEvents(f"a list is needed, not {type(plain).__name__}")
@@ -124,6 +132,81 @@ def _from_map(plain: object) -> Event:
             if not rest:
                 return Observed(subject, what, facts)
     raise InvalidEvents(f"{str(plain)[:200]} is no event known here")
+
+
+# What stands around the values of an event, in deterministic CBOR.
+_ACCOUNT_1: Final = b"\xa3ckey"
+_ACCOUNT_2: Final = b"eeventgaccountfchange"
+_RECORD_1: Final = b"\xa4dkind"
+_RECORD_2: Final = b"eeventfrecordeorder"
+_RECORD_3: Final = b"fdigestX\x20"
+_OBSERVED_1: Final = b"\xa4dwhat"
+_OBSERVED_2: Final = b"eeventhobservedefacts"
+_OBSERVED_3: Final = b"gsubject"
+_NULL: Final = 0xF6
+
+
+def _read_quickly(payload: bytes) -> tuple[Event, ...] | None:
+    """The events of a payload in their usual spelling, else None. Raises ValueError, IndexError at other bytes."""
+    head = quick.array(payload)
+    if head is None or len(payload) > MAX_PAYLOAD_BYTES:
+        return None
+    count, at = head
+    events: list[Event] = []
+    for _ in range(count):
+        read = _READERS.get(payload[at : at + 5]) or _READERS.get(payload[at : at + 6])
+        found = read(payload, at) if read else None
+        if found is None:
+            return None
+        event, at = found
+        events.append(event)
+    return tuple(events) if at == len(payload) else None
+
+
+def _read_account(raw: bytes, at: int) -> tuple[Event, int] | None:
+    middle = raw.index(_ACCOUNT_2, at, at + quick.MAX_WORDS_BYTES)
+    key = quick.account_key(raw[at + len(_ACCOUNT_1) : middle])
+    found = quick.change(raw, middle + len(_ACCOUNT_2))
+    return (AccountChanged(key, found[0]), found[1]) if key and found else None
+
+
+def _read_record(raw: bytes, at: int) -> tuple[Event, int] | None:
+    middle = raw.index(_RECORD_2, at, at + quick.MAX_WORDS_BYTES)
+    kind = quick.word(raw[at + len(_RECORD_1) : middle])
+    at = middle + len(_RECORD_2)
+    order = None
+    if raw[at] == _NULL:
+        at += 1
+    elif raw[at : at + 2] == b"X\x20":
+        order = raw[at + 2 : at + 2 + DIGEST_BYTES]
+        at += 2 + DIGEST_BYTES
+    else:
+        return None
+    digest_at = at + len(_RECORD_3)
+    end = digest_at + DIGEST_BYTES
+    if kind is None or raw[at:digest_at] != _RECORD_3:
+        return None
+    return RecordKept(kind, raw[digest_at:end], order), end
+
+
+def _read_observed(raw: bytes, at: int) -> tuple[Event, int] | None:
+    middle = raw.index(_OBSERVED_2, at, at + quick.MAX_WORDS_BYTES)
+    what = quick.word(raw[at + len(_OBSERVED_1) : middle])
+    found = quick.scalars(raw, middle + len(_OBSERVED_2))
+    if what is None or found is None:
+        return None
+    facts, at = found
+    subject = quick.text(raw, at + len(_OBSERVED_3))
+    if subject is None or raw[at : at + len(_OBSERVED_3)] != _OBSERVED_3:
+        return None
+    return Observed(subject[0], what, facts), subject[1]
+
+
+_READERS: Final[dict[bytes, Callable[[bytes, int], tuple[Event, int] | None]]] = {
+    _ACCOUNT_1: _read_account,
+    _RECORD_1: _read_record,
+    _OBSERVED_1: _read_observed,
+}
 
 
 def _sealed(accounts: Mapping[AccountKey, Account]) -> Mapping[AccountKey, Account]:

@@ -105,6 +105,13 @@ class Replay:
         self.head = genesis(chain_id)
         self._accounts: dict[AccountKey, Account] = {}
 
+    @classmethod
+    def after(cls, head: Entry, books: Books) -> "Replay":
+        """One that goes on from an entry after which the books are known, for instance from a snapshot."""
+        resumed = cls("")
+        resumed.head, resumed._accounts = head, dict(books.accounts)
+        return resumed
+
     def add(self, entry: Entry) -> tuple[Event, ...]:
         """Take the next entry; returns its events. Raises BrokenChain."""
         check_link(self.head, entry)

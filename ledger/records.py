@@ -98,6 +98,16 @@ Word = Annotated[str, _sized(0, 64)]
 Reason = Annotated[str, _sized(0, 256)]
 
 
+def _are_two(one: str, other: str) -> None:
+    if one == other:
+        raise ValueError("the two parties must not be one")
+
+
+def _grows(before: int, total: int) -> None:
+    if total <= before:
+        raise ValueError("total must be above before")
+
+
 def _ranges(_class: type, fields: list["Attribute[Any]"]) -> list["Attribute[Any]"]:
     """Give each attribute the checks that stand in its annotated type, so a record out of range cannot exist."""
     return [_checked(attribute) for attribute in fields]
@@ -278,6 +288,52 @@ class Grant:
 
 
 @frozen(field_transformer=_ranges)
+class Settlement:
+    """So much of a debt on credit was paid by other means (cash, a transfer, a favour): `settled` goes to `total`.
+
+    Payer and payee sign one each with the same fields; only both together count.
+    """
+
+    kind: ClassVar[str] = "settlement"
+    limit: ClassVar[int] = 1_024
+
+    payer: DidText
+    payee: DidText
+    unit: Unit
+    before: Money  # what was settled so far
+    total: Positive
+    issued: Seconds
+
+    def __attrs_post_init__(self) -> None:
+        _are_two(self.payer, self.payee)
+        _grows(self.before, self.total)
+
+
+@frozen(field_transformer=_ranges)
+class Netting:
+    """So much of what two nodes owe each other on credit is set off: `netted` goes to `total`, in both directions.
+
+    Both sign one each with the same fields; only both together count. `first` is the did that sorts first.
+    """
+
+    kind: ClassVar[str] = "netting"
+    limit: ClassVar[int] = 1_024
+
+    first: DidText
+    second: DidText
+    unit: Unit
+    before: Money  # what was netted so far
+    total: Positive
+    issued: Seconds
+
+    def __attrs_post_init__(self) -> None:
+        _are_two(self.first, self.second)
+        if self.first > self.second:
+            raise ValueError("first must be the did that sorts first")
+        _grows(self.before, self.total)
+
+
+@frozen(field_transformer=_ranges)
 class Cancel:
     """Stop an order; `tokens` is how many of its tokens the signer has seen (a buyer) or sent (a seller: a cut)."""
 
@@ -337,7 +393,20 @@ class Verdict:
     issued: Seconds
 
 
-Record = Offer | Order | Checkpoint | Receipt | Voucher | Acknowledgement | Grant | Cancel | Score | Verdict
+Record = (
+    Offer
+    | Order
+    | Checkpoint
+    | Receipt
+    | Voucher
+    | Acknowledgement
+    | Grant
+    | Settlement
+    | Netting
+    | Cancel
+    | Score
+    | Verdict
+)
 KINDS: Final[dict[str, type[Any]]] = {record.kind: record for record in get_args(Record)}
 _MAY_BE_ABSENT: Final = {
     "offer": ("jurisdiction", "retention"),

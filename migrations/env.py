@@ -5,8 +5,11 @@ There is no ini file, and nothing is read from the environment: the caller has t
 
 from alembic import context
 
+from ledger.database.schema import metadata
+
 context.configure(
     connection=context.config.attributes["connection"],
+    target_metadata=metadata,
     # All versions of one upgrade stand or fall together, on SQLite too: a crash leaves no half-made schema.
     transactional_ddl=True,
 )

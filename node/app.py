@@ -13,7 +13,7 @@ from typing import Any, Final
 import aiohttp
 from attrs import field, frozen
 
-from ledger.database import Database
+from ledger.database import Database, Place
 from ledger.identity import Did, Identity
 from ledger.money import Amount
 from ledger.records import Offer, Signed
@@ -123,7 +123,7 @@ async def run_node(
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(home.lock())
         listener = stack.enter_context(contextlib.closing(_listen(config.node.host, config.node.port)))
-        book = await _open_book(stack, home, home.identity(entropy), clock)
+        book = await _open_book(stack, config.ledger.place(home.ledger), home.identity(entropy), clock)
         renderer = TemplateRenderer()
         stack.push_async_callback(renderer.close)
         await renderer.start()
@@ -214,8 +214,8 @@ def _url(host: str, listener: socket.socket) -> str:
     return f"http://{shown}:{port}"
 
 
-async def _open_book(stack: contextlib.AsyncExitStack, home: Home, identity: Identity, clock: Clock) -> Book:
-    database = await Database.open(home.ledger, identity.did)
+async def _open_book(stack: contextlib.AsyncExitStack, place: Place, identity: Identity, clock: Clock) -> Book:
+    database = await Database.open(place, identity.did)
     stack.push_async_callback(database.close)
     return await Book.open(database, identity, clock)
 

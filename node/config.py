@@ -7,8 +7,18 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
+from ledger.database import Place, check_place
 from ledger.identity import Did, parse_did
 from ledger.money import Amount, Price, parse_amount, parse_price
 from ledger.records import Privacy
@@ -88,6 +98,21 @@ class NodeSettings(_Section):
         if isinstance(values, dict) and "model" in values:
             raise ValueError('model: models have sections of their own: write [[models]] and path = "model.gguf"')
         return values
+
+
+def _ledger_url(url: SecretStr) -> SecretStr:
+    check_place(url.get_secret_value())
+    return url
+
+
+class LedgerSettings(_Section):
+    """Where the ledger is. A database of PostgreSQL may be shared by several nodes; its URL may hold a password."""
+
+    url: Annotated[SecretStr, AfterValidator(_ledger_url)] | None = None  # None: a file in the home folder
+
+    def place(self, file: Path) -> Place:
+        """Where to open the ledger; `file` is the one in the home folder."""
+        return file if self.url is None else self.url.get_secret_value()
 
 
 class ModelSettings(_Section):
@@ -256,6 +281,7 @@ class Config(_Section):
     """All settings."""
 
     node: NodeSettings = NodeSettings()
+    ledger: LedgerSettings = LedgerSettings()
     api: ApiSettings = ApiSettings()
     models: tuple[ModelSettings, ...] = ()  # none: the one that comes with idlemesh
     sell: SellSettings = SellSettings()

@@ -46,6 +46,18 @@ class OwnerClient:
             raise CallFailed(body["error"]["message"])
         return body
 
+    async def download(self, path: str) -> AsyncIterator[bytes]:
+        """What lies at a path, of any length, in pieces. Raises CallFailed."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
+        try:
+            async with self._session.get(self._running.url + path, headers=self._headers, timeout=timeout) as response:
+                if response.status != 200:
+                    raise CallFailed((await response.json())["error"]["message"])
+                async for piece in response.content.iter_any():
+                    yield piece
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise CallFailed(f"the node at {self._running.url} went away: {type(error).__name__}") from None
+
     async def chat(self, body: dict[str, Any], headers: dict[str, str]) -> AsyncIterator[dict[str, Any]]:
         """The events of a streamed answer. Raises CallFailed."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)

@@ -1,15 +1,15 @@
-"""A lane to the database: one thread that owns one connection, and takes one piece of work after another.
+"""A lane to the database: one connection that takes one piece of work after another, each a whole transaction.
 
-A whole transaction is one piece of work, so that it costs the event loop one hand-over to the thread and
-back. (An asynchronous driver hands over several times for each statement: measured, an append took three to
-five times as long.)
+On SQLite a thread owns the connection, so that a transaction costs the event loop one hand-over to the thread
+and back. (An asynchronous driver hands over several times for each statement: measured, an append took three
+to five times as long.) The lane to PostgreSQL is in `ledger.database.postgres`.
 """
 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import sqlalchemy as sa
 
@@ -27,20 +27,29 @@ _PRAGMAS: Final = (
 T = TypeVar("T")
 
 
-def make_engine(path_or_url: str | Path) -> sa.Engine:
-    """An engine for a database's URL, or for a file of SQLite, which is made if it is not there."""
-    if isinstance(path_or_url, str) and "://" in path_or_url:
-        url = sa.make_url(path_or_url)
-    else:
-        url = sa.URL.create("sqlite", database=str(path_or_url))
+class Lane(Protocol):
+    """One connection, and the pieces of work that take turns on it."""
+
+    async def run(self, work: Callable[[sa.Connection], T]) -> T:
+        """Do a piece of work as one transaction, and return when it is committed.
+
+        Work that has begun is finished, also when its caller is cancelled. Raises what the work raises,
+        Conflict, LedgerCorrupt, LedgerUnavailable, LedgerTooNew.
+        """
+
+    async def close(self) -> None:
+        """Finish the work under way and close the connection."""
+
+
+def make_engine(path: str | Path) -> sa.Engine:
+    """An engine for a file of SQLite, which is made if it is not there."""
     with translated():
-        engine = sa.create_engine(url, poolclass=sa.NullPool)
-        if engine.dialect.name == "sqlite":
-            if url.database:
-                # SQLite gives its side files the rights of the main one.
-                Path(url.database).touch(mode=0o600, exist_ok=True)
-            sa.event.listen(engine, "connect", _prepare_sqlite)
-            sa.event.listen(engine, "begin", _begin_sqlite)
+        url = sa.URL.create("sqlite", database=str(path))
+        engine = sa.create_engine(url, poolclass=sa.NullPool, hide_parameters=True)
+        # SQLite gives its side files the rights of the main one.
+        Path(path).touch(mode=0o600, exist_ok=True)
+        sa.event.listen(engine, "connect", _prepare_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
@@ -58,8 +67,8 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-class Lane:
-    """One thread with one connection of an engine, opened at the first piece of work."""
+class SqliteLane:
+    """One thread with one connection of an engine, opened at the first piece of work. See `Lane`."""
 
     def __init__(self, engine: sa.Engine, *, writes: bool) -> None:
         self._engine = engine
@@ -69,10 +78,7 @@ class Lane:
         self._closed = False
 
     async def run(self, work: Callable[[sa.Connection], T]) -> T:
-        """Do a piece of work as one transaction, and return when it is committed.
-
-        Raises what the work raises, Conflict, LedgerCorrupt, LedgerUnavailable, LedgerTooNew.
-        """
+        """Do a piece of work as one transaction, and return when it is committed. See `Lane.run`."""
         if self._closed:
             raise LedgerUnavailable("it was closed")
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._transaction, work)

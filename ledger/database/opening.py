@@ -2,17 +2,22 @@
 
 from collections.abc import Iterable
 from importlib import resources
+from pathlib import Path
 from threading import Lock
 from typing import Any, Final
 
 import alembic.command
 import alembic.config
+import alembic.script
 import sqlalchemy as sa
+from alembic.runtime.migration import MigrationContext
+from attrs import frozen
 
-from ledger.database.errors import LedgerCorrupt
-from ledger.database.schema import entry_of, journal, kept_of, records
-from ledger.events import Event, RecordKept
-from ledger.journal import BrokenChain, Kept, Replay
+from ledger.database.backup import back_up
+from ledger.database.errors import LedgerCorrupt, LedgerOutdated
+from ledger.database.schema import chains, entry_of, journal, kept_of, records, select_entries, select_kept
+from ledger.events import Books, Event, RecordKept
+from ledger.journal import BrokenChain, Entry, Kept, Replay, genesis
 
 # Entries read at a time, so that memory stays flat however long the journal is.
 BATCH: Final = 1_000
@@ -21,48 +26,125 @@ BATCH: Final = 1_000
 _UPGRADING: Final = Lock()
 
 
-def upgrade(connection: sa.Connection) -> None:
-    """Run the migrations that this database has not seen.
+@frozen
+class Upgraded:
+    """What an upgrade did: the versions before (None: no tables) and after, and the copy of what was before."""
+
+    before: str | None
+    after: str
+    backup: Path | None = None
+
+
+@frozen
+class Opened:
+    """A chain that was verified: its number in the database, its last entry, and the books after it."""
+
+    chain: int
+    head: Entry
+    books: Books
+
+
+def upgrade(connection: sa.Connection) -> Upgraded:
+    """Run the migrations that this database has not seen; a file of SQLite is copied before, if it needs any.
 
     Raises CommandError for a later version's database, LedgerCorrupt for that of another program.
     """
-    tables = sa.inspect(connection).get_table_names()
-    if tables and "alembic_version" not in tables:
-        raise LedgerCorrupt(None, f"it is a database of something else, with the table {tables[0]!r}")
-    configuration = alembic.config.Config()
-    configuration.set_main_option("script_location", str(resources.files("migrations")))
+    configuration = migrations()
+    before, after = _versions(connection, configuration)
+    backup = None
+    if before not in (None, after) and connection.dialect.name == "sqlite":
+        backup = back_up(Path(str(connection.engine.url.database)), str(before))
     configuration.attributes["connection"] = connection
     with _UPGRADING:
-        alembic.command.upgrade(configuration, "head")
+        try:
+            alembic.command.upgrade(configuration, "head")
+        except sa.exc.IntegrityError as error:
+            raise LedgerCorrupt(None, f"its rows do not fit together, found at the upgrade from {before}") from error
+    return Upgraded(before, after, backup)
 
 
-def entries_after(sequence: int) -> sa.Select[Any]:
-    """The next batch of the journal's rows."""
-    following = sa.select(journal).where(journal.c.sequence > sequence)
+def require_current(connection: sa.Connection) -> None:
+    """Check that no migration is due. Raises LedgerOutdated, and as `upgrade` does."""
+    before, after = _versions(connection, migrations())
+    if before is None:
+        raise LedgerOutdated("they were not made yet")
+    if before != after:
+        raise LedgerOutdated(f"they are of version {before}, and this is {after}")
+
+
+def migrations() -> alembic.config.Config:
+    """Alembic's configuration, but for the connection."""
+    configuration = alembic.config.Config()
+    configuration.set_main_option("script_location", str(resources.files("migrations")))
+    return configuration
+
+
+def _versions(connection: sa.Connection, configuration: alembic.config.Config) -> tuple[str | None, str]:
+    """The schema's version in the database and the one that this program needs."""
+    tables = set(sa.inspect(connection).get_table_names())
+    known = {"alembic_version", journal.name}
+    if tables and not known <= tables and tables != {"alembic_version"}:
+        other = min(tables - known, default=journal.name)
+        raise LedgerCorrupt(None, f"it is a database of something else, with the table {other!r}")
+    script = alembic.script.ScriptDirectory.from_config(configuration)
+    before = MigrationContext.configure(connection).get_current_revision()
+    if before is not None:
+        script.get_revision(before)
+    return before, str(script.get_current_head())
+
+
+def enter(connection: sa.Connection, chain_id: str) -> int:
+    """The number of a node's chain, begun if it is new. Raises LedgerCorrupt for another node's file."""
+    root = genesis(chain_id).hash
+    number = connection.execute(sa.select(chains.c.number).where(chains.c.genesis == root)).scalar_one_or_none()
+    if number is not None:
+        return int(number)
+    if _is_of_one(connection) and connection.execute(sa.select(chains.c.number)).first() is not None:
+        raise LedgerCorrupt(None, "it is the ledger of another node")
+    begun = connection.execute(sa.insert(chains).values(genesis=root).returning(chains.c.number))
+    return int(begun.scalar_one())
+
+
+def entries_after(chain: int, sequence: int) -> sa.Select[Any]:
+    """The next batch of a chain's rows in the journal."""
+    following = select_entries(chain).where(journal.c.sequence > sequence)
     return following.order_by(journal.c.sequence).limit(BATCH)
 
 
-def verify(connection: sa.Connection, chain_id: str) -> Replay:
+def verify(connection: sa.Connection, chain_id: str, chain: int) -> Opened:
     """Check the whole chain, and every record against it; rebuild the books. Raises LedgerCorrupt."""
     replayed, told = Replay(chain_id), 0
-    while rows := connection.execute(entries_after(replayed.head.sequence)).all():
+    while rows := connection.execute(entries_after(chain, replayed.head.sequence)).all():
         entries = [entry_of(row) for row in rows]
-        stored = _records_between(connection, entries[0].sequence, entries[-1].sequence)
+        stored = _records_between(connection, chain, entries[0].sequence, entries[-1].sequence)
         for entry in entries:
             try:
                 events = replayed.add(entry)
             except BrokenChain as error:
                 raise LedgerCorrupt(error.sequence, error.why) from error
             told += _compare(entry.sequence, events, stored.get(entry.sequence, []))
-    count = connection.execute(sa.select(sa.func.count()).select_from(records)).scalar_one()
-    if count != told:
-        raise LedgerCorrupt(None, f"{count} records are stored, and the journal tells of {told}")
-    return replayed
+    for table, expected in ((journal, replayed.head.sequence), (records, told)):
+        count = _count(connection, chain, table)
+        if count != expected:
+            raise LedgerCorrupt(None, f"{count} rows are in the {table.name}, and the chain tells of {expected}")
+    return Opened(chain, replayed.head, replayed.books)
 
 
-def _records_between(connection: sa.Connection, first: int, last: int) -> dict[int, list[Kept]]:
+def _is_of_one(connection: sa.Connection) -> bool:
+    """Whether the database can hold one chain alone."""
+    return connection.dialect.name == "sqlite"
+
+
+def _count(connection: sa.Connection, chain: int, table: sa.Table) -> int:
+    rows = sa.select(sa.func.count()).select_from(table)
+    # Where there is one chain, a row of any other is damage.
+    mine = rows if _is_of_one(connection) else rows.where(table.c.chain == chain)
+    return int(connection.execute(mine).scalar_one())
+
+
+def _records_between(connection: sa.Connection, chain: int, first: int, last: int) -> dict[int, list[Kept]]:
     found: dict[int, list[Kept]] = {}
-    for row in connection.execute(sa.select(records).where(records.c.sequence.between(first, last))):
+    for row in connection.execute(select_kept(chain).where(records.c.sequence.between(first, last))):
         kept = kept_of(row)
         found.setdefault(kept.sequence, []).append(kept)
     return found

@@ -1,4 +1,7 @@
-"""The tables as this version reads and writes them (migrations make them), rows to values and back."""
+"""The tables as this version reads and writes them (migrations make them), rows to values and back.
+
+Several chains may share one database: every row belongs to one, by its number in `chains`.
+"""
 
 from typing import Any, Final
 
@@ -8,53 +11,91 @@ from attrs import evolve
 from ledger.database.errors import LedgerCorrupt
 from ledger.journal import Entry, Kept
 
-_metadata: Final = sa.MetaData()
+metadata: Final = sa.MetaData()
+
+# A chain is known by the hash of its genesis, which is bound to its node's id.
+chains: Final = sa.Table(
+    "chains",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("genesis", sa.LargeBinary, nullable=False),
+    sa.UniqueConstraint("genesis", name="chains_by_genesis"),
+)
+
+
+def _chain() -> sa.Column[int]:
+    return sa.Column("chain", sa.Integer, sa.ForeignKey("chains.number"), primary_key=True, autoincrement=False)
+
 
 journal: Final = sa.Table(
     "journal",
-    _metadata,
+    metadata,
+    _chain(),
     sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("time_ms", sa.BigInteger),
-    sa.Column("payload", sa.LargeBinary),
-    sa.Column("previous", sa.LargeBinary),
-    sa.Column("hash", sa.LargeBinary),
+    sa.Column("time_ms", sa.BigInteger, nullable=False),
+    sa.Column("payload", sa.LargeBinary, nullable=False),
+    sa.Column("previous", sa.LargeBinary, nullable=False),
+    sa.Column("hash", sa.LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
 )
 # `raw` is the COSE object as it was received; `order` is null for what belongs to none, such as an offer.
 records: Final = sa.Table(
     "records",
-    _metadata,
+    metadata,
+    _chain(),
     sa.Column("digest", sa.LargeBinary, primary_key=True),
-    sa.Column("kind", sa.Text),
+    sa.Column("kind", sa.Text, nullable=False),
     sa.Column("order", sa.LargeBinary),
-    sa.Column("sequence", sa.BigInteger),
-    sa.Column("raw", sa.LargeBinary),
+    sa.Column("sequence", sa.BigInteger, nullable=False),
+    sa.Column("raw", sa.LargeBinary, nullable=False),
+    sa.ForeignKeyConstraint(["chain", "sequence"], ["journal.chain", "journal.sequence"]),
+    sa.Index("records_by_order", "chain", "order"),
+    sa.Index("records_by_sequence", "chain", "sequence"),
 )
 nonces: Final = sa.Table(
     "nonces",
-    _metadata,
+    metadata,
+    _chain(),
     sa.Column("buyer", sa.Text, primary_key=True),
     sa.Column("nonce", sa.LargeBinary, primary_key=True),
-    sa.Column("order", sa.LargeBinary),
-    sa.Column("expires", sa.BigInteger),
+    sa.Column("order", sa.LargeBinary, nullable=False),
+    sa.Column("expires", sa.BigInteger, nullable=False),
+    sa.Index("nonces_by_expiry", "chain", "expires"),
 )
 # Not in the chain: dropping them when their window closes leaves it whole.
 materials: Final = sa.Table(
     "materials",
-    _metadata,
+    metadata,
+    _chain(),
     sa.Column("order", sa.LargeBinary, primary_key=True),
-    sa.Column("sealed", sa.LargeBinary),
-    sa.Column("expires", sa.BigInteger),
+    sa.Column("sealed", sa.LargeBinary, nullable=False),
+    sa.Column("expires", sa.BigInteger, nullable=False),
+    sa.Index("materials_by_expiry", "chain", "expires"),
 )
 
+_ENTRY: Final = (journal.c.sequence, journal.c.time_ms, journal.c.payload, journal.c.previous, journal.c.hash)
+_KEPT: Final = (records.c.digest, records.c.kind, records.c.order, records.c.sequence, records.c.raw)
 
-def row_of(value: object, table: sa.Table) -> dict[str, object]:
+
+def select_entries(chain: int) -> sa.Select[Any]:
+    """The journal of a chain, for `entry_of`."""
+    return sa.select(*_ENTRY).where(journal.c.chain == chain)
+
+
+def select_kept(chain: int) -> sa.Select[Any]:
+    """The records of a chain, for `kept_of`."""
+    return sa.select(*_KEPT).where(records.c.chain == chain)
+
+
+def row_of(chain: int, value: object, table: sa.Table) -> dict[str, object]:
     """A value's attributes, as the columns of a table that are named after them."""
-    return {column.name: getattr(value, column.name) for column in table.columns}
+    columns = (column.name for column in table.columns if column.name != "chain")
+    return {"chain": chain, **{name: getattr(value, name) for name in columns}}
 
 
-def row_of_kept(kept: Kept, entry: Entry) -> dict[str, object]:
+def row_of_kept(chain: int, kept: Kept, entry: Entry) -> dict[str, object]:
     """A record's row, under the entry that mentions it."""
-    return row_of(evolve(kept, sequence=entry.sequence), records)
+    return row_of(chain, evolve(kept, sequence=entry.sequence), records)
 
 
 def entry_of(row: Any) -> Entry:

@@ -1,15 +1,17 @@
 """`/node/v1`: what the owner's commands ask of a running node."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from aiohttp import web
 
 from ledger.account import Account
 from ledger.bundle import Bundle, to_json
+from ledger.chainfile import records_told, write_end, write_entry, write_start
+from ledger.events import decode_events
 from ledger.journal import BrokenChain, Journal, Kept, Replay
-from ledger.money import Amount
+from ledger.money import Amount, Unit
 from ledger.records import (
     Acknowledgement,
     Checkpoint,
@@ -21,6 +23,7 @@ from ledger.records import (
     amount_of,
     open_record,
 )
+from ledger.statement import figures
 from node.api.errors import ApiError
 from node.exchange.auditor import Auditor
 from node.exchange.book import Book
@@ -69,6 +72,7 @@ class OwnerDoor:
             web.get("/node/v1/receipts/{id}/export", self.export),
             web.post("/node/v1/receipts/{id}/audit", self.audit),
             web.get("/node/v1/accounts", self.accounts),
+            web.get("/node/v1/ledger", self.ledger),
         ]
 
     async def id(self, _request: web.Request) -> web.Response:
@@ -76,7 +80,9 @@ class OwnerDoor:
 
     async def status(self, _request: web.Request) -> web.Response:
         """What the node does now."""
-        return web.json_response({"did": self._book.me, "selling": self._selling(), **self._running()})
+        today = {"earned": _amounts(self._book.earned_today()), "paid": _amounts(self._book.paid_today())}
+        body = {"did": self._book.me, "selling": self._selling(), "today": today, **self._running()}
+        return web.json_response(body)
 
     async def peers(self, _request: web.Request) -> web.Response:
         """The named peers and what this node has seen of them."""
@@ -222,6 +228,34 @@ class OwnerDoor:
         """Every balance, rebuilt from the journal now; and whether the chain is whole."""
         return web.json_response(await account_rows(self._book.journal, self._book.me))
 
+    async def ledger(self, request: web.Request) -> web.StreamResponse:
+        """The whole journal with its records, as one chain file."""
+        response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+        await response.prepare(request)
+        async for piece in chain_file(self._book.journal, self._book.me):
+            await response.write(piece)
+        await response.write_eof()
+        return response
+
+
+async def chain_file(journal: Journal, me: str) -> AsyncIterator[bytes]:
+    """The whole journal with its records as a chain file, in pieces, up to what is its head now.
+
+    Raises BrokenChain where a record is gone that the chain tells of.
+    """
+    head = journal.head
+    yield write_start(me)
+    if head.sequence:
+        async for entry in journal.entries():
+            told = records_told(decode_events(entry.payload))
+            records = await asyncio.gather(*(journal.record(one.digest) for one in told))
+            if None in records:
+                raise BrokenChain(entry.sequence, "a record that it tells of is gone")
+            yield write_entry(entry, [record for record in records if record is not None])
+            if entry.sequence == head.sequence:
+                break
+    yield write_end(head)
+
 
 async def account_rows(journal: Journal, me: str) -> dict[str, Any]:
     """Every balance as the journal's entries give it, whether they still chain, and whether the books agree."""
@@ -247,20 +281,7 @@ async def account_rows(journal: Journal, me: str) -> dict[str, Any]:
 
 def _account(account: Account, me: str) -> dict[str, Any]:
     key = account.key
-    money = {
-        name: str(Amount(getattr(account, name), key.unit))
-        for name in (
-            "limit",
-            "window",
-            "earned",
-            "forgiven",
-            "authorized",
-            "settled",
-            "reserved",
-            "unpaid",
-            "available",
-        )
-    }
+    money = {name: str(amount) for name, amount in figures(account).items()}
     peer = key.payee if key.payer == me else key.payer
     return {
         "peer": peer,
@@ -268,6 +289,10 @@ def _account(account: Account, me: str) -> dict[str, Any]:
         "rail": key.rail,
         "unit": key.unit,
     } | money
+
+
+def _amounts(by_unit: Mapping[Unit, int]) -> list[str]:
+    return [str(Amount(value, unit)) for unit, value in sorted(by_unit.items())]
 
 
 def _verdict(signed: Signed[Verdict]) -> dict[str, Any]:

@@ -7,12 +7,16 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from ledger.chainfile import NotAChainFile
 from ledger.database import Database, LedgerError
+from ledger.journal import BrokenChain
 from node.api.owner import account_rows
 from node.cli import ask as asking
 from node.cli import calibrate as calibrating
 from node.cli import show
 from node.cli.client import call
+from node.cli.ledger import ledger, ledger_place
+from node.cli.options import HomeOption, JsonOption
 from node.cli.output import CommandFailed, fail, print_json
 from node.config import BadConfig, load_config, parse_peer
 from node.demo.tour import Tour, TourFailed
@@ -35,16 +39,14 @@ app = typer.Typer(
 )
 key = typer.Typer(help="Keys of this node. Example: idlemesh key api", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(key, name="key")
+app.add_typer(ledger, name="ledger")
 
-HomeOption = Annotated[
-    Path | None, typer.Option("--home", help="The node's folder; else IDLEMESH_HOME, else ~/.idlemesh.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 ReceiptArgument = Annotated[str, typer.Argument(help="The receipt's id, or at least its first 6 digits.")]
 
 # What goes wrong for reasons that the user can mend: said in one line, without a traceback.
 _EXPECTED: Final = (
     BadCalibration,
+    BrokenChain,
     CommandFailed,
     CallFailed,
     HomeError,
@@ -52,6 +54,7 @@ _EXPECTED: Final = (
     BadModelFile,
     EngineError,
     NameTaken,
+    NotAChainFile,
     LedgerError,
     TooSmall,
     Unlike,
@@ -221,11 +224,12 @@ def accounts(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 
 async def _accounts_from_disk(home: Home) -> dict[str, Any]:
-    if not home.ledger.exists():
+    place = ledger_place(home)
+    if isinstance(place, Path) and not place.exists():
         raise CommandFailed(f"there is no ledger in {home.folder} yet: start a node with `idlemesh up`")
     me = home.identity(SystemEntropy()).did
     with home.lock():
-        database = await Database.open(home.ledger, me)
+        database = await Database.open(place, me)
         try:
             return await account_rows(database, me)
         finally:

@@ -77,6 +77,9 @@ def status(body: Body) -> None:
         typer.echo(", ".join(measured))
     if selling.get("not_measured"):
         typer.echo(f"Not measured on this machine: {', '.join(selling['not_measured'])}")
+    today = body["today"]
+    earned, paid = (", ".join(today[name]) or "nothing" for name in ("earned", "paid"))
+    typer.echo(f"Since midnight UTC it has earned {earned} and paid {paid}.")
     _running(body)
 
 

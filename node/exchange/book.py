@@ -13,19 +13,19 @@ from nacl.secret import SecretBox
 
 from ledger import codec
 from ledger.account import Account, AccountKey, Reservation
-from ledger.changes import Authorized, Forgotten
+from ledger.changes import Forgotten
 from ledger.commitments import ids_bytes, ids_from_bytes
 from ledger.events import AccountChanged, Event, Observed, decode_events
 from ledger.identity import Identity
 from ledger.journal import Journal, Kept, Material, Nonce
 from ledger.money import Unit
 from ledger.records import Record, Signed
+from ledger.statement import DAY_MS, Turnover
 from node.exchange.experience import Experience
 from node.ports import Clock
 from node.wire.messages import MAX_REQUEST, Request, decode_request, encode_request
 
 RAIL: Final = "credit"
-_DAY_MS: Final = 86_400_000
 # A closed order can still be acknowledged so long: its buyer may have been away.
 REMEMBERED_S: Final = 24 * 3600
 
@@ -40,9 +40,9 @@ class Book:
         self.experience: Final = experience
         self.under_way: Final[set[bytes]] = set()  # orders of ours that are being answered now, by digest
         self._clock = clock
-        self._authorized: dict[AccountKey, int] = {}
-        self._spent: dict[tuple[int, str], int] = {}  # by (day since 1970, unit)
-        self._checking: dict[tuple[int, str], int] = {}  # of it for help in audits
+        self._turnover = Turnover(identity.did)
+        # Spent on help in audits, by (day since 1970, unit).
+        self._checking: dict[tuple[int, str], int] = {}
         self._box = SecretBox(identity.secret(b"audit materials"))
 
     @staticmethod
@@ -50,7 +50,9 @@ class Book:
         """Fold the journal so far into experience."""
         book = Book(journal, identity, clock, Experience())
         async for entry in journal.entries():
-            book._take(decode_events(entry.payload), entry.time_ms)
+            events = decode_events(entry.payload)
+            book._turnover.take(entry.time_ms, events)
+            book._take(events, entry.time_ms)
         return book
 
     @property
@@ -96,25 +98,30 @@ class Book:
         time_ms = self.now_ms()
         await self.journal.append(events, time_ms=time_ms, records=records, nonces=nonces, materials=materials)
         self._take(events, time_ms)
+        # Several entries may be on disk before the first of them is taken here: the accounts tell what has moved.
+        for key in {event.key for event in events if isinstance(event, AccountChanged)}:
+            self._turnover.see(time_ms, self.journal.books.account(key))
 
     def _take(self, events: Sequence[Event], time_ms: int) -> None:
         self.experience.take(events)
         for event in events:
             match event:
-                case AccountChanged(key, Authorized(total)) if key.payer == self.me:
-                    spent = total - self._authorized.get(key, 0)
-                    day = (time_ms // _DAY_MS, key.unit)
-                    self._authorized[key] = total
-                    self._spent[day] = self._spent.get(day, 0) + spent
                 case Observed(what="checking", facts={"unit": str(unit), "cost": int(cost)}):
-                    today = (time_ms // _DAY_MS, unit)
+                    today = (time_ms // DAY_MS, unit)
                     # What comes back after midnight was of another day.
                     self._checking[today] = max(self._checking.get(today, 0) + cost, 0)
 
+    def earned_today(self) -> dict[Unit, int]:
+        """What this node has delivered to others since midnight UTC, by unit."""
+        return self._turnover.on(self.now_ms() // DAY_MS, "payee", "earned")
+
+    def paid_today(self) -> dict[Unit, int]:
+        """What this node authorized since midnight UTC, by unit."""
+        return self._turnover.on(self.now_ms() // DAY_MS, "payer", "authorized")
+
     def spent_today(self) -> dict[str, int]:
         """What this node authorized since midnight UTC, and what its open orders may still cost, by unit."""
-        today = self.now_ms() // _DAY_MS
-        spent = {unit: amount for (day, unit), amount in self._spent.items() if day == today}
+        spent: dict[str, int] = dict(self.paid_today().items())
         for key, account in self.journal.books.accounts.items():
             if key.payer == self.me:
                 open_orders = sum(self._may_cost(order, reservation) for order, reservation in account.orders.items())
@@ -123,7 +130,7 @@ class Book:
 
     def spent_on_checking_today(self, unit: Unit) -> int:
         """What help in audits has cost this node since midnight UTC, and what open orders for it may still cost."""
-        return self._checking.get((self.now_ms() // _DAY_MS, unit), 0)
+        return self._checking.get((self.now_ms() // DAY_MS, unit), 0)
 
     def _may_cost(self, order: bytes, reservation: Reservation) -> int:
         """What an open order may still cost: what is due, once it has ended."""
@@ -136,7 +143,7 @@ class Book:
         await self.journal.expire(now)
         before = now - REMEMBERED_S
         for key, account in list(self.journal.books.accounts.items()):
-            if any(not order.open and order.expires < before for order in account.orders.values()):
+            if any(not order.binds and order.expires < before for order in account.orders.values()):
                 await self.post(AccountChanged(key, Forgotten(before)))
 
     def sealed_material(self, order: bytes, request: Request, answer: Sequence[int], expires: int) -> Material:

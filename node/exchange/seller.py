@@ -19,6 +19,7 @@ from ledger.account import AboveWindow, Account, AccountError
 from ledger.changes import Earned, Granted, Released, Reserved, VoucherReceived
 from ledger.commitments import CHECKPOINT_TOKENS, AnswerCommitment, prompt_commitment
 from ledger.events import AccountChanged, Event
+from ledger.exposure import AboveExposure, check_exposure
 from ledger.identity import Did, NotADid, parse_did
 from ledger.journal import Kept, Nonce, NonceReused
 from ledger.money import Amount, Price, Unit, cost
@@ -530,19 +531,13 @@ class Seller:
             raise Refused("credit", f"your credit here does not bear the order: {error}") from None
 
     def _check_exposure(self, account: Account, amount: int) -> None:
-        if self._is_proven(account):
-            return
-        unproven = sum(
-            other.owed + other.reserved
-            for key, other in self._book.journal.books.accounts.items()
-            if key.payee == self._book.me and key.unit == account.key.unit and not self._is_proven(other)
-        )
-        if unproven + amount > self._credit[account.key.unit].exposure.value:
-            raise Refused("exposure", "buyers that have not settled anything yet owe too much here together: try later")
-
-    def _is_proven(self, account: Account) -> bool:
-        """Whether the owner knows the buyer, or money of it has arrived; its mere promises prove nothing."""
-        return account.settled > 0 or account.key.payer in self._named
+        bound, accounts = self._credit[account.key.unit].exposure.value, self._book.journal.books.accounts.values()
+        try:
+            check_exposure(accounts, account, amount, bound, self._named)
+        except AboveExposure:
+            # How much is left is nobody else's business: it tells what others owe.
+            why = "buyers that have not settled anything yet owe too much here together: try later"
+            raise Refused("exposure", why) from None
 
 
 class _HandedBack(Exception):

@@ -150,7 +150,7 @@ async def test_a_ledger_that_is_no_database_is_found(home: Path) -> None:
 
 async def test_the_ledger_of_another_node_is_found(home: Path) -> None:
     (home / "identity.key").unlink()
-    await both_say(home, "the ledger is damaged at entry 1")
+    await both_say(home, "it is the ledger of another node")
 
 
 @pytest.mark.parametrize(

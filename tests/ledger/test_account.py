@@ -1,12 +1,11 @@
-"""The settlement state machine: its guards one by one, and payer and payee against each other."""
+"""The settlement state machine: its guards one by one. Payer and payee against each other: `test_account_pair`."""
 
 from typing import get_args
 
 import pytest
 from attrs import evolve
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from ledger import account as guards
 from ledger.account import Account, AccountError, AccountKey, Reservation, apply
@@ -16,20 +15,27 @@ from ledger.changes import (
     Authorized,
     Change,
     Claimed,
+    Disputed,
     Earned,
+    Expired,
     Forgiven,
+    ForgivenessReceived,
     Forgotten,
+    Funded,
     Granted,
     InvalidAmount,
     InvalidChange,
     InvalidChangeFields,
     InvalidOrderDigest,
     InvalidUnit,
+    Netted,
     Released,
     Reserved,
+    Resolved,
     Settled,
     UnknownChange,
     VoucherReceived,
+    Withdrawn,
     decode_change,
     encode_change,
 )
@@ -142,7 +148,7 @@ class TestEarning:
         assert apply(account, Acknowledged(ORDER, 6)).owed == 6
 
     def test_an_acknowledgement_of_less_takes_nothing_back(self) -> None:
-        assert apply(delivered(5), Acknowledged(ORDER, 3)) == delivered(5)
+        assert apply(delivered(5), Acknowledged(ORDER, 3)).owed == 5
 
     def test_an_acknowledgement_is_bounded_by_the_reservation(self) -> None:
         with pytest.raises(guards.AboveReservation):
@@ -201,6 +207,144 @@ class TestFacts:
         assert after(Settled(9), Settled(3)).settled == 9
 
 
+def disputed(asked: int, granted: int) -> Account:
+    """The payee's account after a dispute: it has delivered what it asks."""
+    return apply(delivered(asked), Disputed(ORDER, asked, granted))
+
+
+def objecting(asked: int, granted: int) -> Account:
+    """The payer's account of the same."""
+    reserved = after(Granted(100, 100, 1), Reserved(ORDER, asked, 9), Earned(ORDER, granted), Released(ORDER))
+    return apply(reserved, Disputed(ORDER, asked, granted))
+
+
+class TestDisputes:
+    def test_both_sides_see_the_same_part_in_dispute(self) -> None:
+        payee, payer = disputed(50, 30), objecting(50, 30)
+        assert (payee.disputed, payee.owed) == (20, 50)
+        assert (payer.disputed, payer.owed) == (20, 30)
+
+    def test_what_the_payee_lets_go_is_not_owed(self) -> None:
+        resolved = Resolved(ORDER, 30)
+        payee, payer = apply(disputed(50, 30), resolved), apply(objecting(50, 30), resolved)
+        assert (payee.owed, payee.disputed, payee.waived) == (payer.owed, payer.disputed, 20) == (30, 0, 20)
+
+    def test_what_the_payer_concedes_is_owed_after_all(self) -> None:
+        conceded = Acknowledged(ORDER, 50)
+        payee, payer = apply(disputed(50, 30), conceded), apply(objecting(50, 30), conceded)
+        assert (payee.owed, payee.disputed) == (payer.owed, payer.disputed) == (50, 0)
+
+    def test_a_dispute_can_be_settled_half_way(self) -> None:
+        messages = Resolved(ORDER, 40), Acknowledged(ORDER, 40)
+        for first, second in (messages, messages[::-1]):
+            payee, payer = disputed(50, 30), objecting(50, 30)
+            assert apply(apply(payee, first), second).owed == apply(apply(payer, first), second).owed == 40
+
+    def test_where_both_give_way_the_lower_word_counts_whatever_came_first(self) -> None:
+        messages = Resolved(ORDER, 35), Acknowledged(ORDER, 45)
+        for first, second in (messages, messages[::-1]):
+            for account in (disputed(50, 30), objecting(50, 30)):
+                after_both = apply(apply(account, first), second)
+                assert (after_both.owed, after_both.disputed) == (35, 0)
+
+    def test_a_dispute_that_is_heard_of_after_it_was_conceded_is_none(self) -> None:
+        account = apply(apply(delivered(50), Acknowledged(ORDER, 50)), Disputed(ORDER, 50, 30))
+        assert (account.owed, account.disputed) == (50, 0)
+
+    def test_a_dispute_is_remembered_until_it_is_resolved(self) -> None:
+        for account in (disputed(50, 30), objecting(50, 30)):
+            assert ORDER in apply(account, Forgotten(100)).orders
+            assert ORDER not in apply(apply(account, Resolved(ORDER, 30)), Forgotten(100)).orders
+
+    def test_an_open_order_is_not_disputed(self) -> None:
+        with pytest.raises(guards.OrderOpen):
+            after(Granted(100, 100, 1), Reserved(ORDER, 50, 9), Disputed(ORDER, 50, 30))
+
+    def test_an_undisputed_order_is_not_resolved(self) -> None:
+        with pytest.raises(guards.OrderUndisputed):
+            apply(delivered(50), Resolved(ORDER, 30))
+
+    def test_a_dispute_is_about_more_than_is_granted(self) -> None:
+        with pytest.raises(guards.AboveAsked):
+            apply(delivered(50), Disputed(ORDER, 30, 31))
+
+    def test_no_more_is_asked_than_was_reserved(self) -> None:
+        with pytest.raises(guards.AboveReservation):
+            apply(delivered(50), Disputed(ORDER, 51, 30))
+
+    def test_what_is_granted_of_a_delivery_that_was_lost_counts(self) -> None:
+        account = after(Granted(100, 100, 1), Reserved(ORDER, 50, 9), Released(ORDER), Disputed(ORDER, 50, 30))
+        assert account.owed == 30
+
+    def test_what_was_claimed_is_not_let_go(self) -> None:
+        claimed = apply(apply(disputed(50, 30), VoucherReceived(50)), Claimed(45))
+        assert apply(claimed, Resolved(ORDER, 45)).owed == 45
+        with pytest.raises(guards.BelowClaimed):
+            apply(claimed, Resolved(ORDER, 44))
+        with pytest.raises(guards.BelowClaimed):
+            apply(claimed, ForgivenessReceived(6))
+
+    def test_what_is_disputed_is_resolved_and_not_forgiven(self) -> None:
+        account = apply(disputed(50, 30), VoucherReceived(10))
+        assert apply(account, Forgiven(20)).owed == 30
+        with pytest.raises(guards.ForgivenAboveUnpaid):
+            apply(account, Forgiven(21))
+
+
+class TestExpiring:
+    def test_an_open_order_is_released_when_it_has_expired(self) -> None:
+        account = after(Granted(100, 100, 1), Reserved(ORDER, 60, 9), Earned(ORDER, 20), Reserved(OTHER, 30, 10))
+        expired = apply(account, Expired(10))
+        assert (expired.reserved, expired.earned) == (30, 20)
+        with pytest.raises(guards.OrderClosed):
+            apply(expired, Earned(ORDER, 21))
+
+    def test_its_cost_can_still_be_acknowledged(self) -> None:
+        account = after(Granted(100, 100, 1), Reserved(ORDER, 60, 9), Expired(10), Acknowledged(ORDER, 60))
+        assert account.owed == 60
+
+
+class TestCapacity:
+    @pytest.mark.parametrize("rail", ["lightning", "stablecoin"])
+    def test_deposits_bear_the_work_until_they_go_back(self, rail: str) -> None:
+        account = Account(evolve(KEY, rail=rail))
+        for change in (Granted(0, 1000, 1), Funded(100, 1), Withdrawn(30, 1)):
+            account = apply(account, change)
+        assert (account.capacity, account.available) == (70, 70)
+
+    def test_a_deposit_may_vanish_and_leaves_a_shortfall(self) -> None:
+        account = Account(evolve(KEY, rail="stablecoin"))
+        for change in (Granted(0, 100, 1), Funded(100, 1), Reserved(ORDER, 80, 9), Funded(20, 2), Funded(100, 1)):
+            account = apply(account, change)
+        assert (account.capacity, account.shortfall, account.available) == (20, 60, 0)
+
+    def test_a_withdrawal_may_be_called_off(self) -> None:
+        account = Account(evolve(KEY, rail="stablecoin"))
+        for change in (Funded(100, 1), Withdrawn(100, 1), Withdrawn(0, 2)):
+            account = apply(account, change)
+        assert account.capacity == 100
+
+    def test_trust_is_no_deposit_and_deposits_are_no_trust(self) -> None:
+        assert apply(Account(evolve(KEY, rail="lightning")), Granted(100, 100, 1)).capacity == 0
+        assert after(Funded(100, 1)).capacity == 0
+
+    def test_what_was_set_off_makes_room_as_payment_does(self) -> None:
+        account = apply(apply(delivered(80), Authorized(80)), Netted(50))
+        assert (account.available, account.unsettled) == (70, 30)
+        assert apply(account, Netted(40)) == account
+
+
+class TestForgiveness:
+    def test_the_payer_hears_of_it_as_a_total(self) -> None:
+        account = apply(delivered(80), ForgivenessReceived(30))
+        assert apply(account, ForgivenessReceived(30)).owed == 50
+
+    def test_it_may_be_heard_of_before_the_delivery(self) -> None:
+        account = apply(after(Granted(100, 100, 1), Reserved(ORDER, 80, 9)), ForgivenessReceived(30))
+        assert account.owed == 0
+        assert apply(account, Earned(ORDER, 80)).owed == 50
+
+
 orders = st.sampled_from([ORDER, OTHER, b"3" * 32])
 amounts = st.integers(0, 40)
 any_change: st.SearchStrategy[Change] = st.one_of(
@@ -214,8 +358,16 @@ any_change: st.SearchStrategy[Change] = st.one_of(
     st.builds(Granted, amounts, amounts, amounts),
     st.builds(Acknowledged, orders, amounts),
     st.builds(VoucherReceived, amounts),
+    st.builds(ForgivenessReceived, amounts),
     st.builds(Settled, amounts),
+    st.builds(Netted, amounts),
+    st.builds(Expired, amounts),
+    st.builds(Funded, amounts, amounts),
+    st.builds(Withdrawn, amounts, amounts),
+    st.builds(Disputed, orders, amounts, amounts),
+    st.builds(Resolved, orders, amounts),
 )
+GROWING = ("authorized", "earned", "waived", "forgiven", "claimed", "settled", "netted", "grant_sequence")
 
 
 class TestStoredChanges:
@@ -250,8 +402,20 @@ class TestStoredChanges:
 
 def check(account: Account) -> None:
     """What holds in every state, whatever happened."""
-    counters = (account.authorized, account.earned, account.forgiven, account.claimed, account.settled)
-    assert min(*counters, account.owed, account.reserved, account.available, account.shortfall) >= 0
+    counters = [getattr(account, name) for name in GROWING]
+    assert (
+        min(
+            *counters,
+            account.disputed,
+            account.unsettled,
+            account.capacity,
+            account.owed,
+            account.reserved,
+            account.available,
+            account.shortfall,
+        )
+        >= 0
+    )
     assert account.claimed <= account.due
     assert all(0 <= order.earned <= order.amount for order in account.orders.values())
     assert account.shortfall == 0 or account.available == 0
@@ -274,7 +438,7 @@ def try_to(account: Account, change: Change) -> Account:
     if isinstance(change, get_args(Act)):
         assert moved.shortfall <= account.shortfall
         assert overdraft(moved) <= overdraft(account)
-    for growing in ("authorized", "earned", "forgiven", "claimed", "settled", "grant_sequence"):
+    for growing in GROWING:
         assert getattr(moved, growing) >= getattr(account, growing)
     return moved
 
@@ -288,115 +452,6 @@ def test_exactly_the_available_amounts_are_admitted(history: list[Change], amoun
     assert (moved != account) == (amount <= account.available)
 
 
-class TwoSides(RuleBasedStateMachine):
-    """A payer and a payee that move their own books and exchange facts: lost, doubled, in any order."""
-
-    opened = Bundle("opened")
-    to_payer = Bundle("to_payer")
-    to_payee = Bundle("to_payee")
-
-    @initialize(limit=st.integers(50, 200), window=st.integers(20, 200))
-    def begin(self, limit: int, window: int) -> None:
-        self.sequence = 1
-        self.orders = 0
-        self.payer = self.payee = apply(Account(KEY), Granted(limit, window, 1))
-
-    @rule(target=to_payer, limit=st.integers(0, 300), window=st.integers(0, 200))
-    def grant(self, limit: int, window: int) -> Change:
-        self.sequence += 1
-        granted = Granted(limit, window, self.sequence)
-        self.payee = try_to(self.payee, granted)
-        return granted
-
-    @rule(target=opened, amount=st.integers(0, 120))
-    def order(self, amount: int) -> bytes:
-        self.orders += 1
-        digest = self.orders.to_bytes(32, "big")
-        reserved = Reserved(digest, amount, self.orders)
-        self.payer = try_to(self.payer, reserved)
-        if digest in self.payer.orders:
-            self.payee = try_to(self.payee, reserved)
-            if digest not in self.payee.orders:
-                self.payer = apply(self.payer, Released(digest))
-        return digest
-
-    @rule(target=to_payer, order=opened, total=st.integers(0, 120))
-    def deliver(self, order: bytes, total: int) -> object:
-        before = self.payee.earned
-        self.payee = try_to(self.payee, Earned(order, total))
-        return Acknowledged(order, total) if self.payee.earned > before else multiple()
-
-    @rule(order=opened, by_payer=st.booleans())
-    def release(self, order: bytes, by_payer: bool) -> None:
-        if by_payer:
-            self.payer = try_to(self.payer, Released(order))
-        else:
-            self.payee = try_to(self.payee, Released(order))
-
-    @rule(target=to_payee, total=st.integers(0, 300))
-    def pay(self, total: int) -> object:
-        self.payer = try_to(self.payer, Authorized(total))
-        return VoucherReceived(total) if self.payer.authorized == total else multiple()
-
-    @rule(target=to_payee)
-    def pay_all(self) -> object:
-        self.payer = apply(self.payer, Authorized(max(self.payer.owed, self.payer.authorized)))
-        return VoucherReceived(self.payer.authorized)
-
-    @rule(total=st.integers(0, 300))
-    def claim(self, total: int) -> None:
-        self.payee = try_to(self.payee, Claimed(total))
-
-    @rule(amount=st.integers(0, 100))
-    def forgive(self, amount: int) -> None:
-        self.payee = try_to(self.payee, Forgiven(amount))
-
-    @rule(target=to_payer)
-    def settle(self) -> Change:
-        settled = Settled(self.payee.due)
-        self.payee = try_to(self.payee, settled)
-        return settled
-
-    @rule(message=to_payer)
-    def payer_hears(self, message: Change) -> None:
-        self.payer = try_to(self.payer, message)
-
-    @rule(message=to_payee)
-    def payee_hears(self, message: Change) -> None:
-        self.payee = try_to(self.payee, message)
-
-    @rule(message=consumes(to_payer))
-    def message_is_lost(self, message: Change) -> None:
-        pass
-
-    @rule(before=st.integers(0, 10))
-    def forget(self, before: int) -> None:
-        self.payer = try_to(self.payer, Forgotten(before))
-        self.payee = try_to(self.payee, Forgotten(before))
-
-    @invariant()
-    def both_sides_keep_the_rules(self) -> None:
-        check(self.payer)
-        check(self.payee)
-
-    @invariant()
-    def the_payer_promises_only_what_was_delivered(self) -> None:
-        assert self.payer.authorized <= self.payer.owed <= self.payee.earned
-
-    @invariant()
-    def the_payee_holds_no_promise_that_was_not_made(self) -> None:
-        assert self.payee.authorized <= self.payer.authorized
-
-    @invariant()
-    def a_reservation_is_remembered_while_it_binds(self) -> None:
-        for account in (self.payer, self.payee):
-            assert account.reserved == sum(r.amount - r.earned for r in account.orders.values() if r.open)
-
-
-TestTwoSides = TwoSides.TestCase
-TestTwoSides.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
-
-
 @pytest.mark.parametrize(
     "broken",
     [
@@ -407,6 +462,8 @@ TestTwoSides.settings = settings(max_examples=60, stateful_step_count=40, deadli
         guards.AuthorizedFell(authorized=7001, total=7002),
         guards.AboveOwed(owed=7001, total=7002),
         guards.ForgivenAboveUnpaid(unpaid=7001, amount=7002),
+        guards.AboveAsked(asked=7001, granted=7002),
+        guards.BelowClaimed(claimed=7001, owed=7002),
         guards.ClaimedFell(claimed=7001, total=7002),
         guards.AboveDue(due=7001, total=7002),
     ],
@@ -416,7 +473,16 @@ def test_a_broken_guard_says_both_of_its_values(broken: AccountError) -> None:
     assert "7002" in str(broken)
 
 
-@pytest.mark.parametrize("broken", [guards.OrderKnown(ORDER), guards.OrderUnknown(ORDER), guards.OrderClosed(ORDER)])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        guards.OrderKnown(ORDER),
+        guards.OrderUnknown(ORDER),
+        guards.OrderClosed(ORDER),
+        guards.OrderOpen(ORDER),
+        guards.OrderUndisputed(ORDER),
+    ],
+)
 def test_a_broken_guard_names_its_order(broken: AccountError) -> None:
     assert ORDER.hex()[:16] in str(broken)
 

@@ -178,11 +178,13 @@ class TestBooks:
             replay(NODE, entries)
 
 
-@pytest.fixture(params=["memory", "disk"])
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
 async def journal(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Journal]:
-    opened: Journal = (
-        MemoryJournal(NODE) if request.param == "memory" else await Database.open(tmp_path / "ledger.db", NODE)
-    )
+    opened: Journal = MemoryJournal(NODE)
+    if request.param == "sqlite":
+        opened = await Database.open(tmp_path / "ledger.db", NODE)
+    elif request.param == "postgresql":
+        opened = await Database.open(request.getfixturevalue("postgres_url"), NODE)
     yield opened
     await opened.close()
 

@@ -299,6 +299,32 @@ def test_a_bad_setting_comes_with_what_to_write(write: Write, text: str, advice:
     assert advice in str(error.value)
 
 
+def test_the_ledger_is_in_the_home_folder_or_in_a_database(write: Write, tmp_path: Path) -> None:
+    url = "postgresql+asyncpg://me:geheim@db.example/idlemesh"
+    file = tmp_path / "ledger.db"
+
+    assert Config().ledger.place(file) == file
+    config = load_config(write(f'[ledger]\nurl = "{url}"'), {})
+    assert config.ledger.place(file) == url
+    assert "geheim" not in repr(config)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://me:geheim@x/y",
+        "me:geheim@x",
+        "postgresql+asyncpg://me:geheim@x",
+        "postgresql+asyncpg://me:geheim@x:p/y",
+    ],
+)
+def test_a_bad_place_of_the_ledger_is_told_without_the_password(write: Write, url: str) -> None:
+    with pytest.raises(BadConfig, match=r"ledger\.url: name a database of PostgreSQL") as error:
+        load_config(write(f'[ledger]\nurl = "{url}"'), {})
+
+    assert "geheim" not in str(error.value)
+
+
 def test_all_bad_settings_are_named_at_once(write: Write) -> None:
     with pytest.raises(BadConfig) as error:
         load_config(write("[node]\nport = -1\n[audit]\nrate = 7"), {})

@@ -49,7 +49,7 @@ def test_the_promised_commands_are_there() -> None:
         "calibrate",
         "demo",
     ]
-    assert {(name,) for name in promised} | {("key", "api")} <= COMMANDS.keys()
+    assert {(name,) for name in promised} | {("key", "api"), ("ledger", "upgrade")} <= COMMANDS.keys()
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)

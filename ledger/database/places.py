@@ -1,0 +1,59 @@
+"""Where a ledger can be: in a file of SQLite, or in a database of PostgreSQL."""
+
+from pathlib import Path
+from typing import Final
+
+import sqlalchemy as sa
+
+from ledger.database.lane import Lane, SqliteLane, make_engine
+from ledger.database.opening import Upgraded, upgrade
+
+# A path of SQLite, or a URL of PostgreSQL; the URL may hold a password and is never shown.
+Place = str | Path
+
+POSTGRES: Final = "postgresql+asyncpg://"
+
+
+def check_place(url: str) -> None:
+    """Check that a URL names a database of PostgreSQL. Raises ValueError, which does not repeat the URL."""
+    try:
+        named = is_postgres(url) and bool(sa.make_url(url).database)
+    except (sa.exc.ArgumentError, ValueError):
+        named = False
+    if not named:
+        raise ValueError(f"name a database of PostgreSQL, as {POSTGRES}user@localhost/idlemesh") from None
+
+
+def is_postgres(place: Place) -> bool:
+    """Whether a ledger's place is a database of PostgreSQL."""
+    return isinstance(place, str) and place.startswith(POSTGRES)
+
+
+async def lanes_to(place: Place, chain_id: str) -> tuple[Lane, Lane]:
+    """A lane that alone writes to a node's chain, and one that reads. Raises LedgerError."""
+    if is_postgres(place):
+        # Its driver takes a while to import, and few nodes need it.
+        from ledger.database import postgres
+
+        return await postgres.lanes_to(str(place), chain_id)
+    engine = make_engine(place)
+    writer, reader = SqliteLane(engine, writes=True), SqliteLane(engine, writes=False)
+    try:
+        await writer.run(upgrade)
+    except BaseException:
+        await writer.close()
+        raise
+    return writer, reader
+
+
+async def upgrade_tables(place: Place) -> Upgraded:
+    """Bring a ledger's tables up to date, while no node uses it. Raises LedgerError."""
+    if is_postgres(place):
+        from ledger.database import postgres
+
+        return await postgres.upgrade_tables(str(place))
+    lane = SqliteLane(make_engine(place), writes=True)
+    try:
+        return await lane.run(upgrade)
+    finally:
+        await lane.close()

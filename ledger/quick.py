@@ -1,0 +1,176 @@
+"""Reading the parts of a journal's entries at a speed at which years can be replayed.
+
+Theory of operation. What a journal holds is in deterministic CBOR, so each event of a known shape has one spelling: the
+same bytes around its values. Here those bytes are looked for, instead of decoding everything into maps, looking at each
+value and encoding it again to compare. A reader returns None at whatever is spelled otherwise, and the caller decodes
+it the general way, which also says what is wrong with it. So nothing is accepted here that would be refused there.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, Final, get_args
+
+from attrs import fields
+
+from ledger import codec
+from ledger.account import AccountKey
+from ledger.changes import ORDER_DIGEST_BYTES, Change
+from ledger.money import UNITS
+
+# Parties, rails, kinds and names of facts come again and again, and are far shorter than this; longer ones are not
+# looked for, so that what is remembered stays small.
+MAX_WORDS_BYTES: Final = 1_024
+_REMEMBERED: Final = 4_096
+
+# Heads of an argument in its shortest form (RFC 8949, 4.2.1), for major type 0.
+_UNSIGNED: Final = rb"([\x00-\x17]|\x18[\x18-\xff]|\x19(?!\0).{2}|\x1a(?!\0\0).{4}|\x1b(?!\0{4}).{8})"
+_ORDER: Final = rb"X\x20(.{%d})" % ORDER_DIGEST_BYTES
+
+Scalar = int | str | bytes
+
+
+def _key_order(name: str) -> tuple[int, str]:
+    return len(name), name
+
+
+def _spelled(text: str) -> bytes:
+    return re.escape(codec.encode(text))
+
+
+def _spelling(kind: type[Change]) -> bytes | None:
+    """A pattern for a change in its one spelling, a group for each field; None where a field is of another type."""
+    patterns = {"change": _spelled(kind.__name__)}
+    for attribute in fields(kind):
+        pattern = {int: _UNSIGNED, bytes: _ORDER}.get(attribute.type)
+        if pattern is None:
+            return None
+        patterns[attribute.name] = pattern
+    body = b"".join(_spelled(name) + patterns[name] for name in sorted(patterns, key=_key_order))
+    return re.escape(bytes([0xA0 + len(patterns)])) + body
+
+
+class _ChangeKind:
+    """How to make a change of one kind from what its pattern found."""
+
+    def __init__(self, kind: type[Change], first_group: int) -> None:
+        # Digests before numbers, as `change` hands them on; attributes by name, so that their order means nothing.
+        named = sorted(fields(kind), key=lambda attribute: _key_order(attribute.name))
+        self.make: Callable[..., Change] = kind
+        self.digests = [(field.name, first_group + n) for n, field in enumerate(named) if field.type is bytes]
+        self.numbers = [(field.name, first_group + n) for n, field in enumerate(named) if field.type is int]
+
+
+def _all_kinds() -> tuple[re.Pattern[bytes], dict[int, _ChangeKind]]:
+    """One pattern for every kind of change, and what to make of it by the number of the group that closes last."""
+    patterns, kinds, group = [], {}, 1
+    for kind in get_args(Change):
+        pattern = _spelling(kind)
+        if pattern is not None:
+            patterns.append(b"(" + pattern + b")")
+            kinds[group] = _ChangeKind(kind, group + 1)
+            group += 1 + len(fields(kind))
+    return re.compile(b"|".join(patterns), re.DOTALL), kinds
+
+
+_CHANGES, _KINDS = _all_kinds()
+
+
+def change(raw: bytes, at: int) -> tuple[Change, int] | None:
+    """The change that is spelled at a place, and where it ends. Raises InvalidChange as its class does."""
+    found = _CHANGES.match(raw, at)
+    if found is None or found.lastindex is None:
+        return None
+    kind = _KINDS[found.lastindex]
+    values: dict[str, Any] = {name: found[group] for name, group in kind.digests}
+    for name, group in kind.numbers:
+        value = found[group]
+        values[name] = int.from_bytes(value[1:] or value, "big")
+    return kind.make(**values), found.end()
+
+
+@lru_cache(_REMEMBERED)
+def account_key(raw: bytes) -> AccountKey | None:
+    """The account that these bytes, and no others, name."""
+    match _decoded(raw):
+        case [str(payer), str(payee), str(rail), str(unit)] if unit in UNITS:
+            return AccountKey(payer, payee, rail, unit)
+    return None
+
+
+@lru_cache(_REMEMBERED)
+def word(raw: bytes) -> str | None:
+    """The text that these bytes, and no others, spell."""
+    match _decoded(raw):
+        case str(text):
+            return text
+    return None
+
+
+def _decoded(raw: bytes) -> Any:
+    try:
+        return codec.decode(raw, MAX_WORDS_BYTES)
+    except codec.Malformed:
+        return None
+
+
+def array(raw: bytes) -> tuple[int, int] | None:
+    """How many items the array has that the bytes begin with, and where the first is."""
+    return _argument(raw, 0) if raw[:1] and raw[0] >> 5 == 4 else None
+
+
+def scalars(raw: bytes, at: int) -> tuple[Mapping[str, Scalar], int] | None:
+    """The map of texts to numbers, texts and bytes that is spelled at a place, and where it ends."""
+    head = _argument(raw, at) if raw[at] >> 5 == 5 else None
+    if head is None:
+        return None
+    count, at = head
+    found: dict[str, Scalar] = {}
+    last = b""
+    for _ in range(count):
+        head = _argument(raw, at) if raw[at] >> 5 == 3 else None
+        if head is None:
+            return None
+        end = head[0] + head[1]
+        spelled = raw[at:end]
+        name = word(spelled) if len(spelled) <= MAX_WORDS_BYTES else None
+        value = _scalar(raw, end)
+        # Keys in order: so none comes twice.
+        in_order = len(spelled) > len(last) or (len(spelled) == len(last) and spelled > last)
+        if name is None or value is None or not in_order:
+            return None
+        found[name], at = value
+        last = spelled
+    return found, at
+
+
+def text(raw: bytes, at: int) -> tuple[str, int] | None:
+    """The text that is spelled at a place, and where it ends. Raises UnicodeDecodeError."""
+    head = _argument(raw, at) if raw[at] >> 5 == 3 else None
+    return (str(raw[head[1] : head[1] + head[0]], "utf-8"), head[1] + head[0]) if head else None
+
+
+def _scalar(raw: bytes, at: int) -> tuple[Scalar, int] | None:
+    major = raw[at] >> 5
+    head = _argument(raw, at)
+    if head is None or major > 3:
+        return None
+    argument, at = head
+    if major < 2:
+        return -1 - argument if major else argument, at
+    end = at + argument
+    return str(raw[at:end], "utf-8") if major == 3 else raw[at:end], end
+
+
+def _argument(raw: bytes, at: int) -> tuple[int, int] | None:
+    """The argument of a head (RFC 8949, 3) in its shortest form, and where the head ends."""
+    low = raw[at] & 0x1F
+    if low < 24:
+        return low, at + 1
+    if low > 27:
+        return None
+    size = 1 << (low - 24)
+    end = at + 1 + size
+    argument = int.from_bytes(raw[at + 1 : end], "big")
+    shortest = argument >= 24 if size == 1 else argument >> (4 * size)
+    return (argument, end) if shortest else None

@@ -1,0 +1,343 @@
+"""`idlemesh ledger`: check the chain, move it, read what was earned and spent from it, and upgrade its tables."""
+
+import asyncio
+import contextlib
+import csv
+import sys
+from collections.abc import AsyncIterator, Iterable, Iterator
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Annotated, Any, Final, TextIO
+
+import typer
+
+from ledger.chainfile import ChainReader, Told
+from ledger.database import Database, Place, upgrade_tables
+from ledger.money import Amount, Unit
+from ledger.statement import DAY_MS, LATEST_MS, Posting, Statement, line_rows, posting_row
+from node.api.owner import chain_file
+from node.cli.options import HomeOption, JsonOption
+from node.cli.output import CommandFailed, print_json, print_table, short
+from node.config import load_config
+from node.home import Home, NotRunning, open_home
+from node.owner_client import owner_client
+from node.ports import SystemEntropy
+
+ledger = typer.Typer(
+    help="The journal of this node. Example: idlemesh ledger verify", no_args_is_help=True, rich_markup_mode=None
+)
+
+ConfigOption = Annotated[Path | None, typer.Option(help="Settings; else config.toml in the home folder.")]
+
+_CHUNK: Final = 65_536
+# So many entries are on their way into a new ledger at a time.
+_AT_A_TIME: Final = 64
+_COLUMNS: Final = ("time", "sequence", "counterparty", "rail", "unit", "account", "amount", "counter", "order")
+
+FromOption = Annotated[str | None, typer.Option("--from", help="The first day, as 2026-01-31, in UTC.")]
+ToOption = Annotated[str | None, typer.Option("--to", help="The last day; it counts as a whole.")]
+
+
+def ledger_place(home: Home, config: Path | None = None) -> Place:
+    """Where a home's ledger is, by these settings, else by its config.toml. Raises BadConfig."""
+    file = config or (home.config if home.config.exists() else None)
+    return load_config(file, {}).ledger.place(home.ledger)
+
+
+@ledger.command()
+def upgrade(home: HomeOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Make the ledger's tables, or bring them up to date, while no node uses them; needed with ledger.url alone.
+
+    Example: idlemesh ledger upgrade
+    """
+    where = open_home(home)
+    with where.lock():
+        done = asyncio.run(upgrade_tables(ledger_place(where, config)))
+    backup = str(done.backup) if done.backup else None
+    if as_json:
+        print_json({"before": done.before, "after": done.after, "backup": backup})
+    elif done.before == done.after:
+        typer.echo(f"The ledger's tables are up to date: version {done.after}.")
+    else:
+        kept = f" What was before is in {backup}." if backup else ""
+        typer.echo(f"The ledger's tables are now of version {done.after}.{kept}")
+
+
+@ledger.command()
+def verify(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Read the whole journal and check chain, records, guards and sums. Works with and without a running node.
+
+    Example: idlemesh ledger verify
+    """
+    body = asyncio.run(_verify(open_home(home)))
+    if as_json:
+        print_json(body)
+        return
+    typer.echo(f"The journal is whole: {body['entries']} entries, {body['records']} records, each as it was written.")
+    typer.echo(f"Its head is {body['head']}; every counterparty's postings sum to zero.")
+
+
+async def _verify(home: Home) -> dict[str, Any]:
+    me, records = _did(home), 0
+    reader, statement = ChainReader(me), Statement(me)
+    async for told in _all_told(home, reader):
+        records += len(told.records)
+        statement.add(told.entry.sequence, told.entry.time_ms, told.events)
+    if not statement.balanced:
+        raise CommandFailed("the postings do not sum to zero: this is a fault of the program, please report it")
+    return {"entries": reader.head.sequence, "records": records, "head": reader.head.hash.hex(), "balanced": True}
+
+
+@ledger.command()
+def export(
+    file: Annotated[Path, typer.Argument(help="The file to write; it must not be there yet.")],
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the whole chain with its records to one file. Works with and without a running node.
+
+    Who has the file sees with whom this node trades, but no prompt and no answer.
+
+    Example: idlemesh ledger export ledger.chain
+    """
+    body = asyncio.run(_export(open_home(home), file))
+    print_json(body) if as_json else typer.echo(f"Written {body['entries']} entries to {file}; head {body['head']}")
+
+
+async def _export(home: Home, file: Path) -> dict[str, Any]:
+    reader = ChainReader(_did(home))
+    with _new_file(file) as written:
+        async for chunk in _chunks(home):
+            for _ in reader.feed(chunk):
+                pass  # a file that could not be read again is not handed out
+            written.write(chunk)
+        reader.finish()
+    return {"written": str(file), "entries": reader.head.sequence, "head": reader.head.hash.hex()}
+
+
+@contextlib.contextmanager
+def _new_file(file: Path) -> Iterator[Any]:
+    """A file that is there whole, for the owner's eyes only, or not at all. Raises CommandFailed."""
+    try:
+        with file.open("xb") as written:
+            file.chmod(0o600)
+            try:
+                yield written
+            except BaseException:
+                file.unlink()
+                raise
+    except FileExistsError:
+        raise CommandFailed(f"{file} is there already: name another file") from None
+    except OSError as error:
+        raise CommandFailed(f"{file} cannot be written: {error.strerror}") from None
+
+
+@ledger.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A file that `idlemesh ledger export` wrote.")],
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make this node's ledger from an exported file. Refuses another node's chain, where there is one, and ledger.url.
+
+    Example: idlemesh ledger import ledger.chain
+    """
+    body = asyncio.run(_import(open_home(home), file))
+    print_json(body) if as_json else typer.echo(f"{body['entries']} entries are in the ledger; head {body['head']}")
+
+
+async def _import(home: Home, file: Path) -> dict[str, Any]:
+    me = _did(home)
+    if not isinstance(ledger_place(home), Path):
+        raise CommandFailed(f"import takes a ledger in a file: take ledger.url out of {home.config} first")
+    with home.lock(), _readable(file):
+        await _refuse_used(home, me)
+        # Under another name until it is whole: what is interrupted leaves no half a ledger behind.
+        partial = home.ledger.with_name("ledger.importing")
+        _remove(partial)
+        try:
+            async with await Database.open(partial, me) as database:
+                await _fill(database, ChainReader(me), file)
+                head = database.head
+            partial.replace(home.ledger)
+        finally:
+            _remove(partial)
+    return {"entries": head.sequence, "head": head.hash.hex()}
+
+
+@contextlib.contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CommandFailed(f"{file} cannot be taken in: {error.strerror}") from None
+
+
+async def _refuse_used(home: Home, me: str) -> None:
+    if not home.ledger.exists():
+        return
+    async with await Database.open(home.ledger, me) as database:
+        if database.head.sequence:
+            raise CommandFailed(
+                f"{home.ledger} holds {database.head.sequence} entries already, and two chains cannot be joined: "
+                "import into a new --home that has a copy of this one's identity.key"
+            )
+
+
+def _remove(path: Path) -> None:
+    for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
+        path.with_name(name).unlink(missing_ok=True)
+
+
+async def _fill(database: Database, reader: ChainReader, file: Path) -> None:
+    waiting: list[Told] = []
+    for chunk in _pieces(file):
+        for told in reader.feed(chunk):
+            waiting.append(told)
+            if len(waiting) == _AT_A_TIME:
+                await _append(database, waiting)
+                waiting = []
+    reader.finish()
+    await _append(database, waiting)
+
+
+async def _append(database: Database, waiting: Iterable[Told]) -> None:
+    """Write entries as they were; the journal takes them in the order in which they are handed to it."""
+    appends = []
+    for told in waiting:
+        events = told.events[len(told.records) :]  # an entry tells of its records first
+        appends.append(database.append(events, time_ms=told.entry.time_ms, records=told.records))
+    written = await asyncio.gather(*appends)
+    for told, entry in zip(waiting, written, strict=True):
+        if entry != told.entry:
+            raise CommandFailed(f"entry {told.entry.sequence} came out unlike in the file: nothing was imported")
+
+
+def _pieces(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as opened:
+        while chunk := opened.read(_CHUNK):
+            yield chunk
+
+
+@ledger.command()
+def statement(
+    home: HomeOption = None,
+    since: FromOption = None,
+    until: ToOption = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print every single posting, as CSV.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what was earned and spent: double entry, by counterparty, rail and unit. Works without a running node, too.
+
+    Amounts in CSV and JSON are whole numbers of the unit; debits are positive, credits negative.
+
+    Example: idlemesh ledger statement --from 2026-01-01 --to 2026-01-31 --csv
+    """
+    wanted = Statement(_did(open_home(home)), *_period(since, until))
+    asyncio.run(_fold(open_home(home), wanted, sys.stdout if as_csv else None))
+    if as_csv:
+        return
+    rows = line_rows(wanted.lines)
+    if as_json:
+        print_json({"from": since, "to": until, "balanced": wanted.balanced, "accounts": rows})
+    else:
+        _show(rows)
+
+
+async def _fold(home: Home, wanted: Statement, out: TextIO | None) -> None:
+    table = csv.DictWriter(out, _COLUMNS, lineterminator="\n") if out else None
+    if table:
+        table.writeheader()
+    async for told in _all_told(home, ChainReader(_did(home))):
+        postings = wanted.add(told.entry.sequence, told.entry.time_ms, told.events)
+        if table:
+            table.writerows(_csv_row(posting) for posting in postings)
+
+
+def _csv_row(posting: Posting) -> dict[str, Any]:
+    row = posting_row(posting)
+    return {"time": _moment(row.pop("time_ms")), **row}
+
+
+def _moment(time_ms: int) -> str:
+    """A time as ISO 8601; one that no calendar has, of a clock that was wrong, as its number."""
+    try:
+        moment = datetime.fromtimestamp(time_ms / 1000, tz=UTC)
+    except (ValueError, OverflowError, OSError):
+        return str(time_ms)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _show(rows: Iterable[dict[str, Any]]) -> None:
+    table = [
+        (
+            short(row["counterparty"]),
+            row["rail"],
+            row["account"],
+            *(_signed(row[name], row["unit"]) for name in ("opening", "debit", "credit", "closing")),
+        )
+        for row in rows
+    ]
+    columns = ("counterparty", "rail", "account", "opening", "debit", "credit", "closing")
+    print_table("Statement", columns, table, "No money moved.")
+
+
+def _signed(value: int, unit: Unit) -> str:
+    return f"{'-' if value < 0 else ''}{Amount(abs(value), unit)}"
+
+
+def _period(since: str | None, until: str | None) -> tuple[int, int]:
+    """The first moment of the first day, and the first one after the last day, in milliseconds since 1970."""
+    first = _day(since, "--from") if since else 0
+    last = _day(until, "--to") + DAY_MS if until else LATEST_MS
+    if first >= last:
+        raise CommandFailed("--from is later than --to: turn them round")
+    return first, last
+
+
+def _day(text: str, option: str) -> int:
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        raise CommandFailed(f"{option} {text[:80]!r} is no day: write it as 2026-01-31") from None
+    return (day - date(1970, 1, 1)).days * DAY_MS
+
+
+def _did(home: Home) -> str:
+    if not (home.folder / "identity.key").exists():
+        raise CommandFailed(
+            f"there is no identity.key in {home.folder}: start a node with `idlemesh up`, or put a backup of it there"
+        )
+    return home.identity(SystemEntropy()).did
+
+
+async def _all_told(home: Home, reader: ChainReader) -> AsyncIterator[Told]:
+    """Every entry of this node's chain, checked. Raises BrokenChain, NotAChainFile, what the sources raise."""
+    async for chunk in _chunks(home):
+        for told in reader.feed(chunk):
+            yield told
+    reader.finish()
+
+
+async def _chunks(home: Home) -> AsyncIterator[bytes]:
+    """This node's chain as a chain file: from the node while it runs, else from its disk."""
+    try:
+        running = home.running()
+    except NotRunning:
+        async for chunk in _from_disk(home):
+            yield chunk
+        return
+    async with owner_client(running) as client:
+        async for chunk in client.download("/node/v1/ledger"):
+            yield chunk
+
+
+async def _from_disk(home: Home) -> AsyncIterator[bytes]:
+    place = ledger_place(home)
+    if isinstance(place, Path) and not place.exists():
+        raise CommandFailed(f"there is no ledger in {home.folder} yet: start a node with `idlemesh up`")
+    me = _did(home)
+    with home.lock():
+        async with await Database.open(place, me) as database:
+            async for chunk in chain_file(database, me):
+                yield chunk

@@ -1,0 +1,38 @@
+"""What all tests share: a server of PostgreSQL, started when the first of them asks for it."""
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ledger.database import upgrade_tables
+from tests.postgres import NotInstalled, Server, running
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A server; its database `upgraded` has the ledger's tables, for others to be copied from."""
+    try:
+        with running() as server:
+            server.run("postgres", "CREATE DATABASE upgraded")
+            # In a thread: a test's own loop may be running.
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(lambda: asyncio.run(upgrade_tables(server.url("upgraded")))).result()
+            yield server
+    except NotInstalled as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture
+def postgres_url(postgres: Server) -> Iterator[str]:
+    """An empty ledger in a database of its own."""
+    with postgres.database("upgraded") as name:
+        yield postgres.url(name)
+
+
+@pytest.fixture
+def bare_postgres_url(postgres: Server) -> Iterator[str]:
+    """A database without tables."""
+    with postgres.database() as name:
+        yield postgres.url(name)

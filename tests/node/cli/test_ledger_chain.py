@@ -1,0 +1,218 @@
+"""`idlemesh ledger`: the chain checked, moved to another home, and read as a statement; with and without a node."""
+
+import asyncio
+import csv
+import io
+import json
+import shutil
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from ledger.account import AccountKey
+from ledger.changes import Earned, Granted, Released, Reserved, Settled, VoucherReceived
+from ledger.database import Database, Place
+from ledger.events import AccountChanged, Event
+from ledger.journal import Kept
+from ledger.statement import DAY_MS
+from node.home import Home
+from node.ports import SystemEntropy
+from tests.node.cli.conftest import Idlemesh, Nodes
+
+BUYER = "did:key:z6MkBuyer"
+DAYS = 70  # more entries than are taken in at a time
+
+
+async def fill(home: Home, place: Place) -> None:
+    me = home.identity(SystemEntropy()).did
+    key = AccountKey(BUYER, me, "credit", "uusd")
+    async with await Database.open(place, me) as database:
+        await database.append([AccountChanged(key, Granted(10_000, 10_000, 1))], time_ms=0)
+        for day in range(1, DAYS):
+            order = day.to_bytes(32, "big")
+            events: list[Event] = [
+                AccountChanged(key, Reserved(order, 9, 9)),
+                AccountChanged(key, Earned(order, 7)),
+                AccountChanged(key, Released(order)),
+                AccountChanged(key, VoucherReceived(7 * day)),
+            ]
+            records = [Kept("order", b"order %d" % day, order), Kept("receipt", b"receipt %d" % day, order)]
+            await database.append(events, time_ms=day * DAY_MS, records=records)
+        await database.append([AccountChanged(key, Settled(100))], time_ms=DAYS * DAY_MS)
+
+
+@pytest.fixture(scope="module")
+def sold(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home whose node sold something on each of many days."""
+    home = Home(tmp_path_factory.mktemp("sold"))
+    asyncio.run(fill(home, home.ledger))
+    return home.folder
+
+
+@pytest.fixture
+def spare(sold: Path, tmp_path: Path) -> Path:
+    """Another home of the same identity, without a ledger."""
+    shutil.copy(sold / "identity.key", tmp_path / "identity.key")
+    return tmp_path
+
+
+def test_a_whole_ledger_is_verified(idlemesh: Idlemesh, sold: Path) -> None:
+    body = idlemesh("ledger", "verify", "--home", sold, "--json").json()
+    assert (body["entries"], body["records"], body["balanced"]) == (DAYS + 1, 2 * (DAYS - 1), True)
+    assert "sum to zero" in idlemesh("ledger", "verify", "--home", sold).out
+
+
+def test_an_exported_ledger_is_imported_as_it_was(idlemesh: Idlemesh, sold: Path, spare: Path) -> None:
+    file = spare / "ledger.chain"
+    written = idlemesh("ledger", "export", file, "--home", sold, "--json").json()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    taken = idlemesh("ledger", "import", file, "--home", spare, "--json").json()
+    assert (taken["entries"], taken["head"]) == (written["entries"], written["head"])
+    verified = [idlemesh("ledger", "verify", "--home", home, "--json").json() for home in (sold, spare)]
+    assert verified[0] == verified[1]
+    assert not list(spare.glob("ledger.importing*"))
+
+
+def test_a_ledger_is_not_imported_over_another(idlemesh: Idlemesh, sold: Path, spare: Path) -> None:
+    file = spare / "ledger.chain"
+    idlemesh("ledger", "export", file, "--home", sold)
+    before = idlemesh("ledger", "verify", "--home", sold).out
+    said = idlemesh("ledger", "import", file, "--home", sold)
+    assert said.status == 1
+    assert "two chains cannot be joined" in said.err
+    assert idlemesh("ledger", "verify", "--home", sold).out == before
+
+
+def test_nothing_is_imported_into_a_server(idlemesh: Idlemesh, sold: Path, spare: Path) -> None:
+    (spare / "config.toml").write_text('[ledger]\nurl = "postgresql+asyncpg://me@127.0.0.1:1/ledger"\n')
+    said = idlemesh("ledger", "import", spare / "file", "--home", spare)
+    assert said.status == 1
+    assert "take ledger.url out of" in said.err
+
+
+def test_a_ledger_in_a_server_is_moved_into_a_file(idlemesh: Idlemesh, tmp_path: Path, bare_postgres_url: str) -> None:
+    served, filed = Home(tmp_path / "served"), Home(tmp_path / "filed")
+    served.make()
+    served.config.write_text(f"[ledger]\nurl = {json.dumps(bare_postgres_url)}\n")
+    assert idlemesh("ledger", "upgrade", "--home", served.folder).status == 0
+    asyncio.run(fill(served, bare_postgres_url))
+    filed.make()
+    shutil.copy(served.folder / "identity.key", filed.folder / "identity.key")
+    written = idlemesh("ledger", "export", tmp_path / "chain", "--home", served.folder, "--json").json()
+    taken = idlemesh("ledger", "import", tmp_path / "chain", "--home", filed.folder, "--json").json()
+    assert taken == {"entries": DAYS + 1, "head": written["head"]}
+
+
+def test_the_ledger_of_another_node_is_not_imported(idlemesh: Idlemesh, sold: Path, tmp_path: Path) -> None:
+    file = tmp_path / "ledger.chain"
+    idlemesh("ledger", "export", file, "--home", sold)
+    idlemesh("id", "--home", tmp_path / "other")
+    said = idlemesh("ledger", "import", file, "--home", tmp_path / "other")
+    assert said.status == 1
+    assert "it is the chain of did:key:" in said.err
+    assert not (tmp_path / "other" / "ledger.db").exists()
+
+
+@pytest.mark.parametrize("keep", [0, 10, 0.5, -1])
+def test_a_file_that_was_cut_off_leaves_no_ledger(idlemesh: Idlemesh, sold: Path, spare: Path, keep: float) -> None:
+    file = spare / "ledger.chain"
+    idlemesh("ledger", "export", file, "--home", sold)
+    raw = file.read_bytes()
+    file.write_bytes(raw[: int(keep * len(raw)) if 0 < keep < 1 else int(keep)])
+    said = idlemesh("ledger", "import", file, "--home", spare)
+    assert said.status == 1
+    assert "idlemesh ledger export" in said.err
+    assert {path.name for path in spare.iterdir()} - {"models", "node.lock"} == {"identity.key", "ledger.chain"}
+
+
+def test_what_is_there_already_is_not_written_over(idlemesh: Idlemesh, sold: Path, tmp_path: Path) -> None:
+    file = tmp_path / "precious"
+    file.write_text("kept")
+    said = idlemesh("ledger", "export", file, "--home", sold)
+    assert (said.status, file.read_text()) == (1, "kept")
+    assert "name another file" in said.err
+
+
+@pytest.mark.parametrize("command", [["verify"], ["statement"], ["export", "file"], ["import", "file"]], ids=" ".join)
+def test_a_home_without_an_identity_is_left_as_it_is(command: list[str], idlemesh: Idlemesh, tmp_path: Path) -> None:
+    said = idlemesh("ledger", command[0], *[tmp_path / name for name in command[1:]], "--home", tmp_path / "home")
+    assert said.status == 1
+    assert "identity.key" in said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_home_without_a_ledger_says_how_to_begin(idlemesh: Idlemesh, spare: Path) -> None:
+    assert "idlemesh up" in idlemesh("ledger", "verify", "--home", spare).err
+    said = idlemesh("ledger", "export", spare / "file", "--home", spare)
+    assert said.status == 1
+    assert not (spare / "file").exists()
+
+
+class TestStatement:
+    def test_it_shows_every_book_account_for_people(self, idlemesh: Idlemesh, sold: Path) -> None:
+        said = idlemesh("ledger", "statement", "--home", sold).out
+        assert "-0.000483usd" in said
+        assert "vouchers held" in said
+
+    def test_a_period_counts_both_its_days(self, idlemesh: Idlemesh, sold: Path) -> None:
+        days = ["--from", "1970-01-11", "--to", "1970-01-12"]
+        body = idlemesh("ledger", "statement", *days, "--home", sold, "--json").json()
+        (income,) = [line for line in body["accounts"] if line["account"] == "income"]
+        assert (income["opening"], income["credit"], income["closing"]) == (-63, 14, -77)
+        assert body["balanced"] is True
+
+    def test_as_csv_it_has_every_posting(self, idlemesh: Idlemesh, sold: Path) -> None:
+        said = idlemesh("ledger", "statement", "--from", "1970-01-03", "--to", "1970-01-03", "--csv", "--home", sold)
+        rows = list(csv.DictReader(io.StringIO(said.out)))
+        assert [(row["account"], row["amount"], row["counter"]) for row in rows] == [
+            ("receivable", "7", "earned"),
+            ("income", "-7", "earned"),
+            ("vouchers held", "7", "authorized"),
+            ("receivable", "-7", "authorized"),
+        ]
+        assert {row["time"] for row in rows} == {"1970-01-03T00:00:00.000Z"}
+        assert {row["counterparty"] for row in rows} == {BUYER}
+
+    @pytest.mark.parametrize(
+        ("days", "complaint"),
+        [
+            (["--from", "yesterday"], "write it as 2026-01-31"),
+            (["--from", "2026-02-01", "--to", "2026-01-01"], "turn them round"),
+        ],
+    )
+    def test_a_period_that_is_none_is_explained(
+        self, days: list[str], complaint: str, idlemesh: Idlemesh, sold: Path
+    ) -> None:
+        said = idlemesh("ledger", "statement", *days, "--home", sold)
+        assert said.status == 1
+        assert complaint in said.err
+
+
+class TestWhileTheNodeRuns:
+    def buy(self, idlemesh: Idlemesh, home: list[object]) -> None:
+        """Ask over peers, as soon as there is one, until something bought is paid for."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            idlemesh("ask", "What is a receipt?", "--route", "peers", *home)
+            receipts = idlemesh("receipts", *home, "--json").json()["receipts"]
+            if any(receipt["acknowledged"] for receipt in receipts):
+                return
+            time.sleep(0.05)
+        raise AssertionError("nothing was bought")
+
+    def test_the_ledger_is_verified_exported_and_stated(self, idlemesh: Idlemesh, nodes: Nodes, tmp_path: Path) -> None:
+        home: list[object] = ["--home", nodes.owner.home.folder]
+        self.buy(idlemesh, home)
+        assert idlemesh("ledger", "verify", *home, "--json").json()["balanced"] is True
+        assert idlemesh("ledger", "export", tmp_path / "file", *home).status == 0
+        rows = idlemesh("ledger", "statement", *home, "--json").json()["accounts"]
+        spent = [row for row in rows if row["account"] == "expense"]
+        assert [row["counterparty"] for row in spent] == [nodes.seller.running.did]
+        assert spent[0]["closing"] > 0
+
+    def test_nothing_is_imported(self, idlemesh: Idlemesh, nodes: Nodes, tmp_path: Path) -> None:
+        said = idlemesh("ledger", "import", tmp_path / "file", "--home", nodes.owner.home.folder)
+        assert said.status == 1
+        assert "a node runs in" in said.err
