@@ -38,7 +38,7 @@ _SETTINGS: Final = {
 _ADVICE: Final = "Check that the server of ledger.url runs, has space and lets this user in, then try again"
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 # 64 bits of what no other program's lock is likely to be.
-_TABLES_LOCK: Final = int.from_bytes(hashlib.sha256(b"idlemesh ledger tables").digest()[:8], "big", signed=True)
+TABLES_LOCK: Final = int.from_bytes(hashlib.sha256(b"idlemesh ledger tables").digest()[:8], "big", signed=True)
 
 T = TypeVar("T")
 
@@ -47,9 +47,10 @@ async def lanes_to(url: str, chain_id: str) -> tuple[Lane, Lane]:
     """A lane that alone writes to a node's chain, and one that reads. See `places.lanes_to`."""
 
     def prepare(connection: sa.Connection) -> None:
-        _lock(connection, _TABLES_LOCK, "the tables are being changed", shared=True)
+        being_changed = LedgerInUse("its tables are being changed", "Try again when that is done")
+        _lock(connection, TABLES_LOCK, being_changed, shared=True)
         require_current(connection)
-        _lock(connection, _chain_lock(chain_id), f"another process has the ledger of {chain_id} open")
+        _lock(connection, _chain_lock(chain_id), LedgerInUse(f"another process has the ledger of {chain_id} open"))
         _be_durable(connection)
 
     engine = make_engine(url, _STATEMENT_S)
@@ -66,7 +67,7 @@ async def upgrade_tables(url: str) -> Upgraded:
     """Bring the tables up to date. See `places.upgrade_tables`."""
 
     def work(connection: sa.Connection) -> Upgraded:
-        _lock(connection, _TABLES_LOCK, "nodes that share it are running", advice="Stop all of them first")
+        _lock(connection, TABLES_LOCK, LedgerInUse("nodes that share it are running", "Stop all of them first"))
         return upgrade(connection)
 
     async def run() -> Upgraded:
@@ -99,8 +100,8 @@ def _chain_lock(chain_id: str) -> int:
     return int.from_bytes(genesis(chain_id).hash[:8], "big", signed=True)
 
 
-def _lock(connection: sa.Connection, key: int, why: str, *, shared: bool = False, advice: str | None = None) -> None:
-    """Take an advisory lock until the connection ends. Raises LedgerInUse."""
+def _lock(connection: sa.Connection, key: int, refused: LedgerInUse, *, shared: bool = False) -> None:
+    """Take an advisory lock until the connection ends. Raises `refused` if another process has it."""
     connection.execute(sa.text(f"SET LOCAL lock_timeout = '{_LOCK_S}s'"))
     kind = "_shared" if shared else ""
     try:
@@ -108,7 +109,7 @@ def _lock(connection: sa.Connection, key: int, why: str, *, shared: bool = False
     except sa.exc.DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
             raise
-        raise (LedgerInUse(why) if advice is None else LedgerInUse(why, advice)) from error
+        raise refused from error
 
 
 def _be_durable(connection: sa.Connection) -> None:
@@ -189,7 +190,10 @@ def _translated() -> Iterator[None]:
     """Turn what goes wrong with a server into errors of the ledger."""
     try:
         with translated():
-            yield
+            try:
+                yield
+            except TimeoutError as error:
+                raise LedgerUnavailable("the server does not answer in time") from error
     except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         # A connection that is refused reaches us as the driver made it.
         raise LedgerUnavailable(str(error), _ADVICE) from error

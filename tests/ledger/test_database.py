@@ -665,6 +665,13 @@ class TestTroubleWithTheServer:
             assert (await database.append(trade(13), time_ms=1)).sequence == 14
             assert replay(NODE, await entries_of(database)) == database.books
 
+    async def test_a_server_that_does_not_answer_is_not_waited_for_without_end(self, postgres_url: str) -> None:
+        lane = on_postgres.PostgresLane(on_postgres.make_engine(postgres_url, 0.1))
+        with pytest.raises(LedgerUnavailable, match="in time"):
+            await lane.run(lambda connection: str(connection.execute(sa.text("SELECT pg_sleep(60)"))))
+        assert await lane.run(lambda connection: connection.execute(sa.text("SELECT 7")).scalar()) == 7
+        await lane.close()
+
     async def test_no_commit_is_acknowledged_early_whatever_the_servers_default(self, served: Ledger) -> None:
         shown = sa.text("SHOW synchronous_commit")
         writer, reader = await lanes_to(served.place, NODE)
@@ -707,6 +714,13 @@ class TestTablesOnAServer:
                 await upgrade_tables(served.place)
         done = await upgrade_tables(served.place)
         assert done.before == done.after
+
+    async def test_a_node_does_not_start_while_the_tables_are_changed(self, served: Ledger) -> None:
+        engine = on_postgres.make_engine(str(served.place), 60)
+        async with engine.connect() as upgrading:
+            await upgrading.execute(sa.text(f"SELECT pg_advisory_lock({on_postgres.TABLES_LOCK})"))
+            with pytest.raises(LedgerInUse, match="tables are being changed"):
+                await Database.open(served.place, NODE)
 
     async def test_upgrades_at_the_same_time_are_one_upgrade(self, bare_postgres_url: str) -> None:
         done = await asyncio.gather(*(upgrade_tables(bare_postgres_url) for _ in range(3)))
