@@ -1,0 +1,64 @@
+"""`/node/v1/settlements`: what the owner says about payments by other means."""
+
+from typing import Any, Final
+
+from aiohttp import web
+
+from ledger.identity import Did, NotADid, parse_did
+from ledger.money import Amount, MoneyError, parse_amount
+from node.api.errors import ApiError
+from node.exchange.settling import Settling, SettlingError
+
+_STATUS: Final = 409
+
+
+class SettlementsDoor:
+    """Asks for settlements, shows what peers asked for, and confirms it."""
+
+    def __init__(self, settling: Settling) -> None:
+        self._settling = settling
+
+    def routes(self) -> list[web.RouteDef]:
+        """What it serves."""
+        return [
+            web.get("/node/v1/settlements", self.waiting),
+            web.post("/node/v1/settlements/{peer}/{amount}/ask", self.ask),
+            web.post("/node/v1/settlements/{peer}/{amount}/confirm", self.confirm),
+        ]
+
+    async def waiting(self, _request: web.Request) -> web.Response:
+        """What peers say they have paid, and nobody has confirmed yet."""
+        rows = [{"peer": asked.peer, "amount": str(asked.amount)} for asked in self._settling.waiting]
+        return web.json_response({"waiting": rows})
+
+    async def ask(self, request: web.Request) -> web.Response:
+        """Ask a peer to count a payment."""
+        peer, amount = _what(request)
+        try:
+            confirmed = await self._settling.ask(peer, amount)
+        except SettlingError as error:
+            raise ApiError(_STATUS, str(error), code="not_settled") from None
+        return _answer(peer, amount, confirmed)
+
+    async def confirm(self, request: web.Request) -> web.Response:
+        """A peer's payment has arrived."""
+        peer, amount = _what(request)
+        try:
+            await self._settling.confirm(peer, amount)
+        except SettlingError as error:
+            raise ApiError(_STATUS, str(error), code="not_settled") from None
+        return _answer(peer, amount, confirmed=True)
+
+
+def _answer(peer: str, amount: Amount, confirmed: bool) -> web.Response:
+    body: dict[str, Any] = {"peer": peer, "amount": str(amount), "confirmed": confirmed}
+    return web.json_response(body)
+
+
+def _what(request: web.Request) -> tuple[Did, Amount]:
+    try:
+        return parse_did(request.match_info["peer"]), parse_amount(request.match_info["amount"])
+    except NotADid as error:
+        raise ApiError(400, f"{error}: `idlemesh accounts --json` shows who owes what", param="peer") from None
+    except MoneyError as error:
+        raise ApiError(400, str(error), param="amount") from None
