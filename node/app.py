@@ -22,6 +22,7 @@ from node.api.mesh import MeshDoor
 from node.api.openai import OpenAiDoor
 from node.api.owner import OwnerDoor
 from node.api.server import Keys, build_app, is_loopback, is_wildcard
+from node.api.settlements import SettlementsDoor
 from node.config import Config, default_credit, did_of
 from node.engine.calibration import CalibrationFiles
 from node.engine.hardware import Plan
@@ -33,9 +34,11 @@ from node.exchange.auditor import Auditor
 from node.exchange.book import Book
 from node.exchange.buyer import Buyer
 from node.exchange.idling import IdleWatch, reader, selling_now
+from node.exchange.netting import Netter
 from node.exchange.panel import Market, Panel
 from node.exchange.seller import Credit, Seller, Ware
 from node.exchange.settler import AuditPolicy, Settler
+from node.exchange.settling import Settling
 from node.gateway.gateway import Gateway
 from node.gateway.question import Policy
 from node.gateway.remotes import Remotes
@@ -168,13 +171,15 @@ async def run_node(
         door = OpenAiDoor(gateway, clock, entropy, config.api.privacy, config.api.route)
         selling = partial(selling_now, seller is not None, watch)
         owner = OwnerDoor(book, gateway, peers, auditor, seller.offers if seller else _no_offers, selling, own.status)
-        app = build_app(door, MeshDoor(seller), owner, keys, clock)
+        settling, netter = Settling(book, dialled.get), Netter(book, dialled.get)
+        app = build_app(door, MeshDoor(seller, settling, netter), owner, keys, clock)
+        app.add_routes(SettlementsDoor(settling, netter).routes())
         await stack.enter_async_context(serving(app, listener, Bounds(trusted=is_loopback)))
         # At the end this comes first: what is being sold is cut in good order, and paid up to its last checkpoint.
         for remote in elsewhere:
             stack.push_async_callback(remote.close)
         stack.push_async_callback(own.pool.close)
-        _in_background(stack, _sweep(book, settler, seller, own.pool))
+        _in_background(stack, _sweep(book, settler, settling, seller, own.pool))
         if seller is not None and watch is not None:
             _in_background(stack, watch.run(seller.hand_back))
         home.announce(Running(url, keys.token, book.me))
@@ -291,13 +296,14 @@ async def _no_offers() -> list[bytes]:
     return []
 
 
-async def _sweep(book: Book, settler: Settler, seller: Seller | None, pool: Pool) -> None:
+async def _sweep(book: Book, settler: Settler, settling: Settling, seller: Seller | None, pool: Pool) -> None:
     while True:
         await asyncio.sleep(_SWEEP_S)
         try:
             await pool.sweep()
             await book.sweep()
             await settler.sweep()
+            await settling.sweep()
             if seller is not None:
                 await seller.sweep()
         except Exception:  # noqa: BLE001 - the sweep must outlive any one failure

@@ -11,6 +11,7 @@ from ledger.chainfile import NotAChainFile
 from ledger.database import Database, LedgerError
 from ledger.journal import BrokenChain
 from node.api.owner import account_rows
+from node.cli import accounts as settling
 from node.cli import ask as asking
 from node.cli import calibrate as calibrating
 from node.cli import show
@@ -220,6 +221,52 @@ def accounts(home: HomeOption = None, as_json: JsonOption = False) -> None:
     print_json(body) if as_json else show.accounts(body)
     if body["chain"] != "intact":
         raise typer.Exit(1)
+
+
+@app.command()
+def settle(
+    peer: settling.PeerArgument,
+    amount: settling.AmountArgument,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a peer to count a payment that you made by other means (cash, a transfer, a favour). Again does no harm.
+
+    Example: idlemesh settle did:key:z6Mk... 5usd
+    """
+    settling.ask(open_home(home), peer, amount, as_json)
+
+
+@app.command()
+def settlements(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Show what peers say they have paid, and you have not confirmed yet.
+
+    Example: idlemesh settlements
+    """
+    settling.waiting(open_home(home), as_json)
+
+
+@app.command()
+def confirm(
+    peer: settling.PeerArgument,
+    amount: settling.AmountArgument,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Confirm that a peer's payment has arrived: it counts on both sides, once.
+
+    Example: idlemesh confirm did:key:z6Mk... 5usd
+    """
+    settling.confirm(open_home(home), peer, amount, as_json)
+
+
+@app.command()
+def net(peer: settling.PeerArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Set off what you and a peer owe each other: help for help, without money.
+
+    Example: idlemesh net did:key:z6Mk...
+    """
+    settling.net(open_home(home), peer, as_json)
 
 
 async def _accounts_from_disk(home: Home) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import aiohttp
 from ledger import codec
 from ledger.records import Grant, Offer, Receipt
 from node.models.manifest import MAX_MANIFEST
-from node.wire.messages import MAX_REFUSAL, Refused, Unreachable, decode_refusal, encode_envelope
+from node.wire.messages import MAX_REFUSAL, MAX_SIGNATURES, Refused, Unreachable, decode_refusal, encode_envelope
 
 CBOR: Final = "application/cbor"
 MAX_OFFERS: Final = 64
@@ -97,6 +97,12 @@ class HttpPeer:
 
     async def cancel(self, raw: bytes) -> None:
         await self._call("POST", "/cancels", raw)
+
+    async def settlement(self, raw: bytes) -> bytes:
+        return await self._call("POST", "/settlements", raw, limit=MAX_SIGNATURES)
+
+    async def netting(self, raw: bytes) -> bytes:
+        return await self._call("POST", "/nettings", raw, limit=MAX_SIGNATURES)
 
     async def _call(
         self, method: str, path: str, body: bytes | None = None, limit: int = MAX_REFUSAL, calls: int = 1

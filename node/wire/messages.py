@@ -6,7 +6,7 @@ from attrs import field, frozen
 
 from ledger import codec
 from ledger.commitments import SALT_BYTES, ids_bytes, ids_from_bytes
-from ledger.records import MAX_SCORED, Order, Receipt
+from ledger.records import MAX_SCORED, Order, Receipt, Settlement
 from verify.steering import MAX_BIASED, MAX_GRAMMAR, BadSteering, Steering
 
 MAX_STOPS: Final = 16
@@ -23,6 +23,8 @@ _REQUEST_ITEMS: Final = 32 + MAX_STOPS + 3 * MAX_BIASED
 _ALWAYS: Final = frozenset({"salt", "prompt", "stop"})
 _ENVELOPE_ITEMS: Final = 3
 _REFUSAL_ITEMS: Final = 64
+MAX_SIGNATURES: Final = 2 * Settlement.limit + 16
+_SIGNATURES_ITEMS: Final = 3
 _MAX_RETRY_S: Final = 86_400
 
 RefusalCode = Literal[
@@ -172,6 +174,21 @@ def decode_envelope(raw: bytes) -> tuple[bytes, bytes]:
         case [bytes(order), bytes(sealed)]:
             return order, sealed
     raise codec.Malformed("an order's envelope is an array of two byte strings: the order and the sealed request")
+
+
+def encode_signatures(pair: tuple[bytes, bytes] | None) -> bytes:
+    """The answer to a settlement or netting: both parties' records, or none while the payee has not confirmed."""
+    return codec.encode(list(pair or ()))
+
+
+def decode_signatures(raw: bytes) -> tuple[bytes, bytes] | None:
+    """Read such an answer. Raises codec.Malformed."""
+    match codec.decode(raw, MAX_SIGNATURES, _SIGNATURES_ITEMS):
+        case []:
+            return None
+        case [bytes(payers), bytes(payees)]:
+            return payers, payees
+    raise codec.Malformed("the answer to a settlement or netting is an array of two records or of none")
 
 
 def encode_refusal(refusal: Refused) -> bytes:

@@ -245,3 +245,36 @@ def test_an_export_that_cannot_be_written_says_so(idlemesh: Idlemesh, nodes: Nod
     said = idlemesh("export", bought(idlemesh, nodes), "--out", tmp_path / "no" / "where.json", *home(nodes))
     assert said.status == 1
     assert "cannot be written" in said.err
+
+
+def test_a_payment_by_other_means_counts_once_the_payee_confirms_it(idlemesh: Idlemesh, nodes: Nodes) -> None:
+    bought(idlemesh, nodes)
+    us, peer = nodes.owner.running.did, nodes.seller.running.did
+    there = "--home", nodes.seller.home.folder
+    assert "once the owner there confirms" in idlemesh("settle", peer, "0.000001usd", *home(nodes)).out
+    waiting = idlemesh("settlements", *there, "--json").json()["waiting"]
+    assert waiting == [{"peer": us, "amount": "0.000001usd"}]
+    assert us in idlemesh("settlements", *there).out
+    assert "counts as paid" in idlemesh("confirm", us, "0.000001usd", *there).out
+    assert idlemesh("settle", peer, "0.000001usd", *home(nodes), "--json").json()["confirmed"]
+    for where in (home(nodes), there):
+        rows = idlemesh("accounts", *where, "--json").json()["accounts"]
+        assert "0.000001usd" in {row["settled"] for row in rows}
+    assert "No peer has asked" in idlemesh("settlements", *there).out
+
+
+def test_a_settlement_that_was_not_asked_for_cannot_be_confirmed(idlemesh: Idlemesh, nodes: Nodes) -> None:
+    said = idlemesh("confirm", nodes.seller.running.did, "5usd", *home(nodes))
+    assert said.status == 1
+    assert "has not asked to settle" in said.err
+
+
+def test_a_settlement_names_a_peer_and_an_amount(idlemesh: Idlemesh, nodes: Nodes) -> None:
+    assert "idlemesh accounts --json" in idlemesh("settle", "nobody", "5usd", *home(nodes)).err
+    assert "has no unit" in idlemesh("settle", nodes.seller.running.did, "5", *home(nodes)).err
+
+
+def test_nodes_that_do_not_owe_each_other_have_nothing_to_set_off(idlemesh: Idlemesh, nodes: Nodes) -> None:
+    said = idlemesh("net", nodes.seller.running.did, *home(nodes))
+    assert said.status == 1
+    assert "do not owe each other" in said.err

@@ -1,0 +1,51 @@
+"""Commands about payments by other means and mutual aid: settle, settlements, confirm, net."""
+
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from node.cli.client import call
+from node.cli.output import print_json, print_table, short
+from node.home import Home
+
+PeerArgument = Annotated[str, typer.Argument(help="The peer's did:key; `idlemesh accounts --json` shows it.")]
+AmountArgument = Annotated[str, typer.Argument(help="The amount with its unit: 0.05usd, 250000msat.")]
+
+
+def ask(home: Home, peer: str, amount: str, as_json: bool) -> None:
+    """Ask a peer to count a payment."""
+    body = _post(home, peer, amount, "ask")
+    if as_json:
+        print_json(body)
+    elif body["confirmed"]:
+        typer.echo(f"Settled: both sides count {body['amount']} as paid.")
+    else:
+        typer.echo(f"Asked. It counts once the owner there confirms {body['amount']}; this node asks on while it runs.")
+
+
+def confirm(home: Home, peer: str, amount: str, as_json: bool) -> None:
+    """Say that a peer's payment has arrived."""
+    body = _post(home, peer, amount, "confirm")
+    print_json(body) if as_json else typer.echo(f"Confirmed: {body['amount']} counts as paid.")
+
+
+def waiting(home: Home, as_json: bool) -> None:
+    """What peers say they have paid."""
+    body = call(home, lambda client: client.get("/node/v1/settlements"))
+    if as_json:
+        print_json(body)
+        return
+    rows = [(short(asked["peer"]), asked["amount"]) for asked in body["waiting"]]
+    print_table("Payments to confirm", ("peer", "amount"), rows, "No peer has asked to settle anything.")
+
+
+def net(home: Home, peer: str, as_json: bool) -> None:
+    """Set off what a peer and this node owe each other."""
+    body = call(home, lambda client: client.post(f"/node/v1/nettings/{quote(peer, safe=':')}"))
+    print_json(body) if as_json else typer.echo(f"Set off: {', '.join(body['netted'])} is owed on neither side now.")
+
+
+def _post(home: Home, peer: str, amount: str, what: str) -> Any:
+    path = f"/node/v1/settlements/{quote(peer, safe=':')}/{quote(amount, safe='')}/{what}"
+    return call(home, lambda client: client.post(path))
