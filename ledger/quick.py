@@ -54,7 +54,7 @@ class _ChangeKind:
     """How to make a change of one kind from what its pattern found."""
 
     def __init__(self, kind: type[Change], first_group: int) -> None:
-        # Digests before numbers, as `change` hands them on; attributes by name, so that their order means nothing.
+        # The groups come in the order in which the fields are spelled.
         named = sorted(fields(kind), key=lambda attribute: _key_order(attribute.name))
         self.make: Callable[..., Change] = kind
         self.digests = [(field.name, first_group + n) for n, field in enumerate(named) if field.type is bytes]

@@ -34,6 +34,7 @@ from node.exchange.auditor import Auditor
 from node.exchange.book import Book
 from node.exchange.buyer import Buyer
 from node.exchange.idling import IdleWatch, reader, selling_now
+from node.exchange.netting import Netter
 from node.exchange.panel import Market, Panel
 from node.exchange.seller import Credit, Seller, Ware
 from node.exchange.settler import AuditPolicy, Settler
@@ -170,9 +171,9 @@ async def run_node(
         door = OpenAiDoor(gateway, clock, entropy, config.api.privacy, config.api.route)
         selling = partial(selling_now, seller is not None, watch)
         owner = OwnerDoor(book, gateway, peers, auditor, seller.offers if seller else _no_offers, selling, own.status)
-        settling = Settling(book, dialled.get)
-        app = build_app(door, MeshDoor(seller, settling), owner, keys, clock)
-        app.add_routes(SettlementsDoor(settling).routes())
+        settling, netter = Settling(book, dialled.get), Netter(book, dialled.get)
+        app = build_app(door, MeshDoor(seller, settling, netter), owner, keys, clock)
+        app.add_routes(SettlementsDoor(settling, netter).routes())
         await stack.enter_async_context(serving(app, listener, Bounds(trusted=is_loopback)))
         # At the end this comes first: what is being sold is cut in good order, and paid up to its last checkpoint.
         for remote in elsewhere:

@@ -7,7 +7,8 @@ from typing import Final
 from aiohttp import web
 
 from ledger import codec
-from ledger.records import Acknowledgement, Cancel, Settlement
+from ledger.records import Acknowledgement, Cancel, Netting, Settlement
+from node.exchange.netting import Helper
 from node.exchange.settling import Payee
 from node.wire.client import CBOR
 from node.wire.messages import MAX_ENVELOPE, RefusalCode, Refused, decode_envelope, encode_refusal
@@ -50,11 +51,12 @@ def refusal_response(refusal: Refused) -> web.Response:
 
 
 class MeshDoor:
-    """Serves a seller over HTTP; without one, every question is refused. So with who takes settlements."""
+    """Serves a seller over HTTP; without one, every question is refused. So with who settles, and who sets off."""
 
-    def __init__(self, seller: Peer | None, payee: Payee | None = None) -> None:
+    def __init__(self, seller: Peer | None, payee: Payee | None = None, helper: Helper | None = None) -> None:
         self._seller = seller
         self._payee = payee
+        self._helper = helper
         self._downloads = 0
 
     def routes(self) -> list[web.RouteDef]:
@@ -69,6 +71,7 @@ class MeshDoor:
             web.post("/mesh/v1/acknowledgements", self.acknowledge),
             web.post("/mesh/v1/cancels", self.cancel),
             web.post("/mesh/v1/settlements", self.settlement),
+            web.post("/mesh/v1/nettings", self.netting),
         ]
 
     @property
@@ -124,6 +127,11 @@ class MeshDoor:
         if self._payee is None:
             raise Refused("not_selling", "this node takes no settlements")
         return _cbor(await self._payee.settlement(await _body(request, Settlement.limit)))
+
+    async def netting(self, request: web.Request) -> web.Response:
+        if self._helper is None:
+            raise Refused("not_selling", "this node sets nothing off")
+        return _cbor(await self._helper.netting(await _body(request, Netting.limit)))
 
     async def order(self, request: web.Request) -> web.StreamResponse:
         """Stream an answer; the status is sent with its first bytes, so that a refusal can still have its own."""

@@ -1,4 +1,4 @@
-"""`/node/v1/settlements`: what the owner says about payments by other means."""
+"""`/node/v1/settlements`: payments by other means, as owners ask for and confirm them; `/nettings`: mutual aid."""
 
 from typing import Any, Final
 
@@ -7,16 +7,18 @@ from aiohttp import web
 from ledger.identity import Did, NotADid, parse_did
 from ledger.money import Amount, MoneyError, parse_amount
 from node.api.errors import ApiError
+from node.exchange.netting import Netter, NotNetted
 from node.exchange.settling import Settling, SettlingError
 
 _STATUS: Final = 409
 
 
 class SettlementsDoor:
-    """Asks for settlements, shows what peers asked for, and confirms it."""
+    """Asks for settlements, shows what peers asked for, confirms it, and sets off mutual debts."""
 
-    def __init__(self, settling: Settling) -> None:
+    def __init__(self, settling: Settling, netter: Netter) -> None:
         self._settling = settling
+        self._netter = netter
 
     def routes(self) -> list[web.RouteDef]:
         """What it serves."""
@@ -24,6 +26,7 @@ class SettlementsDoor:
             web.get("/node/v1/settlements", self.waiting),
             web.post("/node/v1/settlements/{peer}/{amount}/ask", self.ask),
             web.post("/node/v1/settlements/{peer}/{amount}/confirm", self.confirm),
+            web.post("/node/v1/nettings/{peer}", self.net),
         ]
 
     async def waiting(self, _request: web.Request) -> web.Response:
@@ -49,16 +52,31 @@ class SettlementsDoor:
             raise ApiError(_STATUS, str(error), code="not_settled") from None
         return _answer(peer, amount, confirmed=True)
 
+    async def net(self, request: web.Request) -> web.Response:
+        """Set off what a peer and this node owe each other."""
+        peer = _peer(request)
+        try:
+            amounts = await self._netter.ask(peer)
+        except NotNetted as error:
+            raise ApiError(_STATUS, str(error), code="not_netted") from None
+        return web.json_response({"peer": peer, "netted": [str(amount) for amount in amounts]})
+
 
 def _answer(peer: str, amount: Amount, confirmed: bool) -> web.Response:
     body: dict[str, Any] = {"peer": peer, "amount": str(amount), "confirmed": confirmed}
     return web.json_response(body)
 
 
-def _what(request: web.Request) -> tuple[Did, Amount]:
+def _peer(request: web.Request) -> Did:
     try:
-        return parse_did(request.match_info["peer"]), parse_amount(request.match_info["amount"])
+        return parse_did(request.match_info["peer"])
     except NotADid as error:
         raise ApiError(400, f"{error}: `idlemesh accounts --json` shows who owes what", param="peer") from None
+
+
+def _what(request: web.Request) -> tuple[Did, Amount]:
+    peer = _peer(request)
+    try:
+        return peer, parse_amount(request.match_info["amount"])
     except MoneyError as error:
         raise ApiError(400, str(error), param="amount") from None

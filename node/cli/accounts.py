@@ -1,4 +1,4 @@
-"""Commands about payments by other means: settle, settlements, confirm."""
+"""Commands about payments by other means and mutual aid: settle, settlements, confirm, net."""
 
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -38,6 +38,12 @@ def waiting(home: Home, as_json: bool) -> None:
         return
     rows = [(short(asked["peer"]), asked["amount"]) for asked in body["waiting"]]
     print_table("Payments to confirm", ("peer", "amount"), rows, "No peer has asked to settle anything.")
+
+
+def net(home: Home, peer: str, as_json: bool) -> None:
+    """Set off what a peer and this node owe each other."""
+    body = call(home, lambda client: client.post(f"/node/v1/nettings/{quote(peer, safe=':')}"))
+    print_json(body) if as_json else typer.echo(f"Set off: {', '.join(body['netted'])} is owed on neither side now.")
 
 
 def _post(home: Home, peer: str, amount: str, what: str) -> Any:

@@ -261,6 +261,15 @@ def confirm(
     settling.confirm(open_home(home), peer, amount, as_json)
 
 
+@app.command()
+def net(peer: settling.PeerArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Set off what you and a peer owe each other: help for help, without money.
+
+    Example: idlemesh net did:key:z6Mk...
+    """
+    settling.net(open_home(home), peer, as_json)
+
+
 async def _accounts_from_disk(home: Home) -> dict[str, Any]:
     place = ledger_place(home)
     if isinstance(place, Path) and not place.exists():

@@ -101,6 +101,9 @@ class HttpPeer:
     async def settlement(self, raw: bytes) -> bytes:
         return await self._call("POST", "/settlements", raw, limit=MAX_SIGNATURES)
 
+    async def netting(self, raw: bytes) -> bytes:
+        return await self._call("POST", "/nettings", raw, limit=MAX_SIGNATURES)
+
     async def _call(
         self, method: str, path: str, body: bytes | None = None, limit: int = MAX_REFUSAL, calls: int = 1
     ) -> bytes:

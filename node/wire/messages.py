@@ -177,7 +177,7 @@ def decode_envelope(raw: bytes) -> tuple[bytes, bytes]:
 
 
 def encode_signatures(pair: tuple[bytes, bytes] | None) -> bytes:
-    """The answer to a settlement: the payer's and the payee's, or none while the payee's owner has not confirmed."""
+    """The answer to a settlement or netting: both parties' records, or none while the payee has not confirmed."""
     return codec.encode(list(pair or ()))
 
 
@@ -188,7 +188,7 @@ def decode_signatures(raw: bytes) -> tuple[bytes, bytes] | None:
             return None
         case [bytes(payers), bytes(payees)]:
             return payers, payees
-    raise codec.Malformed("the answer to a settlement is an array of two records or of none")
+    raise codec.Malformed("the answer to a settlement or netting is an array of two records or of none")
 
 
 def encode_refusal(refusal: Refused) -> bytes:

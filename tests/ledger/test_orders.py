@@ -48,7 +48,7 @@ def test_they_are_equal_if_they_hold_the_same(first: dict[bytes, Order], second:
 def test_what_is_not_there_is_missing() -> None:
     orders = Orders({b"1" * 32: Order(1)})
     assert b"2" * 32 not in orders
-    assert "text" not in orders
+    assert not orders.__contains__("text")
     assert orders.get(b"") is None
     with pytest.raises(KeyError):
         orders[b"2" * 32]

@@ -11,7 +11,18 @@ import pytest
 
 from ledger import codec
 from ledger.identity import Identity
-from ledger.records import Acknowledgement, Cancel, Grant, Offer, Receipt, Signed, open_record, sign
+from ledger.records import (
+    Acknowledgement,
+    Cancel,
+    Grant,
+    Netting,
+    Offer,
+    Receipt,
+    Settlement,
+    Signed,
+    open_record,
+    sign,
+)
 from node.ports import SystemClock, SystemEntropy
 from node.wire.frames import ReceiptFrame
 from node.wire.messages import MAX_ENVELOPE, Refused, decode_refusal, encode_envelope
@@ -329,3 +340,18 @@ def test_whoever_asks_too_often_is_slowed_down(shut: RunningNode) -> None:
     assert decode_refusal(body).code == "too_many_requests"
     assert response.headers["retry-after"] == "1"
     assert request(shut, "GET", "/v1/models").status == 200  # the owner's own programs are not slowed down
+
+
+@pytest.mark.parametrize("path", ["settlements", "nettings"])
+def test_what_is_no_agreement_is_malformed(path: str, node: RunningNode) -> None:
+    assert refusal_of(request(node, "POST", f"/mesh/v1/{path}", b"nonsense"), 400).code == "malformed"
+    assert refusal_of(request(node, "POST", f"/mesh/v1/{path}", bytes(1_025)), 400).code == "malformed"
+
+
+def test_who_owes_nothing_here_has_nothing_to_settle_or_set_off(node: RunningNode) -> None:
+    nobody = Identity(b"owes nothing" + bytes(20))
+    settlement = sign(Settlement(nobody.did, node.did, "uusd", 0, 5, 1), nobody)
+    assert refusal_of(request(node, "POST", "/mesh/v1/settlements", settlement.raw), 402).code == "credit"
+    first, second = sorted((nobody.did, node.did))
+    netting = sign(Netting(first, second, "uusd", 0, 5, 1), nobody)
+    assert refusal_of(request(node, "POST", "/mesh/v1/nettings", netting.raw), 402).code == "credit"

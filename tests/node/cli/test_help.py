@@ -46,6 +46,7 @@ def test_the_promised_commands_are_there() -> None:
         "settle",
         "settlements",
         "confirm",
+        "net",
         "audit",
         "verify",
         "export",

@@ -272,3 +272,9 @@ def test_a_settlement_that_was_not_asked_for_cannot_be_confirmed(idlemesh: Idlem
 def test_a_settlement_names_a_peer_and_an_amount(idlemesh: Idlemesh, nodes: Nodes) -> None:
     assert "idlemesh accounts --json" in idlemesh("settle", "nobody", "5usd", *home(nodes)).err
     assert "has no unit" in idlemesh("settle", nodes.seller.running.did, "5", *home(nodes)).err
+
+
+def test_nodes_that_do_not_owe_each_other_have_nothing_to_set_off(idlemesh: Idlemesh, nodes: Nodes) -> None:
+    said = idlemesh("net", nodes.seller.running.did, *home(nodes))
+    assert said.status == 1
+    assert "do not owe each other" in said.err

@@ -109,6 +109,8 @@ CALLS: dict[str, Call] = {
     "receipt": lambda peer: peer.receipt(DIGEST),
     "acknowledge": lambda peer: peer.acknowledge(b"acknowledgement"),
     "cancel": lambda peer: peer.cancel(b"cancel"),
+    "settlement": lambda peer: peer.settlement(b"settlement"),
+    "netting": lambda peer: peer.netting(b"netting"),
     "order": order,
 }
 EACH_CALL = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
@@ -130,6 +132,8 @@ async def test_each_call_goes_where_the_protocol_says() -> None:
         assert await peer.receipt(DIGEST) == b"answer"
         await peer.acknowledge(b"acknowledgement")
         await peer.cancel(b"cancel")
+        assert await peer.settlement(b"settlement") == b"answer"
+        assert await peer.netting(b"netting") == b"answer"
         assert await order(peer) == b"answer"
     name, base = DIGEST.hex(), "/mesh/v1"
     assert asked[:-1] == [
@@ -140,6 +144,8 @@ async def test_each_call_goes_where_the_protocol_says() -> None:
         ("GET", f"{base}/orders/{name}/receipt", b""),
         ("POST", f"{base}/acknowledgements", b"acknowledgement"),
         ("POST", f"{base}/cancels", b"cancel"),
+        ("POST", f"{base}/settlements", b"settlement"),
+        ("POST", f"{base}/nettings", b"netting"),
     ]
     method, path, body = asked[-1]
     assert (method, path, decode_envelope(body)) == ("POST", f"{base}/orders", (b"order", b"sealed"))

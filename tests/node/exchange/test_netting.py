@@ -1,0 +1,141 @@
+"""What two nodes owe each other is set off, without their owners, on both sides once."""
+
+import pytest
+from attrs import define, field
+
+from ledger.changes import Authorized, Earned, Granted, Reserved, VoucherReceived
+from ledger.events import AccountChanged
+from ledger.identity import Identity
+from ledger.journal import MemoryJournal
+from ledger.money import Amount
+from ledger.records import Netting, open_record, sign
+from node.exchange.book import Book
+from node.exchange.netting import Netter, NotNetted
+from node.ports import SystemClock
+from node.wire.messages import Refused, Unreachable, encode_signatures
+
+ALICE, BOB, EVE = (Identity(bytes([number]) * 32) for number in (1, 2, 3))
+
+
+async def book_of(identity: Identity) -> Book:
+    return await Book.open(MemoryJournal(identity.did), identity, SystemClock())
+
+
+@define
+class Line:
+    """The way to a peer; `breaks` loses that many answers."""
+
+    peer: Netter
+    breaks: int = 0
+
+    async def netting(self, raw: bytes) -> bytes:
+        answer = await self.peer.netting(raw)
+        if self.breaks:
+            self.breaks -= 1
+            raise Unreachable("the line broke")
+        return answer
+
+
+@define
+class Liar:
+    """A peer that signs something else."""
+
+    async def netting(self, raw: bytes) -> bytes:
+        asked = open_record(raw, Netting)
+        return encode_signatures((asked.raw, sign(asked.record, EVE).raw))
+
+
+@define
+class Pair:
+    """Two nodes that have helped each other."""
+
+    books: dict[str, Book]
+    line: Line | Liar = field(init=False)
+    alice: Netter = field(init=False)
+    bob: Netter = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.bob = Netter(self.books[BOB.did], lambda _: None)
+        self.line = Line(self.bob)
+        self.alice = Netter(self.books[ALICE.did], lambda did: self.line if did == BOB.did else None)
+
+    async def owes(self, payer: Identity, payee: Identity, amount: int) -> None:
+        key = self.books[payer.did].debt_to(payee.did, "uusd").key
+        order = amount.to_bytes(32, "big")
+        for did, paid in ((payer.did, Authorized(amount)), (payee.did, VoucherReceived(amount))):
+            changes = Granted(1000, 1000, 1), Reserved(order, amount, 9), Earned(order, amount), paid
+            await self.books[did].post(*(AccountChanged(key, change) for change in changes))
+
+    @property
+    def unsettled(self) -> list[int]:
+        """What Alice owes and what Bob owes, in Alice's books and in Bob's."""
+        alice, bob = self.books[ALICE.did], self.books[BOB.did]
+        hers = alice.debt_to(BOB.did, "uusd"), alice.debt_of(BOB.did, "uusd")
+        his = bob.debt_of(ALICE.did, "uusd"), bob.debt_to(ALICE.did, "uusd")
+        return [account.unsettled for account in (*hers, *his)]
+
+
+@pytest.fixture
+async def pair() -> Pair:
+    pair = Pair({identity.did: await book_of(identity) for identity in (ALICE, BOB)})
+    await pair.owes(ALICE, BOB, 80)
+    await pair.owes(BOB, ALICE, 50)
+    return pair
+
+
+async def test_mutual_debts_become_none_on_both_sides(pair: Pair) -> None:
+    assert await pair.alice.ask(BOB.did) == [Amount(50, "uusd")]
+    assert pair.unsettled == [30, 0, 30, 0]
+
+
+async def test_there_is_nothing_to_set_off_twice(pair: Pair) -> None:
+    await pair.alice.ask(BOB.did)
+    with pytest.raises(NotNetted, match="do not owe each other"):
+        await pair.alice.ask(BOB.did)
+    assert pair.unsettled == [30, 0, 30, 0]
+
+
+async def test_a_lost_answer_is_found_at_the_next_netting(pair: Pair) -> None:
+    assert isinstance(pair.line, Line)
+    pair.line.breaks = 1
+    with pytest.raises(NotNetted, match="the line broke"):
+        await pair.alice.ask(BOB.did)
+    assert pair.unsettled == [80, 50, 30, 0]
+    assert await pair.alice.ask(BOB.did) == [Amount(50, "uusd")]
+    assert pair.unsettled == [30, 0, 30, 0]
+
+
+async def test_a_peer_that_signs_with_another_key_changes_nothing(pair: Pair) -> None:
+    pair.line = Liar()
+    with pytest.raises(NotNetted, match="one each"):
+        await pair.alice.ask(BOB.did)
+    assert pair.unsettled == [80, 50, 80, 50]
+
+
+async def test_who_is_not_named_cannot_be_asked(pair: Pair) -> None:
+    with pytest.raises(NotNetted, match="none of the named peers"):
+        await pair.bob.ask(ALICE.did)
+
+
+def said(one: Identity, other: Identity, before: int = 0, total: int = 50) -> Netting:
+    first, second = sorted((one.did, other.did))
+    return Netting(first, second, "uusd", before, total, 1)
+
+
+@pytest.mark.parametrize(
+    ("raw", "code"),
+    [
+        (b"nonsense", "malformed"),
+        (sign(said(ALICE, BOB), EVE).raw, "malformed"),
+        (sign(said(ALICE, BOB), BOB).raw, "malformed"),
+        (sign(said(ALICE, EVE), ALICE).raw, "malformed"),
+        (sign(said(EVE, BOB), EVE).raw, "credit"),
+        (sign(said(ALICE, BOB, total=51), ALICE).raw, "credit"),
+        (sign(said(ALICE, BOB, before=3), ALICE).raw, "expired"),
+    ],
+)
+async def test_a_request_that_its_books_do_not_bear_is_refused(pair: Pair, raw: bytes, code: str) -> None:
+    with pytest.raises(Refused) as refused:
+        await pair.bob.netting(raw)
+    assert refused.value.code == code
+    assert pair.unsettled == [80, 50, 80, 50]
