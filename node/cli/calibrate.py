@@ -168,6 +168,9 @@ def show(result: dict[str, Any]) -> None:
     ]
     title = "Margins of honest tokens: of 100,000 at most so many are over these logits"
     print_table(title, columns, rows, "Nothing was calibrated yet.")
-    typer.echo(f"Kept in {result['file']}; a running node uses it from its next audit on.")
+    if result["pairs"]:
+        typer.echo(f"Kept in {result['file']}; a running node uses it from its next audit on.")
+    if not all(pair["complete"] for pair in result["pairs"]):
+        typer.echo("Too few tokens judge nobody: call it again with larger --tokens.")
     if result["stopped"]:
-        typer.echo("Stopped before the end: call it again to go on.")
+        typer.echo("Stopped before the end: call it again to go on. The round under way is lost.")

@@ -26,7 +26,6 @@ from node.models.tokenizer import Tokenizer
 from node.models.weights import KvType
 from verify.calibration import (
     GROSS_MARGIN,
-    GROSS_SHARE,
     LONG,
     MAX_BYTES,
     MAX_PAIRS,
@@ -48,6 +47,7 @@ ANSWERS: Final = 84  # in a round: of each kind of sampling after each kind of c
 ANSWER_TOKENS: Final = 128
 _ROOM: Final = 2_048  # tokens of the longest conversation with its answer
 _STREAMS: Final = (4, 8, 16)
+_GROSS_SHARE: Final = 0.01  # of a round's tokens: the bounds on few of them are wider
 _AGAIN_S: Final = 5.0  # until a remote that is busy is asked again
 _PATIENCE: Final = 12  # times
 _BATCHES: Final = (64, 256, 512)
@@ -249,7 +249,7 @@ class Calibrator:
 def _check_likeness(found: Sequence[Replayed]) -> None:
     margins = np.concatenate([one.margins for one in found])
     gross = float((margins > GROSS_MARGIN).mean()) if margins.size else 0.0
-    if gross > GROSS_SHARE:
+    if gross > _GROSS_SHARE:
         raise Unlike(gross)
 
 

@@ -103,7 +103,9 @@ class CompletionsClient:
         except TimeoutError:
             raise RemoteFailed(self.name, "does not answer in time") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise RemoteFailed(self.name, f"cannot be reached: {type(error).__name__}") from None
+            raise RemoteFailed(
+                self.name, f"cannot be reached ({type(error).__name__}): is it running? look at its url"
+            ) from None
 
     def _check(self, response: aiohttp.ClientResponse) -> None:
         status = response.status
