@@ -126,6 +126,7 @@ class OwnerDoor:
             "output": str(Amount(offer.price.output, offer.price.unit)),
             "expires": offer.expires,
             "backend": offer.engine.backend,
+            "build": offer.engine.build,
             "jurisdiction": offer.jurisdiction,
             "retention": offer.retention,
         }
@@ -181,7 +182,7 @@ class OwnerDoor:
         found = [record for record in kept if record.digest.hex().startswith(prefix)]
         if len(found) != 1:
             how = "several receipts" if found else "no receipt"
-            raise ApiError(404, f"{how} here begin with {prefix[:64]}: `idlemesh receipts` lists them", param="id")
+            raise ApiError(404, f"{how} here begins with {prefix[:64]}: `idlemesh receipts` lists them", param="id")
         return found[0]
 
     async def export(self, request: web.Request) -> web.Response:

@@ -129,7 +129,8 @@ def _computed(offer: Body) -> str:
     """Where an offer's answers are computed, as its seller says."""
     kept = {None: "", "none": ", keeps no prompts"}.get(offer["retention"], f", keeps prompts {offer['retention']}")
     law = f", {offer['jurisdiction']}" if offer["jurisdiction"] else ""
-    return f"{offer['backend']}{law}{kept}"
+    server = f" {offer['build']}" if offer["backend"] in ("server", "remote") else ""
+    return f"{offer['backend']}{server}{law}{kept}"
 
 
 def receipts(body: Body) -> None:

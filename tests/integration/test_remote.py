@@ -84,6 +84,7 @@ async def test_a_sold_remote_s_offer_says_whose_law_and_memory_it_is_under(nodes
     (offer,) = json.loads((await idlemesh("offers", "--home", nodes.owner.home.folder, "--json")).out)["offers"]
 
     assert (offer["backend"], offer["jurisdiction"], offer["retention"]) == ("remote", "CH", "none")
+    assert offer["build"] == SERVER, "whoever calibrates must know what to name it"
 
 
 async def test_what_a_seller_has_computed_elsewhere_is_delivered_and_audits_abstain(nodes: Nodes) -> None:
