@@ -220,7 +220,7 @@ def derived_seed(seed: int, choice: int) -> int:
     return output(seed, choice) if choice else seed
 
 
-def contenders(kept: Kept, sampling: Sampling, seed: int, position: int, bar: float = np.inf) -> tuple[Kept, Reals]:
+def contenders(kept: Kept, sampling: Sampling, seed: int, position: int, bar: float) -> tuple[Kept, Reals]:
     """The kept tokens that may win or come above `bar`, and the exact z = logit + T G of each, (K,).
 
     Leaves out only tokens whose z is surely below both the largest and `bar`.

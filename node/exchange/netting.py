@@ -6,7 +6,7 @@ first one counts them then. A lost answer is found at the next netting: the tota
 """
 
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Protocol
 
 from attrs import define
 
@@ -26,10 +26,8 @@ from ledger.identity import Did
 from ledger.money import UNITS, Amount, Unit
 from ledger.records import Netting, Signed, open_record, sign
 from node.exchange.book import Book, kept
+from node.exchange.pairs import last_pair
 from node.wire.messages import Refused, Unreachable, decode_signatures, encode_signatures
-
-# So many of the newest nettings are looked through for the last one of a pair.
-_LOOK_BACK: Final = 400
 
 
 @define
@@ -104,20 +102,16 @@ class Netter:
         try:
             check_netting(said, accounts)
         except OutOfDate as error:
-            return await self._last(said, accounts[0].netted, error)
+            keys, total = netting_keys(said), accounts[0].netted
+            return await last_pair(
+                self._book,
+                Netting,
+                (said.first, said.second),
+                lambda last: netting_keys(last) == keys and last.total == total,
+                error,
+            )
         except AboveMutual as error:
             raise Refused("credit", str(error)) from None
         ours = sign(said, self._book.identity)
         await self._count(asked, ours)
         return encode_signatures((asked.raw, ours.raw))
-
-    async def _last(self, said: Netting, total: int, error: OutOfDate) -> bytes:
-        """Both signatures under what was set off last."""
-        last: dict[str, bytes] = {}
-        for record in await self._book.journal.list_records(Netting.kind, _LOOK_BACK):
-            signed = open_record(record.raw, Netting)
-            if netting_keys(signed.record) == netting_keys(said) and signed.record.total == total:
-                last[signed.signer] = signed.raw
-        if last.keys() != {said.first, said.second}:
-            raise Refused("expired", str(error))
-        return encode_signatures((last[said.first], last[said.second]))

@@ -18,7 +18,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-from attrs import evolve, field, frozen
+from attrs import define, evolve, field, frozen
 
 from ledger.identity import Did
 from ledger.money import Amount, Unit
@@ -382,11 +382,12 @@ class Panel:
         return "two other ones answer differently, and each in its own way"
 
 
-@frozen
+@define
 class _Comparison:
-    """Of two answers to one order."""
+    """Of answers to one order; each is recomputed once at most."""
 
     recompute: Recompute | None
+    _judged: dict[tuple[int, ...], bool] = field(factory=dict, repr=False)
 
     async def alike(self, one: Sequence[int], other: Sequence[int]) -> bool:
         """Whether they agree as far as both go, or both may come of these weights. Raises EngineError."""
@@ -397,8 +398,11 @@ class _Comparison:
         return await self._may_be(one, self.recompute) and await self._may_be(other, self.recompute)
 
     async def _may_be(self, answer: Sequence[int], recompute: Recompute) -> bool:
-        margins = await recompute(answer)
-        return int((margins > ROUNDING).sum()) <= 1 + ROUNDED_SHARE * margins.size
+        ids = tuple(answer)
+        if ids not in self._judged:
+            margins = await recompute(ids)
+            self._judged[ids] = int((margins > ROUNDING).sum()) <= 1 + ROUNDED_SHARE * margins.size
+        return self._judged[ids]
 
 
 def _ask(terms: Terms, claimed: tuple[int, ...] = (), max_tokens: int = 1) -> Ask:

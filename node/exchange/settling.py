@@ -7,7 +7,7 @@ that wait are held in memory only; one that a restart forgot is asked again.
 """
 
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Protocol
 
 from attrs import define, frozen
 
@@ -18,10 +18,8 @@ from ledger.identity import Did
 from ledger.money import MAX_AMOUNT, Amount
 from ledger.records import Settlement, Signed, open_record, sign
 from node.exchange.book import Book, kept
+from node.exchange.pairs import last_pair
 from node.wire.messages import Refused, Unreachable, decode_signatures, encode_signatures
-
-# So many of the newest settlements are looked through for the last one of an account.
-_LOOK_BACK: Final = 400
 
 
 class SettlingError(Exception):
@@ -146,20 +144,16 @@ class Settling:
             check_settlement(said, account)
         except OutOfDate as error:
             self._waiting.pop(key, None)
-            return await self._last(key, account.settled, error)
+            total = account.settled
+            return await last_pair(
+                self._book,
+                Settlement,
+                (key.payer, key.payee),
+                lambda last: settlement_key(last) == key and last.total == total,
+                error,
+            )
         self._waiting[key] = asked
         return encode_signatures(None)
-
-    async def _last(self, key: AccountKey, total: int, error: OutOfDate) -> bytes:
-        """Both signatures under what was settled last."""
-        records = await self._book.journal.list_records(Settlement.kind, _LOOK_BACK)
-        found = [open_record(record.raw, Settlement) for record in records]
-        last: dict[str, bytes] = {
-            s.signer: s.raw for s in found if settlement_key(s.record) == key and s.record.total == total
-        }
-        if last.keys() != {key.payer, key.payee}:
-            raise Refused("expired", str(error))
-        return encode_signatures((last[key.payer], last[key.payee]))
 
     async def confirm(self, peer: str, amount: Amount) -> None:
         """The owner says that so much has arrived from a peer. Durable on return. Raises SettlingError."""
