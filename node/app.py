@@ -300,7 +300,7 @@ async def _sweep(book: Book, settler: Settler, settling: Settling, seller: Selle
     while True:
         await asyncio.sleep(_SWEEP_S)
         try:
-            await pool.sweep()
+            pool.sweep()
             await book.sweep()
             await settler.sweep()
             await settling.sweep()

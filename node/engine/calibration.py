@@ -135,7 +135,9 @@ async def draw_jobs(
     rng.shuffle(kinds)  # fewer jobs than kinds are still of all kinds in the long run
     jobs = []
     for turns, sampling in islice(cycle(kinds), count):
-        messages = conversation(rng, rng.randint(*turns))
+        fewest, most = turns
+        # A greedy answer to the same words is the same answer, and single wishes are few.
+        messages = conversation(rng, rng.randint(fewest if sampling.temperature else max(fewest, 1), most))
         while len(prompt := await tokenizer.encode(messages)) > room:
             if len(messages) == 1:
                 raise TooSmall(context)

@@ -8,9 +8,8 @@ while none is idle who asks waits, not for long, and then hears EngineBusy. What
 estimate before and the measurement after its first loading.
 
 A model's name is its file's bytes, so a file that is not the same any more (see `models.known.FileIdentity`) ends its
-sale and its loading until the node is started again. One that was replaced or deleted is still whole in the memory
-that was mapped from it, and goes on answering its owner until it is dropped. One that was written to in place is not:
-llama.cpp maps the file, so the weights have changed under it; it is dropped at once and its jobs fail.
+sale and its loading until the node is started again. What is in memory is a copy and still whole: it goes on answering
+its owner until it is dropped.
 """
 
 import asyncio
@@ -184,11 +183,10 @@ class Pool:
             for place in self._places
         ]
 
-    async def sweep(self) -> None:
-        """Look at all files, and drop what was written to in place."""
+    def sweep(self) -> None:
+        """Look at all files."""
         for place in self._places:
             self.is_unchanged(place)
-        await self._all_closed()
 
     async def close(self) -> None:
         """End all jobs with EngineClosed and free the memory; again does nothing."""
@@ -227,21 +225,17 @@ class Pool:
         try:
             now = FileIdentity.of(place.stock.path)
         except OSError as error:
-            what, in_place = f"cannot be read any more ({error.strerror})", False
+            place.trouble = f"cannot be read any more ({error.strerror})"
         else:
             if now == place.stock.identity:
                 return True
-            in_place = now.same_place(place.stock.identity)
-            what = "was written to" if in_place else "was replaced"
-        place.trouble = what
+            place.trouble = "was changed"
         _log.warning(
             "%s %s: %s is neither sold nor loaded any more; start the node again to use what is there now",
             place.stock.path,
-            what,
+            place.trouble,
             place.stock.name,
         )
-        if in_place:
-            self._drop(place)
         self._tell()
         return False
 
@@ -428,9 +422,7 @@ class PooledEngine:
     async def embed(self, inputs: Sequence[Sequence[int]]) -> Rows:
         """See `Engine.embed`; loads the model if need be."""
         async with self._pool.using(self._place) as engine:
-            rows = await engine.embed(inputs)
-        self._pool.check(self._place)
-        return rows
+            return await engine.embed(inputs)
 
     async def close(self) -> None:
         """Close the pool, and so all of its engines; see `Engine.close`."""
@@ -447,5 +439,3 @@ class PooledEngine:
         async with self._pool.using(self._place) as engine, contextlib.aclosing(start(engine)) as results:
             async for result in results:
                 yield result
-            # What was computed with weights that changed meanwhile is no result: above all no evidence.
-            self._pool.check(self._place)

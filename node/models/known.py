@@ -43,10 +43,6 @@ class FileIdentity:
         seen = path.stat()
         return cls(seen.st_size, seen.st_mtime_ns, seen.st_ino, seen.st_dev)
 
-    def same_place(self, other: "FileIdentity") -> bool:
-        """Whether both are the same file on the disk, though what is in it may have changed."""
-        return (self.inode, self.device) == (other.inode, other.device)
-
 
 @frozen
 class KnownModel:

@@ -123,6 +123,8 @@ def load(path: Path, *, vocab_only: bool, gpu_layers: int = -1) -> Handle:
     llama = library()
     settings = llama.llama_model_default_params()
     settings.vocab_only, settings.n_gpu_layers = vocab_only, gpu_layers
+    # A mapped file that somebody cuts short would kill the process at the next step.
+    settings.load_mode = llama.LLAMA_LOAD_MODE_NONE
     _first_error.text = ""
     pointer = llama.llama_model_load_from_file(bytes(path), settings)
     if not pointer:

@@ -222,7 +222,7 @@ async def test_the_status_says_what_is_loaded_and_what_is_wrong(
     assert own.status()["machine"]["cores"] >= 1
     os.utime(copy, ns=(1, 1))
     second = own.status()["models"][1]
-    assert (second["for_sale"], second["trouble"]) == (False, "its file was written to; start the node again")
+    assert (second["for_sale"], second["trouble"]) == (False, "its file was changed; start the node again")
 
 
 async def test_a_model_whose_file_changed_is_offered_and_sold_no_more(

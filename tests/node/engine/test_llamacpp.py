@@ -1,7 +1,9 @@
 """The engine on real weights: what it generates it confirms, and no job harms another."""
 
 import asyncio
+import os
 import re
+import shutil
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -71,6 +73,17 @@ async def test_a_story_ends_with_its_end(
     vocab = open_vocab(demo)
     assert "fox" in b"".join(map(vocab.piece, ids)).decode()
     vocab.close()
+
+
+async def test_weights_in_memory_outlive_a_file_that_is_cut_short(
+    engine: LlamaEngine, story: tuple[int, ...], hot: Sampling, demo: Path, manifest: Manifest, tmp_path: Path
+) -> None:
+    path = Path(shutil.copy(demo, tmp_path))
+    loaded = await LlamaEngine.load(path, manifest, threads=1)
+    os.truncate(path, 4_096)
+    job = Job(story, hot, 1, 50)
+    assert await answer(loaded, job) == await answer(engine, job)
+    await loaded.close()
 
 
 async def test_seeds_decide_the_answer(engine: LlamaEngine, story: tuple[int, ...], hot: Sampling) -> None:
