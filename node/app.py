@@ -147,8 +147,9 @@ async def run_node(
         buyer = Buyer(book, entropy, settler.settle, config.buy.patience)
         stack.push_async_callback(buyer.close)
         peers = NamedPeers(book.identity.did, dialled, tokenizers, clock, buyer.take_grant)
+        names = [model.name for model in own.models]
         sold = [model.engine.manifest.digest for model in own.models if model.price is not None]
-        elsewhere = await open_remotes(config, home, session, tokenizers, sold)
+        elsewhere = await open_remotes(config, home, session, tokenizers, names, sold)
         remotes = Remotes([remote.backend for remote in elsewhere], clock)
         local = [_local(model) for model in own.models]
         supply = Supply(book, local, own.catalogue, peers, buyer, remotes)
@@ -170,7 +171,11 @@ async def run_node(
         stack.push_async_callback(peers.close)
         door = OpenAiDoor(gateway, clock, entropy, config.api.privacy, config.api.route)
         selling = partial(selling_now, seller is not None, watch)
-        owner = OwnerDoor(book, gateway, peers, auditor, seller.offers if seller else _no_offers, selling, own.status)
+
+        def running() -> dict[str, Any]:
+            return {**own.status(), "remotes": remotes.status()}
+
+        owner = OwnerDoor(book, gateway, peers, auditor, seller.offers if seller else _no_offers, selling, running)
         settling, netter = Settling(book, dialled.get), Netter(book, dialled.get)
         app = build_app(door, MeshDoor(seller, settling, netter), owner, keys, clock)
         app.add_routes(SettlementsDoor(settling, netter).routes())

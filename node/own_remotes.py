@@ -43,14 +43,22 @@ class OwnRemote:
 
 
 async def open_remotes(
-    config: Config, home: Home, session: aiohttp.ClientSession, tokenizers: Tokenizers, sold: Collection[bytes]
+    config: Config,
+    home: Home,
+    session: aiohttp.ClientSession,
+    tokenizers: Tokenizers,
+    names: Collection[str],
+    sold: Collection[bytes],
 ) -> tuple[OwnRemote, ...]:
-    """All of them; nobody is asked anything yet. `sold` are the models that are sold from this machine.
+    """All of them; nobody is asked anything yet. `names` are those of the models that run here, `sold` those
+    of them that are sold.
 
     Raises BadConfig, BadModelFile.
     """
     opened: list[OwnRemote] = []
     for settings in config.remotes:
+        if settings.name in names:
+            raise BadConfig(f"the remote {settings.name} has the name of a model that runs here: name it otherwise")
         remote = await _open(settings, config, home, session, tokenizers)
         taken = {*sold, *(one.backend.model for one in opened if one.ware)}
         if remote.ware is not None and remote.backend.model in taken:

@@ -51,7 +51,8 @@ class OwnerDoor:
         selling: Callable[[], dict[str, Any]],
         running: Callable[[], dict[str, Any]],
     ) -> None:
-        """`selling` says whether this node sells now, and if not, why; `running` which models it runs, and on what."""
+        """`selling` says whether this node sells now, and if not, why; `running` which models it runs, on what, and
+        which remotes it may ask."""
         self._book = book
         self._gateway = gateway
         self._peers = peers

@@ -63,6 +63,12 @@ def _running(body: Body) -> None:
     for one in body["models"]:
         if one["trouble"]:
             typer.secho(f"{plain(one['model'])}: {plain(one['trouble'])}", fg=typer.colors.RED)
+    if body["remotes"]:
+        remotes = [(one["remote"], one["price"], one["privacy"], one["free_slots"]) for one in body["remotes"]]
+        print_table("Remotes", ("remote", "a million in:out", "prompts up to", "free slots"), remotes, "")
+    for one in body["remotes"]:
+        if one["trouble"]:
+            typer.secho(f"{plain(one['remote'])} {plain(one['trouble'])}", fg=typer.colors.RED)
     typer.echo(f"Models take {size(memory['taken'])} of {size(memory['allowed'])} that they may take.")
 
 
@@ -145,12 +151,16 @@ def receipts(body: Body) -> None:
             f"{r['prompt_tokens']} + {r['output_tokens']}",
             r["cost"],
             _payment(r),
-            r["verdicts"][-1]["outcome"] if r["verdicts"] else "",
+            _found(r["verdicts"][-1]) if r["verdicts"] else "",
         )
         for r in body["receipts"]
     ]
     columns = ("receipt", "finished", "", "with", "model", "tokens", "cost", "paid", "audit")
     print_table("Receipts", columns, rows, "There are no receipts yet.")
+
+
+def _found(verdict: Body) -> str:
+    return str(verdict["outcome"]) if verdict["tokens"] else "not checked"
 
 
 def _payment(receipt: Body) -> str:

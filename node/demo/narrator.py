@@ -81,6 +81,8 @@ class Narrator:
         head = f"{number:2}/{of} {escape(prompt)}"
         with Live(console=self._console, auto_refresh=False, transient=False) as live:
             yield StoryLine(live, head)
+        if not self._console.is_terminal:
+            self._console.print()  # elsewhere the live line ends without an end of line
 
     def news(self, peers: list[dict[str, Any]], names: dict[str, str], told: set[str]) -> None:
         """A seller that was found cheating just now."""

@@ -94,6 +94,19 @@ class Remotes:
             return f"is left alone for a while: {why}"
         return None if backend.free_slots() else "has no slot free"
 
+    def status(self) -> list[dict[str, Any]]:
+        """Every backend, for the owner."""
+        return [
+            {
+                "remote": candidate.who,
+                "price": str(self.backend(candidate).terms.price),
+                "privacy": self.backend(candidate).terms.ceiling,
+                "free_slots": self.backend(candidate).free_slots(),
+                "trouble": self.trouble(candidate),
+            }
+            for candidate in self.candidates()
+        ]
+
     def failed(self, candidate: Candidate, error: EngineError) -> None:
         """Leave it alone for a while."""
         rest_s = error.retry_after if isinstance(error, EngineBusy) else _REST_S

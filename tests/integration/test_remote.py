@@ -72,6 +72,16 @@ async def test_a_node_asks_a_remote_by_its_name_and_says_so(nodes: Nodes) -> Non
     assert text == (await told(nodes.server, "auto"))[0]
 
 
+async def test_the_status_shows_the_remotes(nodes: Nodes) -> None:
+    shown = json.loads((await idlemesh("status", "--home", nodes.owner.home.folder, "--json")).out)["remotes"]
+
+    assert [(one["remote"], one["privacy"], one["trouble"]) for one in shown] == [
+        ("remote server", "public", None),
+        ("remote known", "public", None),
+    ]
+    assert "remote known" in (await idlemesh("status", "--home", nodes.owner.home.folder)).out
+
+
 async def test_a_prompt_that_is_not_public_stays_here(nodes: Nodes) -> None:
     assert (await told(nodes.owner, "server"))[1] == "local"
     with pytest.raises(openai.InternalServerError, match="may see prompts up to public"):

@@ -1,6 +1,6 @@
 """Remote backends as the owner writes them: keys found and never told, models named as far as a file tells."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from node.models.tokenizers import Tokenizers
 from node.own_remotes import OwnRemote, key_of, open_remotes
 from tests.node.trading import DEMO
 
+NOTHING: Mapping[str, bytes] = {}
 KEY = "sk-never-to-be-seen"
 FIELDS: dict[str, Any] = {"name": "cloud", "url": "http://127.0.0.1:1/v1/", "model": "big"}
 
@@ -73,13 +74,13 @@ async def tokenizers(tmp_path: Path) -> AsyncIterator[Tokenizers]:
 
 
 async def opened(
-    tokenizers: Tokenizers, folder: Path, *remotes: RemoteSettings, sold: tuple[bytes, ...] = (), **sections: Any
+    tokenizers: Tokenizers, folder: Path, *remotes: RemoteSettings, here: Mapping[str, bytes] = NOTHING, **sections: Any
 ) -> tuple[OwnRemote, ...]:
     home = Home(folder / "home")
     home.make()
     config = Config(remotes=remotes, **sections)
     async with aiohttp.ClientSession() as session:
-        return await open_remotes(config, home, session, tokenizers, sold)
+        return await open_remotes(config, home, session, tokenizers, here.keys(), here.values())
 
 
 async def test_a_remote_without_a_file_gives_text(tokenizers: Tokenizers, tmp_path: Path) -> None:
@@ -145,7 +146,12 @@ async def test_a_model_is_sold_in_one_place(tokenizers: Tokenizers, tmp_path: Pa
     cloud = settings(tokenizer=DEMO, sell=True)
 
     with pytest.raises(BadConfig, match="is sold already"):
-        await opened(tokenizers, tmp_path, cloud, sold=(manifest_of(DEMO).digest,), sell={"price": "1usd:2usd"})
+        await opened(tokenizers, tmp_path, cloud, here={"demo": manifest_of(DEMO).digest}, sell={"price": "1usd:2usd"})
+
+
+async def test_a_name_means_one_model(tokenizers: Tokenizers, tmp_path: Path) -> None:
+    with pytest.raises(BadConfig, match="name it otherwise"):
+        await opened(tokenizers, tmp_path, settings(), here={settings().name: b""})
 
 
 @pytest.mark.parametrize("content", [None, b"nothing of the kind"])

@@ -33,3 +33,12 @@ def test_a_receipt_says_whether_a_score_was_ordered(
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "abab" in line]
     assert f" {shown} " in line
     assert ("score" in line) == (work == "score")
+
+
+@pytest.mark.parametrize(("tokens", "shown"), [(0, " not checked "), (5, " undecided ")])
+def test_an_audit_that_could_check_nothing_is_told_from_one_that_is_undecided(
+    tokens: int, shown: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    show.receipts({"receipts": [receipt(work="generate", verdicts=[{"tokens": tokens, "outcome": "undecided"}])]})
+    assert shown in capsys.readouterr().out
