@@ -55,8 +55,8 @@ def _uncalibrated(seller: Fingerprint, checker: Fingerprint) -> str:
     )
     if not different:
         return "nobody calibrated this model on this engine: run `idlemesh calibrate MODEL`"
-    why = f"the engines differ, and what is honest between them is not calibrated: {different}"
-    return f"{why}. `idlemesh calibrate MODEL` does that for one engine alone"[:_LONGEST]
+    how = "run `idlemesh calibrate MODEL --record FILE` there and `--answers FILE` here"
+    return f"no calibration of these two engines: {how}; {different}"[:_LONGEST]
 
 
 def _quoted(name: str) -> str:

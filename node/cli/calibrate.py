@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,10 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ledger.records import Sampling
-from node.cli.output import print_table
+from node.cli.output import CommandFailed, print_table
 from node.config import BadConfig, RemoteSettings, load_config
 from node.engine.calibration import ANSWERS, CalibrationFiles, Calibrator, Table
 from node.engine.hardware import default_threads
+from node.engine.recordings import Recorder, Recording, open_recording
 from node.home import Home
 from node.models.gguf import BadModelFile
 from node.models.manifest import Manifest, manifest_of
@@ -38,6 +40,7 @@ _HOTTEST: Final = Sampling(max(TEMPERATURES), MILLION, 0, 0)
 _GREEDY: Final = Sampling(0, MILLION, 0, 0)  # of a remote nothing else can be checked
 
 Advance = Callable[[int], None]
+Bar = contextlib.AbstractContextManager[Advance]
 
 
 def calibrate(
@@ -48,31 +51,74 @@ def calibrate(
     `remote`: the name of one in config.toml that runs this model, to be calibrated against this machine.
     After each round all is saved. Raises BadConfig, BadModelFile, BadCalibration, EngineError, TooSmall, HomeError.
     """
-    home.make()
     there = _remote(home, remote) if remote is not None else None
-    try:
-        manifest = manifest_of(path)
-    except OSError as error:
-        raise BadModelFile(str(path), f"it cannot be read: {error.strerror}", "Name a .gguf model file.") from None
+    work = _work(home, path, tokens, threads, gpu_layers, there)
     files = CalibrationFiles(home.calibrations)
-    table = Table(manifest.digest, files.own(manifest.digest))
+    table = Table(work.model, files.own(work.model))
     before = sum(one.tokens for one in table.calibrations)
-    stopped = False
-    work = _Work(home, path, manifest, files, table, tokens, threads or default_threads(), gpu_layers, there)
-    with _bar(tokens, quiet) as advance:
-        try:
-            asyncio.run(_rounds(work, advance))
-        except KeyboardInterrupt:
-            stopped = True
+    stopped = _until_stopped(_rounds(work, files, table, _bar(tokens, quiet)))
+    return _result(files, table, before, stopped)
+
+
+def record(
+    home: Home, path: Path, tokens: int, threads: int | None, gpu_layers: int, out: Path, *, quiet: bool
+) -> dict[str, Any]:
+    """Write so many tokens of honest answers to a file, or as many as there are at Ctrl-C, for another machine.
+
+    Raises BadModelFile, EngineError, TooSmall, HomeError, CommandFailed.
+    """
+    work = _work(home, path, tokens, threads, gpu_layers)
+    made: list[int] = []  # tokens of each answer
+    try:
+        stopped = _until_stopped(_record(work, out, made, _bar(tokens, quiet)))
+    except OSError as error:
+        raise CommandFailed(f"{out} cannot be written: {error.strerror}") from None
+    return {
+        "model": work.model.hex(),
+        "file": str(out),
+        "answers": len(made),
+        "tokens": sum(made),
+        "stopped": stopped,
+    }
+
+
+def check(
+    home: Home, path: Path, threads: int | None, gpu_layers: int, recording: Path, *, quiet: bool
+) -> dict[str, Any]:
+    """Calibrate this machine's engines as checkers of those that made a recording; what was known of them is replaced.
+
+    Raises BadRecording, BadModelFile, BadCalibration, EngineError, HomeError.
+    """
+    work = _work(home, path, 0, threads, gpu_layers)
+    recorded = open_recording(recording, work.model)
+    files = CalibrationFiles(home.calibrations)
+    known = [one for one in files.own(work.model) if one.seller not in recorded.sellers]
+    table = Table(work.model, known)
+    before = sum(one.tokens for one in known)
+    bar = _bar(recorded.answers, quiet, "answers")
+    stopped = _until_stopped(_check(work, files, table, recorded, bar))
+    return _result(files, table, before, stopped)
+
+
+def _result(files: CalibrationFiles, table: Table, before: int, stopped: bool) -> dict[str, Any]:
     after = sum(one.tokens for one in table.calibrations)
     return {
-        "model": manifest.digest.hex(),
-        "file": str(files.path(manifest.digest)),
+        "model": table.model.hex(),
+        "file": str(files.path(table.model)),
         "tokens": after,
         "added": after - before,
         "stopped": stopped,
         "pairs": [_pair(one) for one in table.calibrations],
     }
+
+
+def _until_stopped(work: Coroutine[Any, Any, None]) -> bool:
+    """Do it; whether Ctrl-C ended it."""
+    try:
+        asyncio.run(work)
+    except KeyboardInterrupt:
+        return True
+    return False
 
 
 def _remote(home: Home, name: str) -> RemoteSettings:
@@ -93,51 +139,107 @@ class _Work:
     home: Home
     path: Path
     manifest: Manifest
-    files: CalibrationFiles
-    table: Table
     tokens: int
     threads: int
     gpu_layers: int
     remote: RemoteSettings | None
 
+    @property
+    def model(self) -> bytes:
+        """The model's digest."""
+        return self.manifest.digest
 
-async def _rounds(work: _Work, advance: Advance) -> None:
-    async with contextlib.AsyncExitStack() as stack:
-        renderer = TemplateRenderer()
-        stack.push_async_callback(renderer.close)
-        tokenizers = Tokenizers(work.home.tokenizers, renderer)
-        stack.push_async_callback(tokenizers.close)
-        tokenizer = tokenizers.open_own(tokenizers.add_own(work.path))
-        remote = None
-        if work.remote is not None:
-            session = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
-            remote = remote_engine(work.remote, session, tokenizer, work.manifest)
-        calibrator = Calibrator(
-            work.path, work.manifest, tokenizer, threads=work.threads, gpu_layers=work.gpu_layers, remote=remote
-        )
-        size = max(_LEAST_ANSWERS, min(ANSWERS, work.tokens // _TOKENS_PER_ANSWER))
-        rounds = await stack.enter_async_context(contextlib.aclosing(calibrator.rounds(secrets.randbits(64), size)))
-        table, pairs = work.table, calibrator.pairs
-        while table.tokens(pairs) < work.tokens:
+    @property
+    def size(self) -> int:
+        """Answers of a round."""
+        return max(_LEAST_ANSWERS, min(ANSWERS, self.tokens // _TOKENS_PER_ANSWER))
+
+    @contextlib.asynccontextmanager
+    async def calibrator(self) -> AsyncIterator[Calibrator]:
+        """One for this model."""
+        async with contextlib.AsyncExitStack() as stack:
+            renderer = TemplateRenderer()
+            stack.push_async_callback(renderer.close)
+            tokenizers = Tokenizers(self.home.tokenizers, renderer)
+            stack.push_async_callback(tokenizers.close)
+            tokenizer = tokenizers.open_own(tokenizers.add_own(self.path))
+            remote = None
+            if self.remote is not None:
+                session = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
+                remote = remote_engine(self.remote, session, tokenizer, self.manifest)
+            yield Calibrator(
+                self.path, self.manifest, tokenizer, threads=self.threads, gpu_layers=self.gpu_layers, remote=remote
+            )
+
+
+def _work(
+    home: Home,
+    path: Path,
+    tokens: int,
+    threads: int | None,
+    gpu_layers: int,
+    remote: RemoteSettings | None = None,
+) -> _Work:
+    home.make()
+    try:
+        manifest = manifest_of(path)
+    except OSError as error:
+        raise BadModelFile(str(path), f"it cannot be read: {error.strerror}", "Name a .gguf model file.") from None
+    return _Work(home, path, manifest, tokens, threads or default_threads(), gpu_layers, remote)
+
+
+async def _rounds(work: _Work, files: CalibrationFiles, table: Table, bar: Bar) -> None:
+    async with work.calibrator() as calibrator:
+        rounds, pairs = calibrator.rounds(secrets.randbits(64), work.size), calibrator.pairs
+        with bar as advance:
+            async with contextlib.aclosing(rounds):
+                while table.tokens(pairs) < work.tokens:
+                    advance(table.tokens(pairs))
+                    # Both kinds of cache sell in turn: an even number of rounds serves all pairs alike.
+                    for _ in range(2):
+                        for one in await anext(rounds):
+                            table.add(one)
+                        files.save(work.model, table.calibrations)
             advance(table.tokens(pairs))
-            # Both kinds of cache sell in turn: an even number of rounds serves all pairs alike.
-            for _ in range(2):
-                for one in await anext(rounds):
+
+
+async def _record(work: _Work, out: Path, made: list[int], bar: Bar) -> None:
+    async with work.calibrator() as calibrator:
+        seed, numbers = secrets.randbits(64), count()
+        with Recorder(out, work.model, calibrator.engines) as recorder, bar as advance:
+            while sum(made) < work.tokens:
+                for number in islice(numbers, 2):
+                    answered = await calibrator.answer(seed, number, work.size)
+                    recorder.add(answered)
+                    made += [len(one.answer) for one in answered]
+                    advance(sum(made))
+
+
+async def _check(work: _Work, files: CalibrationFiles, table: Table, recording: Recording, bar: Bar) -> None:
+    async with work.calibrator() as calibrator:
+        seed, answered, done = secrets.randbits(64), recording.read(), 0
+        with bar as advance:
+            for number in count():
+                made = list(islice(answered, ANSWERS))
+                if not made:
+                    return
+                for one in await calibrator.check(seed, number, made):
                     table.add(one)
-                work.files.save(work.manifest.digest, table.calibrations)
-        advance(table.tokens(pairs))
+                files.save(work.model, table.calibrations)
+                done += len(made)
+                advance(done)
 
 
 @contextlib.contextmanager
-def _bar(tokens: int, quiet: bool) -> Iterator[Advance]:
+def _bar(whole: int, quiet: bool, of: str = "tokens") -> Iterator[Advance]:
     columns = (
         TextColumn("Calibrating"),
         BarColumn(),
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens"),
+        TextColumn(f"{{task.completed:,.0f}} of {{task.total:,.0f}} {of}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
-        task = progress.add_task("", total=tokens)
+        task = progress.add_task("", total=whole)
         yield lambda now: progress.update(task, completed=now)
 
 
@@ -174,3 +276,9 @@ def show(result: dict[str, Any]) -> None:
         typer.echo("Too few tokens judge nobody: call it again with larger --tokens.")
     if result["stopped"]:
         typer.echo("Stopped before the end: call it again to go on. The round under way is lost.")
+
+
+def show_recording(result: dict[str, Any]) -> None:
+    """What was recorded, for people."""
+    typer.echo(f"{result['answers']:,} honest answers of {result['tokens']:,} tokens are in {result['file']}.")
+    typer.echo("On the machine that checks this one's answers: idlemesh calibrate MODEL --answers FILE")

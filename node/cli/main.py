@@ -23,6 +23,7 @@ from node.config import BadConfig, load_config, parse_peer
 from node.demo.tour import Tour, TourFailed
 from node.engine.calibration import TooSmall, Unlike
 from node.engine.port import EngineError
+from node.engine.recordings import BadRecording
 from node.home import Home, HomeError, NotRunning, open_home
 from node.models.catalogue import NameTaken
 from node.models.gguf import BadModelFile
@@ -55,6 +56,7 @@ _EXPECTED: Final = (
     BadModelFile,
     EngineError,
     NameTaken,
+    BadRecording,
     NotAChainFile,
     LedgerError,
     TooSmall,
@@ -306,14 +308,32 @@ def calibrate(
     remote: Annotated[
         str | None, typer.Option(help="A [[remotes]] of config.toml that runs this model: compare its greedy answers.")
     ] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Only write honest answers to this file, for --answers on another machine.")
+    ] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="Check what --record wrote on a machine that you trust to be honest.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure what honest engines show on a model, so that audits of it mean something. Ctrl-C keeps what is done.
 
+    Sellers of another build or backend take two machines: one records its answers, the other checks them.
+
     Example: idlemesh calibrate llama.gguf --tokens 1000000
     """
-    result = calibrating.calibrate(open_home(home), model, tokens, threads, gpu_layers, remote, quiet=as_json)
-    print_json(result) if as_json else calibrating.show(result)
+    if sum(one is not None for one in (remote, record, answers)) > 1:
+        raise typer.BadParameter("choose one of --remote, --record and --answers")
+    place = open_home(home)
+    if record is not None:
+        result = calibrating.record(place, model, tokens, threads, gpu_layers, record, quiet=as_json)
+        print_json(result) if as_json else calibrating.show_recording(result)
+    else:
+        if answers is not None:
+            result = calibrating.check(place, model, threads, gpu_layers, answers, quiet=as_json)
+        else:
+            result = calibrating.calibrate(place, model, tokens, threads, gpu_layers, remote, quiet=as_json)
+        print_json(result) if as_json else calibrating.show(result)
     if result["stopped"]:
         raise typer.Exit(130)
 

@@ -92,6 +92,15 @@ class Unlike(ValueError):
 
 
 @frozen
+class Answered:
+    """An honest answer: what computed it, the job, and its ids."""
+
+    seller: Fingerprint
+    job: Job
+    answer: tuple[int, ...]
+
+
+@frozen
 class Replayed:
     """An honest answer, checked: what computed on both sides, the job, and the margins (N,) in logits."""
 
@@ -200,27 +209,47 @@ class Calibrator:
         self._threads, self._gpu_layers, self._remote = threads, gpu_layers, remote
 
     @property
+    def engines(self) -> tuple[Fingerprint, ...]:
+        """Those of this machine, with either kind of KV cache."""
+        return tuple(fingerprint(kv, self._gpu_layers) for kv in KV_TYPES)
+
+    @property
     def pairs(self) -> frozenset[tuple[Fingerprint, Fingerprint]]:
         """Sellers and checkers that are compared."""
-        own = [fingerprint(kv, self._gpu_layers) for kv in KV_TYPES]
-        return frozenset(product([self._remote.fingerprint] if self._remote else own, own))
+        return frozenset(product([self._remote.fingerprint] if self._remote else self.engines, self.engines))
 
     async def rounds(self, seed: int, size: int = ANSWERS) -> AsyncGenerator[list[Replayed], None]:
         """Round after round of honest answers, `size` in each, without end. Raises EngineError, TooSmall."""
         for number in count():
-            rng = Random(f"{seed} {number}")
-            async with self._seller(rng, KV_TYPES[number % len(KV_TYPES)]) as engine:
-                samplings = SAMPLINGS if engine is not self._remote else GREEDY
-                room = min(self._manifest.context, engine.context)
-                jobs = await draw_jobs(self._tokenizer, rng, size, context=room, samplings=samplings)
-                made, seller = await answers(engine, jobs), engine.fingerprint
-            found = []
-            for checker in KV_TYPES:
-                async with self._engine(rng, checker, slots=1) as engine:
-                    for job, answer in zip(jobs, made, strict=True):
-                        found.append(Replayed(seller, engine.fingerprint, job, await replay(engine, job, answer)))
-            _check_likeness(found)
-            yield found
+            made = await self.answer(seed, number, size)
+            yield await self.check(seed, number, made)
+
+    async def answer(self, seed: int, number: int, size: int = ANSWERS) -> list[Answered]:
+        """The answers of one round; the rounds' sellers have one kind of KV cache after the other.
+
+        Raises EngineError, TooSmall.
+        """
+        rng = Random(f"{seed} {number}")
+        async with self._seller(rng, KV_TYPES[number % len(KV_TYPES)]) as engine:
+            samplings = SAMPLINGS if engine is not self._remote else GREEDY
+            room = min(self._manifest.context, engine.context)
+            jobs = await draw_jobs(self._tokenizer, rng, size, context=room, samplings=samplings)
+            made = await answers(engine, jobs)
+            return [Answered(engine.fingerprint, job, answer) for job, answer in zip(jobs, made, strict=True)]
+
+    async def check(self, seed: int, number: int, made: Sequence[Answered]) -> list[Replayed]:
+        """Honest answers of this machine or another, replayed by both kinds of KV cache.
+
+        Raises EngineError; Unlike where they are none of this model.
+        """
+        rng, found = Random(f"{seed} {number} checked"), []
+        for checker in KV_TYPES:
+            async with self._engine(rng, checker, slots=1) as engine:
+                for one in made:
+                    margins = await replay(engine, one.job, one.answer)
+                    found.append(Replayed(one.seller, engine.fingerprint, one.job, margins))
+        _check_likeness(found)
+        return found
 
     @contextlib.asynccontextmanager
     async def _seller(self, rng: Random, kv: KvType) -> AsyncGenerator[Engine, None]:
@@ -259,7 +288,7 @@ class Table:
     """The calibrations of one model, growing."""
 
     def __init__(self, model: bytes, known: Iterable[Calibration] = ()) -> None:
-        self._model = model
+        self.model: Final = model
         self._pairs = {(one.seller, one.checker): one for one in known}
 
     @property
@@ -276,7 +305,7 @@ class Table:
         pair = replayed.seller, replayed.checker
         if pair not in self._pairs and len(self._pairs) >= MAX_PAIRS:
             del self._pairs[min(self._pairs, key=lambda known: self._pairs[known].tokens)]
-        one = self._pairs.get(pair) or Calibration(*pair, self._model)
+        one = self._pairs.get(pair) or Calibration(*pair, self.model)
         job, found = replayed.job, replayed.margins
         # The context of a token is what stands before it.
         short = max(0, min(LONG - job.start, found.size))
