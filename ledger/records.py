@@ -14,7 +14,7 @@ from collections.abc import Callable, Sized
 from typing import Annotated, Any, ClassVar, Final, Generic, Literal, TypeVar, get_args, get_origin
 
 import cattrs
-from attrs import Attribute, frozen
+from attrs import Attribute, field, frozen
 
 from ledger import codec
 from ledger.identity import DID_LENGTH, Did, Identity, NotADid, parse_did
@@ -146,6 +146,8 @@ class Fingerprint:
     backend: Word
     kv: Word
     sampler: Word
+    # What tells which tokens a grammar allows. Only orders with a grammar ask, so it is no part of the comparison.
+    grammar: Annotated[str | None, _word_if_any] = field(default=None, eq=False)
 
 
 @frozen(field_transformer=_ranges)
@@ -476,6 +478,10 @@ def _drop_absent(value: Any) -> Any:
     return {k: _drop_absent(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
+def _has_null(body: dict[Any, Any]) -> bool:
+    return any(value is None or (isinstance(value, dict) and _has_null(value)) for value in body.values())
+
+
 def to_map(record: Record) -> dict[str, Any]:
     """A record's fields as a plain map, as they are in its payload."""
     plain: dict[str, Any] = _drop_absent(_CONVERTER.unstructure(record))
@@ -504,7 +510,7 @@ def open_record(raw: bytes, kind: type[R]) -> Signed[R]:
     body = codec.decode(envelope.payload, kind.limit)
     if not isinstance(body, dict):
         raise codec.Malformed(f"the payload of the {kind.kind} is not a map")
-    if None in body.values():
+    if _has_null(body):
         raise codec.Malformed(f"the {kind.kind} has a null field: absent fields are left out")
     for name in _MAY_BE_ABSENT.get(kind.kind, ()):
         body.setdefault(name, None)

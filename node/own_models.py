@@ -17,6 +17,7 @@ from node.home import Home
 from node.models.catalogue import Catalogue
 from node.models.footprint import Footprint, footprint_of
 from node.models.gguf import BadModelFile
+from node.models.grammar import GRAMMAR
 from node.models.known import KnownModel, KnownModels
 from node.models.llama import backend, build
 from node.models.manifest import Manifest
@@ -159,7 +160,7 @@ def _stock(settings: ModelSettings, model: KnownModel, chosen: Plan, load_engine
         path=model.path,
         identity=model.identity,
         manifest=model.manifest,
-        fingerprint=Fingerprint(build(), backend(chosen.gpu_layers), chosen.kv, SAMPLER),
+        fingerprint=Fingerprint(build(), backend(chosen.gpu_layers), chosen.kv, SAMPLER, GRAMMAR),
         context=chosen.context,
         slots=chosen.slots,
         bytes=chosen.bytes,

@@ -6,32 +6,36 @@ they are. Tokenizer and model names are digests and prove themselves. All else i
 retention, sandbox) is the seller's word.
 """
 
-from attrs import fields_dict
-
 from ledger.records import Fingerprint, Sampling
 from verify.calibration import TEMPERATURES, Calibration
 from verify.cutoffs import MILLION
 from verify.sampler import SAMPLER
+from verify.steering import Steering
 
 # The build of a server of which its owner does not say what it is.
 UNDECLARED = "openai-compatible"
+_COMPARED = ("build", "backend", "kv", "sampler")
 # Characters of a reason: the auditor puts some before it, and the reason of a Verdict has 256.
 _LONGEST = 230
 
 
 def abstention(
-    seller: Fingerprint, checker: Fingerprint, calibration: Calibration | None, sampling: Sampling, steered: bool
+    seller: Fingerprint, checker: Fingerprint, calibration: Calibration | None, sampling: Sampling, steering: Steering
 ) -> str | None:
     """Why a replay by `checker` is no evidence about `seller`, in a sentence that fits a Verdict; None if it is.
 
-    `calibration`: that of this pair and model, if there is one; `sampling`: the order's; `steered`: whether it has
-    penalties, a bias or a grammar. Of another sampler only plain greedy choices are known: the likeliest tokens.
+    `calibration`: that of this pair and model, if there is one; `sampling`: the order's, as `steering`. Of
+    another sampler only plain greedy choices are known: the likeliest tokens. Where different programs tell what a
+    grammar allows, what one forbids is no fault of the other.
     """
-    if seller.sampler != SAMPLER and (sampling.temperature or steered):
+    if seller.sampler != SAMPLER and (sampling.temperature or steering != Steering()):
         chooses = f"the seller's sampler is {_quoted(seller.sampler)}, not {SAMPLER!r}"
         return f"{chooses}: no replay tells its choices but at temperature 0, without penalties, bias and grammar"
     if seller.build == UNDECLARED:
         return "the seller does not say which server computes, so what is honest for it cannot be known"
+    if steering.grammar and seller.grammar != checker.grammar:
+        theirs, ours = _quoted(seller.grammar or "unknown"), _quoted(checker.grammar or "unknown")
+        return f"the order's grammar is read by {theirs} there and by {ours} here, which may allow other tokens"
     if calibration is None or (calibration.seller, calibration.checker) != (seller, checker):
         return _uncalibrated(seller, checker)
     if sampling.temperature > max(TEMPERATURES):
@@ -49,7 +53,7 @@ def _uncalibrated(seller: Fingerprint, checker: Fingerprint) -> str:
             "nobody calibrated the seller's server against this engine; `idlemesh calibrate MODEL --remote NAME` does, "
             f"for a server = {_quoted(seller.build)}"
         )
-    pairs = {name: (getattr(seller, name), getattr(checker, name)) for name in fields_dict(Fingerprint)}
+    pairs = {name: (getattr(seller, name), getattr(checker, name)) for name in _COMPARED}
     different = ", ".join(
         f"{name} {_quoted(theirs)} not {_quoted(ours)}" for name, (theirs, ours) in pairs.items() if theirs != ours
     )

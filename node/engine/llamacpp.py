@@ -27,7 +27,7 @@ from node.engine.outlet import Outlet
 from node.engine.port import BadPrompt, EngineBusy, EngineError, EngineFailed, Job, Piece, PromptTooLong, Rows
 from node.engine.tasks import Replay, Stream
 from node.engine.thread import EngineThread
-from node.models.grammar import Grammars, Matcher
+from node.models.grammar import GRAMMAR, Grammars, Matcher
 from node.models.llama import backend, build
 from node.models.manifest import Manifest
 from node.models.vocab import UnknownToken
@@ -133,7 +133,7 @@ class LlamaEngine:
                 raise
             held.append(_Loaded(model, opened, Grammars(model.vocab)))
             thread.serve(Batcher(through(opened), eog, cells // 2 if kept is None else kept))
-            return Fingerprint(build(), backend(gpu_layers), kv, SAMPLER)
+            return Fingerprint(build(), backend(gpu_layers), kv, SAMPLER, GRAMMAR)
 
         def free() -> None:
             for loaded in held:

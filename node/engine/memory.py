@@ -20,7 +20,7 @@ from node.engine.line import Line
 from node.engine.port import BadPrompt, EngineBusy, EngineClosed, EngineFailed, Job, Piece, PromptTooLong, Rows
 from node.engine.prefixes import as_ids, common
 from node.engine.tasks import logprob
-from node.models.grammar import BadGrammar, ForbiddenToken, GrammarGaveUp, Grammars, Matcher, Vocabulary
+from node.models.grammar import GRAMMAR, BadGrammar, ForbiddenToken, GrammarGaveUp, Grammars, Matcher, Vocabulary
 from node.models.manifest import Manifest
 from node.models.merkle import File
 from verify.cutoffs import BadLogits
@@ -30,7 +30,7 @@ from verify.steering import count, steer
 
 T = TypeVar("T")
 
-FINGERPRINT: Final = Fingerprint("memory-1", "none", "none", SAMPLER)
+FINGERPRINT: Final = Fingerprint("memory-1", "none", "none", SAMPLER, GRAMMAR)
 _ORDER: Final = 3  # how many of the last ids decide the next logits
 _SPREAD: Final = 10.0  # logits lie in [0, 10): at T = 1 some tokens are likely and none is certain
 _SCORE_ROWS: Final = 64  # in one block

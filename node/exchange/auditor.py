@@ -21,7 +21,6 @@ from verify.calibration import BadCalibration, Calibration
 from verify.evidence import Evidence, contexts, fresh, observe, summarise
 from verify.noise import Reals
 from verify.replay import margins
-from verify.steering import Steering
 
 FindCalibration = Callable[[bytes, Fingerprint, Fingerprint], Calibration | None]
 
@@ -97,8 +96,8 @@ class Auditor:
             calibration = self._calibration(terms, checker)
         except (BadCalibration, OSError) as error:
             return f"the calibration cannot be read: {error}"
-        steered = terms.request.steering != Steering()
-        return abstention(terms.offer.record.engine, checker, calibration, terms.order.record.sampling, steered)
+        engine, sampling = terms.offer.record.engine, terms.order.record.sampling
+        return abstention(engine, checker, calibration, sampling, terms.request.steering)
 
     async def _ask_others(
         self, terms: Terms, receipt: bytes, answer: Sequence[int], why: str, engine: Engine | None

@@ -10,6 +10,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Set
 from functools import cached_property
+from importlib.metadata import version
 from typing import Final, Protocol
 
 import llguidance
@@ -22,6 +23,8 @@ __all__ = ["MAX_CHARACTERS", "BadGrammar", "ForbiddenToken", "Grammar", "Grammar
 
 # Compiled grammars that are kept for each vocabulary; one with many states takes some 20 MB.
 KEPT: Final = 16
+# Masks are the same for the same version alone.
+GRAMMAR: Final = f"llguidance {version('llguidance')}"
 # llguidance's own, but for the states of the lexer (1 to 2 kB each) and a silence about the text in its errors.
 _LIMITS: Final = llguidance.LLParserLimits(max_lexer_states=10_000, verbose_errors=False)
 # Bytes of a token; with one more, llguidance panics.

@@ -16,6 +16,7 @@ from tests.node.cli.conftest import Idlemesh
 from tests.node.trading import DEMO
 from verify.attestation import abstention
 from verify.calibration import decode
+from verify.steering import Steering
 
 OTHER = "llama.cpp of another machine"
 BAD: tuple[dict[str, Any], ...] = (
@@ -107,7 +108,7 @@ def test_two_machines_calibrate_the_engine_of_one_against_that_of_the_other(
     found = CalibrationFiles(tmp_path / "calibrations").find(model, seller, checker)
     assert found is not None
     assert sum(1 for counts in found.counts.values() for n in counts[6:] if n) == 0
-    why = abstention(seller, checker, found, Sampling(0, 1_000_000, 0, 0), steered=False)
+    why = abstention(seller, checker, found, Sampling(0, 1_000_000, 0, 0), Steering())
     assert why is not None
     assert "tokens are calibrated" in why
 
