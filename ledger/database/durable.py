@@ -1,9 +1,7 @@
 """The durable journal: SQLAlchemy Core, on SQLite or PostgreSQL.
 
-Theory of operation. One append at a time has its turn: it checks the guards against the books in memory,
-writes one transaction, and moves the books when the disk has it. Reads go through a connection of their own
-and see what is committed. If a write fails, what reached the disk is unknown; the next append looks before it
-writes. A caller that is cancelled does not stop its append half-way.
+Theory of operation. All appends go through the chain's one writer (`ledger.database.appending`), which writes those
+that wait together. Reads go through a connection of their own and see what is committed.
 
 One process writes to a chain at a time. A file of SQLite holds one chain, that of the home folder that it lies
 in; a database of PostgreSQL holds those of many nodes, and a lock for each of them.
@@ -13,51 +11,29 @@ chain checked, every record's bytes compared with the digest that the chain hold
 damage is found at start, and not by a counterparty.
 """
 
-import asyncio
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import sqlalchemy as sa
-from attrs import evolve, frozen
 
 from ledger.database import schema
-from ledger.database.errors import Conflict, LedgerCorrupt, LedgerInUse
+from ledger.database.appending import Appender
+from ledger.database.grouping import Append
 from ledger.database.lane import Lane
 from ledger.database.opening import Opened, enter, entries_after, verify
 from ledger.database.places import Place, lanes_to
 from ledger.events import Books, Event
-from ledger.journal import Entry, Kept, Material, Nonce, NonceReused, draft
-
-# So many digests of the records kept last are held in memory.
-_REMEMBERED: Final = 4_096
-
-
-@frozen
-class _Append:
-    """What one append is to write."""
-
-    events: Sequence[Event]
-    time_ms: int
-    records: Sequence[Kept]
-    nonces: Sequence[Nonce]
-    materials: Sequence[Material]
+from ledger.journal import Entry, Kept, Material, Nonce
 
 
 class Database:
     """A Journal on disk. Made by `Database.open`; given back by `close`, or as an async context manager."""
 
     def __init__(self, writer: Lane, reader: Lane, opened: Opened) -> None:
-        self._writer = writer
         self._reader = reader
         self._chain = opened.chain
-        self._head = opened.head
-        self._books = opened.books
-        self._turn = asyncio.Lock()
-        self._in_doubt: tuple[Entry, Books] | None = None
-        self._checked: object = None  # the driver's connection that was seen to have our head
-        self._lately: OrderedDict[bytes, None] = OrderedDict()
+        self._appender = Appender(writer, opened)
 
     @classmethod
     async def open(cls, place: Place, chain_id: str) -> Self:
@@ -85,20 +61,21 @@ class Database:
         await self.close()
 
     async def close(self) -> None:
-        """Finish the append under way and close the file."""
-        async with self._turn:
+        """Finish the appends under way and close the file."""
+        await self._appender.finish()
+        async with self._appender.between_groups() as writer:
             await self._reader.close()
-            await self._writer.close()
+            await writer.close()
 
     @property
     def head(self) -> Entry:
         """The last entry, or the genesis."""
-        return self._head
+        return self._appender.head
 
     @property
     def books(self) -> Books:
         """The books after the last entry."""
-        return self._books
+        return self._appender.books
 
     async def append(
         self,
@@ -113,87 +90,7 @@ class Database:
 
         Raises LedgerUnavailable too: whether it was written is then found out before the next append.
         """
-        distinct = tuple({kept.digest: kept for kept in records if kept.digest not in self._lately}.values())
-        wanted = _Append(tuple(events), time_ms, distinct, nonces, materials)
-        return await asyncio.shield(asyncio.ensure_future(self._append(wanted)))
-
-    async def _append(self, wanted: _Append) -> Entry:
-        async with self._turn:
-            await self._resolve_doubt()
-            try:
-                return await self._write(wanted)
-            except Conflict:
-                # Rare, so nobody looks beforehand: a used nonce is an error, a kept record is not.
-                await self._refuse_used(wanted.nonces)
-                new = [kept for kept in wanted.records if await self.record(kept.digest) is None]
-            try:
-                return await self._write(evolve(wanted, records=new))
-            except Conflict as error:
-                raise LedgerInUse("another process writes to it") from error
-
-    async def _write(self, wanted: _Append) -> Entry:
-        entry, books = draft(self._head, self._books, wanted.events, wanted.records, wanted.time_ms)
-
-        def work(connection: sa.Connection) -> None:
-            self._check_head(connection)
-            _insert(connection, self._chain, entry, wanted)
-
-        try:
-            await self._writer.run(work)
-        except Conflict:
-            raise
-        except BaseException:
-            self._in_doubt = entry, books
-            raise
-        self._head, self._books = entry, books
-        self._remember(wanted.records)
-        return entry
-
-    def _check_head(self, connection: sa.Connection) -> None:
-        """Check once for each connection that the chain ends where this process knows it to.
-
-        The server behind a new one may be another, or restored from a backup. Raises LedgerCorrupt, LedgerInUse.
-        """
-        driver = connection.connection.dbapi_connection
-        if driver is self._checked:
-            return
-        last = schema.select_entries(self._chain).order_by(schema.journal.c.sequence.desc()).limit(1)
-        row = connection.execute(last).first()
-        sequence, digest = (row.sequence, row.hash) if row else (0, self._head.hash)
-        if sequence > self._head.sequence:
-            raise LedgerInUse("another process has written to it")
-        if (sequence, digest) != (self._head.sequence, self._head.hash):
-            raise LedgerCorrupt(sequence, f"it ends here, and {self._head.sequence} entries were written")
-        self._checked = driver
-
-    def _remember(self, records: Sequence[Kept]) -> None:
-        """Know without a look what was kept a moment ago: one offer comes along with each of its orders."""
-        self._lately.update((kept.digest, None) for kept in records)
-        while len(self._lately) > _REMEMBERED:
-            self._lately.popitem(last=False)
-
-    async def _resolve_doubt(self) -> None:
-        if self._in_doubt is None:
-            return
-        entry, books = self._in_doubt
-        # By the lane that writes: a server may still be at work on what we hold for lost, and keeps us waiting for
-        # the chain's lock until it is done.
-        following = entries_after(self._chain, self._head.sequence)
-        rows = await self._writer.run(lambda connection: list(connection.execute(following)))
-        found = [schema.entry_of(row) for row in rows]
-        if found == [entry]:
-            self._head, self._books = entry, books
-        elif found:
-            raise LedgerInUse("another process has written to it")
-        self._in_doubt = None
-
-    async def _refuse_used(self, nonces: Sequence[Nonce]) -> None:
-        seen: set[tuple[str, bytes]] = set()
-        for nonce in nonces:
-            key = nonce.buyer, nonce.nonce
-            if key in seen or await self.nonce_order(*key) is not None:
-                raise NonceReused(*key)
-            seen.add(key)
+        return await self._appender.append(Append(tuple(events), time_ms, records, nonces, materials))
 
     async def entries(self, after: int = 0) -> AsyncIterator[Entry]:
         """The entries that follow a sequence number, in order."""
@@ -249,23 +146,8 @@ class Database:
             for table in (schema.nonces, schema.materials):
                 connection.execute(sa.delete(table).where(table.c.chain == self._chain, table.c.expires < now))
 
-        async with self._turn:
-            await self._writer.run(drop)
+        async with self._appender.between_groups() as writer:
+            await writer.run(drop)
 
     async def _read(self, query: sa.Select[Any]) -> list[Any]:
         return await self._reader.run(lambda connection: list(connection.execute(query)))
-
-
-def _insert(connection: sa.Connection, chain: int, entry: Entry, wanted: _Append) -> None:
-    # Lists of rows throughout: one prepared statement each, however many rows.
-    connection.execute(sa.insert(schema.journal), [schema.row_of(chain, entry, schema.journal)])
-    if wanted.records:
-        rows = [schema.row_of_kept(chain, kept, entry) for kept in wanted.records]
-        connection.execute(sa.insert(schema.records), rows)
-    if wanted.nonces:
-        rows = [schema.row_of(chain, nonce, schema.nonces) for nonce in wanted.nonces]
-        connection.execute(sa.insert(schema.nonces), rows)
-    for material in wanted.materials:
-        laid = schema.materials
-        connection.execute(sa.delete(laid).where(laid.c.chain == chain, laid.c.order == material.order))
-        connection.execute(sa.insert(laid), [schema.row_of(chain, material, laid)])

@@ -105,10 +105,10 @@ def enter(connection: sa.Connection, chain_id: str) -> int:
     return int(begun.scalar_one())
 
 
-def entries_after(chain: int, sequence: int) -> sa.Select[Any]:
+def entries_after(chain: int, sequence: int, limit: int = BATCH) -> sa.Select[Any]:
     """The next batch of a chain's rows in the journal."""
     following = select_entries(chain).where(journal.c.sequence > sequence)
-    return following.order_by(journal.c.sequence).limit(BATCH)
+    return following.order_by(journal.c.sequence).limit(limit)
 
 
 def verify(connection: sa.Connection, chain_id: str, chain: int) -> Opened:
