@@ -3,8 +3,8 @@
 Theory of operation. All appends go through the chain's one writer (`ledger.database.appending`), which writes those
 that wait together. Reads go through a connection of their own and see what is committed.
 
-One process writes to a chain at a time. A file of SQLite holds one chain, that of the home folder that it lies
-in; a database of PostgreSQL holds those of many nodes, and a lock for each of them.
+One process writes to a chain at a time. A file of SQLite holds one chain, that of the home folder that it lies in, and
+has a lock beside it; a database of PostgreSQL holds the chains of many nodes, and a lock for each of them.
 
 Opening reads everything once: the schema is brought up to date (SQLite) or looked at (PostgreSQL), the whole
 chain checked, every record's bytes compared with the digest that the chain holds, and the books rebuilt. So
