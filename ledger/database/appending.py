@@ -9,8 +9,7 @@ writer looks. A caller that is cancelled does not stop its append.
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Final, TypeVar
 
@@ -78,11 +77,21 @@ class Appender:
         while self._at_work is not None:
             await asyncio.wait([self._at_work])
 
-    @asynccontextmanager
-    async def between_groups(self) -> AsyncIterator[Lane]:
-        """The lane that writes, while no group is being written."""
+    async def close(self) -> None:
+        """Close the lane, when what is under way is done."""
         async with self._turn:
-            yield self._lane
+            await self._lane.close()
+
+    async def run(self, work: Callable[[sa.Connection], None]) -> None:
+        """Do another piece of work between two groups, as one transaction. Raises LedgerError."""
+
+        def checked(connection: sa.Connection) -> None:
+            self._check_head(connection)
+            work(connection)
+
+        async with self._turn:
+            await self._resolve_doubt()
+            await self._lane.run(checked)
 
     async def _work(self) -> None:
         try:

@@ -6,9 +6,9 @@ that wait together. Reads go through a connection of their own and see what is c
 One process writes to a chain at a time. A file of SQLite holds one chain, that of the home folder that it lies in, and
 has a lock beside it; a database of PostgreSQL holds the chains of many nodes, and a lock for each of them.
 
-Opening reads everything once: the schema is brought up to date (SQLite) or looked at (PostgreSQL), the whole
-chain checked, every record's bytes compared with the digest that the chain holds, and the books rebuilt. So
-damage is found at start, and not by a counterparty.
+At opening the schema is brought up to date (SQLite) or looked at (PostgreSQL). Then the books are taken from the stored
+snapshot, and the entries after it checked, with every record's bytes against the digest that the chain holds; without
+a usable snapshot, the whole chain. Damage before the snapshot shows when it is read, or when all is verified.
 """
 
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -17,14 +17,15 @@ from typing import Any, Self
 
 import sqlalchemy as sa
 
-from ledger.database import schema
+from ledger.database import schema, snapshots
 from ledger.database.appending import Appender
 from ledger.database.grouping import Append
+from ledger.database.keeping import Keeper
 from ledger.database.lane import Lane
-from ledger.database.opening import Opened, enter, entries_after, verify
+from ledger.database.opening import Opened, enter, entries_after, resume, verify_all
 from ledger.database.places import Place, lanes_to
 from ledger.events import Books, Event
-from ledger.journal import Entry, Kept, Material, Nonce
+from ledger.journal import Entry, Follower, Kept, Material, Nonce, Remembered, StoredSnapshot
 
 
 class Database:
@@ -34,18 +35,24 @@ class Database:
         self._reader = reader
         self._chain = opened.chain
         self._appender = Appender(writer, opened)
+        self._keeper = Keeper(self._appender, opened)
+        self._remembered = opened.remembered
+        self._closed = False
 
     @classmethod
-    async def open(cls, place: Place, chain_id: str) -> Self:
-        """Open the journal of the node `chain_id` (its did:key), begun if it is not there, and verify it.
+    async def open(cls, place: Place, chain_id: str, *, whole: bool = False) -> Self:
+        """Open the journal of the node `chain_id` (its did:key), begun if it is not there.
 
+        What was written since the last snapshot is verified, and everything where none is usable. With `whole` it is
+        everything in any case, the snapshot too; that remains if it is right, but nothing is `remembered` from it.
         `place` is a path of SQLite, made if it is not there, or a URL of PostgreSQL. Raises LedgerCorrupt,
         LedgerUnavailable, LedgerInUse, LedgerTooNew, LedgerOutdated (PostgreSQL alone).
         """
         writer, reader = await lanes_to(place, chain_id)
         try:
             chain = await writer.run(lambda connection: enter(connection, chain_id))
-            opened = await reader.run(lambda connection: verify(connection, chain_id, chain))
+            check = verify_all if whole else resume
+            opened = await reader.run(lambda connection: check(connection, chain_id, chain))
         except BaseException:
             await reader.close()
             await writer.close()
@@ -63,9 +70,13 @@ class Database:
     async def close(self) -> None:
         """Finish the appends under way and close the file."""
         await self._appender.finish()
-        async with self._appender.between_groups() as writer:
+        if not self._closed:
+            self._closed = True
+            await self._keeper.finish()
+        try:
             await self._reader.close()
-            await writer.close()
+        finally:
+            await self._appender.close()
 
     @property
     def head(self) -> Entry:
@@ -76,6 +87,20 @@ class Database:
     def books(self) -> Books:
         """The books after the last entry."""
         return self._appender.books
+
+    @property
+    def remembered(self) -> Remembered | None:
+        """What the last follower had stored with the snapshot from which this was opened."""
+        return self._remembered
+
+    async def snapshot(self) -> StoredSnapshot | None:
+        """The snapshot that is stored now, unchecked. See `Journal.snapshot`."""
+        return await self._reader.run(lambda connection: snapshots.read(connection, self._chain))
+
+    def follow(self, follower: Follower, resumed: bool = False) -> None:
+        """Have each entry from now on taken. See `Journal.follow`."""
+        self._keeper.follow(follower, resumed)
+        self._remembered = None  # it may be large, and has served
 
     async def append(
         self,
@@ -146,8 +171,7 @@ class Database:
             for table in (schema.nonces, schema.materials):
                 connection.execute(sa.delete(table).where(table.c.chain == self._chain, table.c.expires < now))
 
-        async with self._appender.between_groups() as writer:
-            await writer.run(drop)
+        await self._appender.run(drop)
 
     async def _read(self, query: sa.Select[Any]) -> list[Any]:
         return await self._reader.run(lambda connection: list(connection.execute(query)))

@@ -72,6 +72,16 @@ materials: Final = sa.Table(
     sa.Index("materials_by_expiry", "chain", "expires"),
 )
 
+# A copy of what follows from the journal, one for each chain: `ledger.database.snapshots` reads and writes it.
+snapshots: Final = sa.Table(
+    "snapshots",
+    metadata,
+    _chain(),
+    sa.Column("sequence", sa.BigInteger, nullable=False),
+    sa.Column("books", sa.LargeBinary, nullable=False),
+    sa.Column("memory", sa.LargeBinary),
+)
+
 _ENTRY: Final = (journal.c.sequence, journal.c.time_ms, journal.c.payload, journal.c.previous, journal.c.hash)
 _KEPT: Final = (records.c.digest, records.c.kind, records.c.order, records.c.sequence, records.c.raw)
 

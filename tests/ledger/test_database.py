@@ -235,7 +235,7 @@ class TestTampering:
         await written.alter("DELETE FROM records WHERE sequence = 5")  # else its foreign key would show
         await written.alter(f"UPDATE journal SET {column} = :wrong WHERE sequence = 5", wrong=wrong)
         with pytest.raises(LedgerCorrupt) as corrupt:
-            await Database.open(written.place, NODE)
+            await Database.open(written.place, NODE, whole=True)
         assert corrupt.value.sequence in (5, 6)
         assert "backup" in str(corrupt.value)
 
@@ -243,7 +243,7 @@ class TestTampering:
         raw = signed(4)[1].raw
         await written.alter("UPDATE records SET raw = :wrong WHERE raw = :raw", wrong=flipped(raw), raw=raw)
         with pytest.raises(LedgerCorrupt) as corrupt:
-            await Database.open(written.place, NODE)
+            await Database.open(written.place, NODE, whole=True)
         assert corrupt.value.sequence == 5
 
     @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ class TestTampering:
     async def test_a_row_that_was_changed_or_taken_is_found(self, written: Ledger, statement: str) -> None:
         await written.alter(statement)
         with pytest.raises(LedgerCorrupt):
-            await Database.open(written.place, NODE)
+            await Database.open(written.place, NODE, whole=True)
 
     @pytest.mark.parametrize(
         "statement",
@@ -284,7 +284,7 @@ class TestTampering:
     ) -> None:
         await Ledger(file).alter(statement)
         with pytest.raises(LedgerCorrupt):
-            await Database.open(file, NODE)
+            await Database.open(file, NODE, whole=True)
 
     async def test_a_record_that_the_journal_does_not_tell_of_is_found(self, written: Ledger) -> None:
         forged = Kept("receipt", b"forged", order(5), 3)
@@ -296,7 +296,7 @@ class TestTampering:
             raw=forged.raw,
         )
         with pytest.raises(LedgerCorrupt):
-            await Database.open(written.place, NODE)
+            await Database.open(written.place, NODE, whole=True)
 
     async def test_a_record_damaged_while_the_ledger_is_open_is_not_given_out(self, written: Ledger) -> None:
         kept = signed(4)[0]
