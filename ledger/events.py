@@ -81,10 +81,23 @@ Event = AccountChanged | RecordKept | Observed
 
 def encode_events(events: Iterable[Event]) -> bytes:
     """An entry's payload. Raises InvalidEvents when it would be larger than an entry may be."""
-    payload = codec.encode([_to_map(event) for event in events])
+    spelled = [_spelled(event) for event in events]
+    payload = quick.spell_head(4, len(spelled)) + b"".join(spelled)
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise InvalidEvents(f"{len(payload)} bytes in one entry, of at most {MAX_PAYLOAD_BYTES}: append in parts")
     return payload
+
+
+def _spelled(event: Event) -> bytes:
+    match event:
+        case AccountChanged(key, change):
+            spelled = quick.spell_change(change)
+            if spelled is not None:
+                return _ACCOUNT_1 + quick.spell_account_key(key) + _ACCOUNT_2 + spelled
+        case RecordKept(kind, digest, order):
+            of_order = b"X\x20" + order if order is not None else b"\xf6"
+            return _RECORD_1 + quick.spell_text(kind) + _RECORD_2 + of_order + _RECORD_3 + digest
+    return codec.encode(_to_map(event))
 
 
 def decode_events(payload: bytes) -> tuple[Event, ...]:

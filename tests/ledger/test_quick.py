@@ -58,6 +58,11 @@ def agreed(payload: bytes) -> tuple[Event, ...] | None:
 
 
 @given(st.lists(any_event, max_size=30))
+def test_what_is_spelled_quickly_is_spelled_as_with_care(told: list[Event]) -> None:
+    assert encode_events(told) == codec.encode([events._to_map(event) for event in told])
+
+
+@given(st.lists(any_event, max_size=30))
 def test_whatever_a_journal_writes_is_read_quickly(written: list[Event]) -> None:
     assert agreed(encode_events(written)) == tuple(written)
 

@@ -10,7 +10,7 @@ from node.engine.port import Engine
 from node.exchange.auditor import Auditor
 from node.exchange.book import Book
 from node.exchange.buyer import Buyer
-from node.exchange.experience import Experience
+from node.exchange.recollection import Recollection
 from node.exchange.settler import Settler
 from node.gateway.answer import Answer
 from node.gateway.gateway import Gateway
@@ -51,7 +51,7 @@ class Household:
         catalogue = catalogue.add(bytes(32), Entry("far-away", "far", "F16"))
         self.neighbours = dict(neighbours or {})
         entropy = SeededEntropy(2)
-        self.book = Book(MemoryJournal(identity.did), identity, clock, Experience())
+        self.book = Book(MemoryJournal(identity.did), identity, clock, Recollection(identity.did))
         local = [
             Local(engine, tokenizers.open_own(engine.manifest.tokenizer), name)
             for name, engine in (engines or {}).items()
