@@ -42,7 +42,7 @@ ONE, OTHER = b"1" * 32, b"2" * 32
 OWING = evolve(Account(KEY), funded=100, funded_sequence=1, window=100, earned=60, authorized=60)
 STATES, NEWS, KINDS = (get_args(kind) for kind in (State, News, Kind))
 # As the table in the module says; what is not here cannot be heard.
-HEARD = {
+HEARD: dict[State, dict[News, State | None]] = {
     "planned": {"settled": "settled", "failed": "failed", "unknown": "unknown", "contradicted": "contradicted"},
     "unknown": {"settled": "settled", "failed": "failed", "contradicted": "contradicted"},
     "failed": {"retried": "planned", "contradicted": "contradicted", "dismissed": None},

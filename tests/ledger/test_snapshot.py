@@ -101,7 +101,7 @@ def test_equal_books_have_equal_bytes_whatever_their_order(events: list[Event], 
     taken = after(chain(events))
     accounts = list(taken.books.accounts.items())
     random.shuffle(accounts)
-    books = Books(dict(accounts), dict(reversed(taken.books.effects.items())))
+    books = Books(dict(accounts), dict(reversed(list(taken.books.effects.items()))))
     assert encode(snapshot.Snapshot(NODE, taken.sequence, taken.hash, books)) == encode(taken)
 
 
