@@ -174,8 +174,11 @@ class EffectDriver:
         found = [one for one in self._book.journal.books.effects.values() if one.effect.key == key]
         if not found:
             raise NotNow(str(EffectUnknown(key)))
-        account = found[0].effect.account
-        async with self._lock(account):
+        key_of = found[0].effect.account
+        async with self._lock(key_of):
+            tracked = self._book.journal.books.effects.get(key_of)
+            if tracked is not None and tracked.under_way:
+                raise NotNow("its rail has not said yet whether it has moved: this node asks on until it does")
             try:
                 await self._tell(found[0], "dismissed")
             except AccountError as error:

@@ -315,7 +315,7 @@ class TestWhatFails:
         await house.driver.step()
         tracked = house.effect(OWING)
         assert tracked is not None
-        with pytest.raises(NotNow, match="cannot be dismissed"):
+        with pytest.raises(NotNow, match="asks on until"):
             await house.driver.dismiss(tracked.effect.key)
 
 
