@@ -7,8 +7,9 @@ moved, once, and stands in the books.
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -238,7 +239,7 @@ class KilledNode(RuleBasedStateMachine):
         self.rail.performing.clear()
         self.rail.telling.clear()
         self.bank.deliver()
-        for _ in range(12):
+        for _ in range(8):
             self.clock.advance(10_000)
             self.step()
         for key in KEYS:
@@ -246,6 +247,58 @@ class KilledNode(RuleBasedStateMachine):
             assert account.settled == purse.paid == account.due
             assert (account.funded, account.withdrawn) == (purse.funded, purse.withdrawn)
         assert not self.journal.books.effects
+
+
+class OneEffect(KilledNode):
+    """The same node, with one effect on its way and no chance in it."""
+
+    def ready_for(self, kind: Kind, fault: Performing) -> None:
+        self.begin()
+        self.calm_down()
+        self.rail.performing.append(fault)
+        if kind in ("pay", "claim"):
+            self.work(OWING if kind == "pay" else OWED, 40)
+
+    def carry_out(self, kind: Kind) -> None:
+        if kind in ("pay", "claim"):
+            self.step()
+        else:
+            self.ask(OWING if kind == "top_up" else OWED, kind, 40)
+
+    def moved(self, kind: Kind) -> int:
+        """What the bank has moved by it."""
+        owed, owing = self.bank.purse(OWED), self.bank.purse(OWING)
+        before = POLICY.top_up_to  # the driver's own top up
+        return {"pay": owing.paid, "claim": owed.paid, "top_up": owing.funded - before}.get(kind, owed.withdrawn)
+
+
+# What only its owner asked for is asked for again by nobody, if not even the plan was written.
+MOVED: dict[Kind, int] = {"pay": 40, "claim": 40, "top_up": 40, "refund": 40, "close": 100_000}
+
+
+@pytest.mark.parametrize("fault", ["honest", "refuse", "forget"])
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_killed_at_each_boundary_of_an_effect_it_moves_once(kind: Kind, fault: Performing) -> None:
+    boundary, killed = 0, True
+    while killed:
+        node = OneEffect()
+        try:
+            node.ready_for(kind, fault)
+            node.fuse.left, killed = boundary, False
+            try:
+                node.carry_out(kind)
+            except Killed:
+                killed = True
+                node.runner.run(node.driver.close())
+            node.start()
+            node.calm_down()
+            assert node.moved(kind) == (0 if boundary == 0 and kind not in ("pay", "claim") else MOVED[kind])
+        finally:
+            node.runner.run(node.driver.close())
+            node.runner.close()
+        boundary += 1
+    print(f"killed at {boundary - 1} boundaries of a {kind} ({fault})")
+    assert boundary > 4
 
 
 TestKilled = KilledNode.TestCase
