@@ -10,11 +10,11 @@ from attrs import define, field
 
 from ledger.account import Account, AccountKey
 from ledger.changes import Authorized, Earned, Funded, Granted, Netted, Released, Reserved, Settled, VoucherReceived
-from ledger.database import Database
+from ledger.database import Database, LedgerUnavailable
 from ledger.effects import Kind, Tracked
 from ledger.events import AccountChanged, decode_events
 from ledger.identity import Identity
-from ledger.journal import Journal, MemoryJournal
+from ledger.journal import Entry, Journal, MemoryJournal
 from ledger.rails import credit
 from ledger.rails.policy import Policy
 from ledger.rails.scripted import Bank, ScriptedRail
@@ -202,6 +202,17 @@ class TestOnDemand:
         with pytest.raises(NotNow, match="940 of the collateral"):
             await house.driver.ask(OWED, "refund", 941)
 
+    async def test_what_is_to_go_back_covers_nothing_whatever_the_rail_sees_meanwhile(self) -> None:
+        house = await started(await House.open(performing=["refuse"], telling=["failed"]))
+        await house.driver.ask(OWED, "refund", 900)
+        house.bank.deposit(OWED, 50)
+        house.bank.deposit(OWED, 50)
+        house.rail.performing.append("refuse")
+        await house.rounds(1)
+        assert (house.state(), house.account().capacity) == ("failed", 200)
+        await house.rounds(5)
+        assert (house.bank.purse(OWED).balance, house.account().capacity) == (200, 200)
+
     async def test_closing_takes_what_is_due_and_gives_the_rest_back(self) -> None:
         house = await started(await House.open())
         await house.work(60)
@@ -271,6 +282,60 @@ class TestNoAnswer:
         house.clock.advance(-86_400)
         await house.driver.step()
         assert house.asked("fate") == asked + 1
+
+
+class BrokenDisk(MemoryJournal):
+    """A journal of which some of the next writes fail."""
+
+    def __init__(self, chain_id: str) -> None:
+        super().__init__(chain_id)
+        self.failing: list[bool] = []
+
+    async def append(self, *arguments: Any, **more: Any) -> Entry:
+        if self.failing and self.failing.pop(0):
+            raise LedgerUnavailable("the disk is full")
+        return await super().append(*arguments, **more)
+
+
+class TestWithoutADisk:
+    async def test_what_could_not_be_written_is_not_tried(self) -> None:
+        disk = BrokenDisk(ME.did)
+        house = await House.open(journal=disk)
+        await house.work(60, OWING)
+        disk.failing = [True] * 3
+        await house.rounds(3)
+        assert house.rail.asked == []
+        await house.rounds(2)
+        assert house.paid(OWING) == 60
+
+    async def test_an_answer_that_could_not_be_written_is_asked_for_again(self) -> None:
+        disk = BrokenDisk(ME.did)
+        house = await House.open(journal=disk)
+        await house.work(60, OWING)
+        disk.failing = [False, True]
+        await house.driver.step()
+        assert (house.state(OWING), house.paid(OWING), house.account(OWING).settled) == ("planned", 60, 0)
+        await house.rounds(1)
+        assert (house.account(OWING).settled, house.asked("perform")) == (60, 1)
+
+
+async def test_it_runs_in_the_background_and_a_stop_leaves_what_is_under_way_to_the_next_start() -> None:
+    reached, hanging = asyncio.Event(), asyncio.Event()
+
+    async def stall() -> None:
+        reached.set()
+        await hanging.wait()
+
+    house = await House.open(stall=stall, pace=Pace(round_s=0.001), performing=["forget"])
+    await house.work(60, OWING)
+    running = asyncio.create_task(house.driver.run())
+    await reached.wait()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert house.state(OWING) == "planned"
+    await house.restart()
+    await house.rounds(1)
+    assert (house.account(OWING).settled, house.asked("perform")) == (60, 1)
 
 
 class TestWhatFails:
