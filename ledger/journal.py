@@ -19,6 +19,7 @@ from typing import Final, Protocol
 from attrs import define, evolve, field, frozen
 
 from ledger.account import Account, AccountError, AccountKey
+from ledger.effects import Tracked
 from ledger.events import Books, Event, InvalidEvents, RecordKept, advance, decode_events, encode_events
 from ledger.records import digest_of
 
@@ -104,12 +105,14 @@ class Replay:
     def __init__(self, chain_id: str) -> None:
         self.head = genesis(chain_id)
         self._accounts: dict[AccountKey, Account] = {}
+        self._effects: dict[AccountKey, Tracked] = {}
 
     @classmethod
     def after(cls, head: Entry, books: Books) -> "Replay":
         """One that goes on from an entry after which the books are known, for instance from a snapshot."""
         resumed = cls("")
         resumed.head, resumed._accounts = head, dict(books.accounts)
+        resumed._effects = dict(books.effects)
         return resumed
 
     def add(self, entry: Entry) -> tuple[Event, ...]:
@@ -117,7 +120,7 @@ class Replay:
         check_link(self.head, entry)
         try:
             events = decode_events(entry.payload)
-            advance(self._accounts, events)
+            advance(self._accounts, self._effects, events)
         except (InvalidEvents, AccountError) as error:
             raise BrokenChain(entry.sequence, str(error)) from error
         self.head = entry
@@ -130,7 +133,7 @@ class Replay:
     @property
     def books(self) -> Books:
         """The books after the entries so far."""
-        return Books(self._accounts)
+        return Books(self._accounts, self._effects)
 
 
 def replay(chain_id: str, entries: Iterable[Entry]) -> Books:

@@ -16,8 +16,11 @@ from attrs import field, frozen
 from ledger.database import Database, Place
 from ledger.identity import Did, Identity
 from ledger.money import Amount
+from ledger.rails import credit
+from ledger.rails.port import Rail
 from ledger.records import Offer, Signed
 from node.api.connections import Bounds, serving
+from node.api.effects import EffectsDoor
 from node.api.mesh import MeshDoor
 from node.api.openai import OpenAiDoor
 from node.api.owner import OwnerDoor
@@ -33,6 +36,7 @@ from node.engine.port import Engine
 from node.exchange.auditor import Auditor
 from node.exchange.book import Book
 from node.exchange.buyer import Buyer
+from node.exchange.effects import EffectDriver
 from node.exchange.idling import IdleWatch, reader, selling_now
 from node.exchange.netting import Netter
 from node.exchange.panel import Market, Panel
@@ -88,6 +92,7 @@ class Node:
     gateway: Gateway
     peers: NamedPeers
     settler: Settler
+    effects: EffectDriver
     own: OwnModels
     token: str = field(repr=False)
 
@@ -116,8 +121,9 @@ async def run_node(
     clock: Clock | None = None,
     entropy: Entropy | None = None,
     say: Say = lambda _: None,
+    rails: Sequence[Rail] = (credit,),
 ) -> AsyncIterator[Node]:
-    """Run a node until the context is left; `say` is told what takes time at the start.
+    """Run a node until the context is left; `say` is told what takes time at the start, `rails` can move money.
 
     Raises HomeError, BadModelFile, BadConfig, NameTaken, EngineError, LedgerCorrupt, each with advice.
     """
@@ -179,17 +185,20 @@ async def run_node(
         settling, netter = Settling(book, dialled.get), Netter(book, dialled.get)
         app = build_app(door, MeshDoor(seller, settling, netter), owner, keys, clock)
         app.add_routes(SettlementsDoor(settling, netter).routes())
+        effects = EffectDriver(book, entropy, rails)
+        app.add_routes(EffectsDoor(book, effects).routes())
         await stack.enter_async_context(serving(app, listener, Bounds(trusted=is_loopback)))
         # At the end this comes first: what is being sold is cut in good order, and paid up to its last checkpoint.
         for remote in elsewhere:
             stack.push_async_callback(remote.close)
         stack.push_async_callback(own.pool.close)
         _in_background(stack, _sweep(book, settler, settling, seller, own.pool))
+        _in_background(stack, effects.run())
         if seller is not None and watch is not None:
             _in_background(stack, watch.run(seller.hand_back))
         home.announce(Running(url, keys.token, book.me))
         stack.callback(home.withdraw)
-        yield Node(url, book.identity.did, book, gateway, peers, settler, own, keys.token)
+        yield Node(url, book.identity.did, book, gateway, peers, settler, effects, own, keys.token)
 
 
 def _api_key(home: Home, config: Config) -> str | None:

@@ -9,6 +9,7 @@ from aiohttp import web
 from ledger.account import Account
 from ledger.bundle import Bundle, to_json
 from ledger.chainfile import records_told, write_end, write_entry, write_start
+from ledger.effects import Tracked
 from ledger.events import decode_events
 from ledger.journal import BrokenChain, Journal, Kept, Replay
 from ledger.money import Amount, Unit
@@ -271,13 +272,33 @@ async def account_rows(journal: Journal, me: str) -> dict[str, Any]:
                 break
             await asyncio.sleep(0)
     except BrokenChain as error:
-        return {"chain": "broken", "why": str(error), "balanced": False, "accounts": []}
+        return {"chain": "broken", "why": str(error), "balanced": False, "accounts": [], "effects": []}
     books = replaying.books
     return {
         "chain": "intact",
         "entries": replaying.head.sequence,
-        "balanced": books.accounts == journal.books.accounts,
+        "balanced": books == journal.books,
         "accounts": [_account(account, me) for account in books.accounts.values()],
+        "effects": [effect_row(tracked, me) for tracked in books.effects.values()],
+    }
+
+
+def effect_row(tracked: Tracked, me: str) -> dict[str, Any]:
+    """What a rail was asked to move, and what is known of it; times in seconds since 1970."""
+    effect, key = tracked.effect, tracked.effect.account
+    return {
+        "id": effect.key.hex(),
+        "peer": key.payee if key.payer == me else key.payer,
+        "direction": "we pay" if key.payer == me else "they pay",
+        "rail": key.rail,
+        "kind": effect.kind,
+        "amount": str(Amount(effect.amount, key.unit)),
+        "moved": str(Amount(tracked.moved, key.unit)),
+        "state": tracked.state,
+        "why": tracked.why,
+        "planned": tracked.planned,
+        "heard": tracked.heard,
+        "tries": tracked.tries,
     }
 
 

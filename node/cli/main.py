@@ -272,6 +272,9 @@ def net(peer: settling.PeerArgument, home: HomeOption = None, as_json: JsonOptio
     settling.net(open_home(home), peer, as_json)
 
 
+app.command()(settling.dismiss)
+
+
 async def _accounts_from_disk(home: Home) -> dict[str, Any]:
     place = ledger_place(home)
     if isinstance(place, Path) and not place.exists():

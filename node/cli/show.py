@@ -198,10 +198,41 @@ def accounts(body: Body) -> None:
     ]
     columns = ("peer", "direction", "earned", "authorized", "unpaid", "available", "credit limit")
     print_table("Accounts", columns, rows, "Nobody owes anything.")
+    _effects(body["effects"])
     if body["chain"] == "intact":
         typer.echo(f"The journal is whole: {body['entries']} entries, each chained to the one before.")
     else:
         typer.secho(f"The journal is BROKEN: {body['why']}", fg=typer.colors.RED)
+
+
+_WORDS = {
+    "planned": "about to be tried",
+    "unknown": "unknown: no answer yet",
+    "failed": "failed",
+    "settled": "done",
+    "contradicted": "CONTRADICTED",
+}
+
+
+def _effects(effects: list[Body]) -> None:
+    """What rails were asked to move, where there is any; what needs the owner is said in words."""
+    if not effects:
+        return
+    rows = [
+        (e["id"][:12], short(e["peer"]), e["rail"], e["kind"].replace("_", " "), e["amount"], _WORDS[e["state"]])
+        for e in effects
+    ]
+    print_table("Under way", ("id", "peer", "rail", "what", "amount", "is"), rows, "")
+    for e in effects:
+        if e["why"]:
+            typer.echo(f"{e['id'][:12]}: {plain(e['why'])}")
+        if e["state"] == "contradicted":
+            typer.secho(
+                f"{e['id'][:12]}: the rail {plain(e['rail'])} does not agree with itself, and {e['moved']} was counted."
+                f" Nothing more moves on this account until you have looked there, and run:"
+                f" idlemesh dismiss {e['id'][:12]}",
+                fg=typer.colors.RED,
+            )
 
 
 def verify_file(path: Path) -> Body:
