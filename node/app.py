@@ -177,7 +177,8 @@ async def run_node(
         stack.push_async_callback(peers.close)
         door = OpenAiDoor(gateway, clock, entropy, config.api.privacy, config.api.route)
         selling = partial(selling_now, seller is not None, watch)
-        owner = OwnerDoor(book, gateway, peers, auditor, seller.offers if seller else _no_offers, selling, own.status)
+        offers = seller.offers if seller else _no_offers
+        owner = OwnerDoor(book, gateway, peers, auditor, offers, selling, own.status, reconciler.heads)
         settling, netter = Settling(book, dialled.get), Netter(book, dialled.get)
         app = build_app(door, MeshDoor(seller, settling, netter, reconciler), owner, keys, clock)
         app.add_routes(SettlementsDoor(settling, netter).routes())

@@ -71,14 +71,10 @@ class Heads:
     async def open(self) -> None:
         """Take up what the journal holds."""
         self._met = await stored_meetings(self._book.journal, self._book.me)
-        for record in await self._book.journal.list_records(AccountState.kind, _LOOK_BACK):
-            signed = open_record(record.raw, AccountState)
-            if signed.signer == self._book.me and not await self._has(signed):
-                told = await _entry(self._book.journal, self._book.me, record.sequence)
-                found_ms = told.time_ms if told is not None else self._book.now_ms()
-                self.cut = Cut(Did(signed.record.peer), signed.record.sequence, record.sequence - 1, found_ms)
-                self._compared = {peer for peer, met in self._met.items() if met.sequence > record.sequence}
-                break
+        found = await stored_cut(self._book.journal, self._book.me)
+        if found is not None:
+            self.cut, kept_by = found
+            self._compared = {peer for peer, met in self._met.items() if met.sequence > kept_by}
 
     def last(self, peer: Did) -> bytes:
         """The last state that a peer gave, to be shown to it; empty if there is none."""
@@ -131,8 +127,7 @@ class Heads:
 
     async def _has(self, signed: Signed[AccountState]) -> bool:
         """Whether our chain has the head that a state of ours names."""
-        entry = await _entry(self._book.journal, self._book.me, signed.record.sequence)
-        return entry is not None and follows(signed, entry)
+        return await _has(self._book.journal, self._book.me, signed)
 
     def may_work_with(self, peer: Did) -> Refused | None:
         """Why no new work may start with a peer, if none may."""
@@ -164,6 +159,23 @@ async def _entry(journal: Journal, me: str, sequence: int) -> Entry | None:
         return genesis(me)
     async for entry in journal.entries(sequence - 1):
         return entry
+    return None
+
+
+async def _has(journal: Journal, me: str, signed: Signed[AccountState]) -> bool:
+    entry = await _entry(journal, me, signed.record.sequence)
+    return entry is not None and follows(signed, entry)
+
+
+async def stored_cut(journal: Journal, me: str) -> tuple[Cut, int] | None:
+    """The last cut of a journal that was found, and the entry that tells of it."""
+    for record in await journal.list_records(AccountState.kind, _LOOK_BACK):
+        signed = open_record(record.raw, AccountState)
+        if signed.signer == me and not await _has(journal, me, signed):
+            told = await _entry(journal, me, record.sequence)
+            found_ms = told.time_ms if told is not None else 0
+            cut = Cut(Did(signed.record.peer), signed.record.sequence, record.sequence - 1, found_ms)
+            return cut, record.sequence
     return None
 
 

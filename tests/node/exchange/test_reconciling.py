@@ -331,7 +331,8 @@ async def test_a_node_finds_by_its_own_signature_that_its_journal_was_cut_and_sa
     await pair.buy()
     await pair.meet()
     await pair.roll_back(1, old)
-    assert pair.sellers.heads.cut is None
+    before = pair.sellers.heads.cut
+    assert before is None
 
     await pair.meet()
 
