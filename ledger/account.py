@@ -21,7 +21,7 @@ latest sight counts), so a message that comes twice or late does no harm. Two fa
                                                                                  expired
     Forgotten            act     -                                               old orders dropped that are
                                                                                  closed and not in dispute
-    Authorized           act     authorized <= total <= owed                     authorized = total
+    Authorized           act     authorized <= total <= owed, or = authorized    authorized = total
     Forgiven             act     amount <= owed - authorized - disputed          forgiven grows, owed shrinks
     Claimed              act     claimed <= total <= min(owed, authorized)       claimed = total
     Granted              fact    - (an older sequence is ignored)                limit and window set
@@ -32,6 +32,8 @@ latest sight counts), so a message that comes twice or late does no harm. Two fa
                                                                                  the rest is in dispute
     Resolved             fact    order disputed before; what is claimed stays    its cost is total at most, the
                                  owed (a higher total is ignored)                rest is waived: owed shrinks
+    Recovered            fact    total <= the order's amount                     order known and closed,
+                                                                                 earned at least total
     VoucherReceived      fact    - (a lower total is ignored)                    authorized = total, even above
                                                                                  owed
     ForgivenessReceived  fact    what is claimed stays owed (a lower total       forgiven = total, owed shrinks
@@ -59,6 +61,10 @@ In a dispute each side keeps its own count of the order, the payee what it asks 
 payee's word only falls (`Resolved`) and the payer's only grows (`Acknowledged`); both books take the lower of the two
 once each has heard the other, in whatever order they hear it.
 
+A journal that was cut or restored from an older copy has lost signatures of ours that the other side still has. They
+are facts: orders come back by `Recovered`, the payer's promises by `VoucherReceived`, which may leave more authorized
+than is owed; then the promise stands, and covers work to come.
+
 What bears no signature of ours is no fact, and is refused like an act: an acknowledgement of an order that was never
 opened, or above what it reserved; a dispute of an order that is open; forgiveness of what we have claimed.
 """
@@ -83,6 +89,7 @@ from ledger.changes import (
     Granted,
     InvalidUnit,
     Netted,
+    Recovered,
     Released,
     Reserved,
     Resolved,
@@ -467,6 +474,8 @@ def apply(account: Account, change: Change) -> Account:
             return _dispute(account, order, asked, granted)
         case Resolved(order, total):
             return _resolve(account, order, total)
+        case Recovered(order, amount, expires, total):
+            return _recover(account, order, Reservation(amount, expires, open=False), total)
         case VoucherReceived(total):
             return evolve(account, authorized=max(account.authorized, total))
         case ForgivenessReceived(total):
@@ -543,6 +552,11 @@ def _acknowledge(account: Account, order: bytes, total: int) -> Account:
     return _with_order(moved, order, evolve(moved.orders[order], granted=max(total, reservation.granted)))
 
 
+def _recover(account: Account, order: bytes, lost: Reservation, total: int) -> Account:
+    known = evolve(account.orders.get(order, lost), open=False)
+    return _with_earned(_with_order(account, order, known), order, max(total, known.earned))
+
+
 def _dispute(account: Account, order: bytes, asked: int, granted: int) -> Account:
     reservation = _known(account, order)
     if reservation.open:
@@ -566,7 +580,7 @@ def _resolve(account: Account, order: bytes, total: int) -> Account:
 def _authorize(account: Account, total: int) -> Account:
     if total < account.authorized:
         raise AuthorizedFell(account.authorized, total)
-    if total > account.owed:
+    if total > max(account.owed, account.authorized):
         raise AboveOwed(account.owed, total)
     return evolve(account, authorized=total)
 

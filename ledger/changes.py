@@ -207,8 +207,21 @@ class Resolved:
 
 
 @frozen
+class Recovered:
+    """Fact: a signature of ours that our journal has lost says that this order was taken, and has cost `total`.
+
+    It came back from the other side, after our journal was cut or restored from an older copy.
+    """
+
+    order: bytes = _order()
+    amount: int = _amount()
+    expires: int = _amount()
+    total: int = _amount()
+
+
+@frozen
 class VoucherReceived:
-    """Fact at the payee: the payer signed a voucher for this total."""
+    """Fact: the payer signed a voucher for this total; at the payer itself one that its journal had lost."""
 
     total: int = _amount()
 
@@ -242,6 +255,7 @@ Fact = (
     | Acknowledged
     | Disputed
     | Resolved
+    | Recovered
     | VoucherReceived
     | ForgivenessReceived
     | Settled

@@ -40,6 +40,7 @@ from node.exchange.effects import EffectDriver
 from node.exchange.idling import IdleWatch, reader, selling_now
 from node.exchange.netting import Netter
 from node.exchange.panel import Market, Panel
+from node.exchange.reconciling import Reconciler
 from node.exchange.seller import Credit, Seller, Ware
 from node.exchange.settler import AuditPolicy, Settler
 from node.exchange.settling import Settling
@@ -60,6 +61,8 @@ from node.ports import Clock, Entropy, SystemClock, SystemEntropy
 from node.wire.client import HttpPeer
 from node.wire.messages import Refused
 
+# What was open at a stop is settled once the peers have answered, or after so long.
+_PEERS_ANSWER_S: Final = 15.0
 # How often nonces and token ids past their time are dropped, and orders that came to nothing are closed.
 _SWEEP_S: Final = 60.0
 
@@ -152,7 +155,10 @@ async def run_node(
         stack.push_async_callback(settler.close)
         buyer = Buyer(book, entropy, settler.settle, config.buy.patience)
         stack.push_async_callback(buyer.close)
-        peers = NamedPeers(book.identity.did, dialled, tokenizers, clock, buyer.take_grant)
+        reconciler = Reconciler(book, entropy, dialled.get, settler.promised)
+        await reconciler.heads.open()
+        fit = reconciler.heads.may_work_with
+        peers = NamedPeers(book.identity.did, dialled, tokenizers, clock, buyer.take_grant, reconciler.meet, fit)
         names = [model.name for model in own.models]
         sold = [model.engine.manifest.digest for model in own.models if model.price is not None]
         elsewhere = await open_remotes(config, home, session, tokenizers, names, sold)
@@ -167,12 +173,13 @@ async def run_node(
             await watch.look()
         may_sell = watch.may_sell if watch is not None else _always
         wares = [*_wares(own), *(remote.ware for remote in elsewhere if remote.ware is not None)]
-        seller = _seller(book, entropy, config, wares, tokenizers, dialled, may_sell)
+        seller = _seller(book, entropy, config, wares, tokenizers, dialled, may_sell, fit)
         if seller is not None:
+            reconciler.taking.paid = seller.acknowledge
             seller.url = "" if is_wildcard(config.node.host) else _url(config.node.host, listener)
             await seller.sweep()
         url = _url("127.0.0.1" if is_wildcard(config.node.host) else config.node.host, listener)
-        await settler.recover()
+        await settler.recover(partial(peers.asked_once, _PEERS_ANSWER_S))
         peers.start()
         stack.push_async_callback(peers.close)
         door = OpenAiDoor(gateway, clock, entropy, config.api.privacy, config.api.route)
@@ -181,9 +188,10 @@ async def run_node(
         def running() -> dict[str, Any]:
             return {**own.status(), "remotes": remotes.status()}
 
-        owner = OwnerDoor(book, gateway, peers, auditor, seller.offers if seller else _no_offers, selling, running)
+        offers = seller.offers if seller else _no_offers
+        owner = OwnerDoor(book, gateway, peers, auditor, offers, selling, running, reconciler.heads)
         settling, netter = Settling(book, dialled.get), Netter(book, dialled.get)
-        app = build_app(door, MeshDoor(seller, settling, netter), owner, keys, clock)
+        app = build_app(door, MeshDoor(seller, settling, netter, reconciler), owner, keys, clock)
         app.add_routes(SettlementsDoor(settling, netter).routes())
         effects = EffectDriver(book, entropy, rails)
         app.add_routes(EffectsDoor(book, effects).routes())
@@ -280,6 +288,7 @@ def _seller(
     tokenizers: Tokenizers,
     named: Collection[str],
     may_sell: Callable[[], Refused | None],
+    may_work_with: Callable[[Did], Refused | None],
 ) -> Seller | None:
     """The selling side, if the owner named a price."""
     if not wares:
@@ -289,7 +298,7 @@ def _seller(
     window = sell.window or Amount(max(limit.value // 5, 1), limit.unit)
     exposure = sell.exposure or Amount(5 * window.value, window.unit)
     credit = {limit.unit: Credit(limit, window, exposure)}
-    return Seller(book, entropy, wares, credit, tokenizers.raw, named, may_sell)
+    return Seller(book, entropy, wares, credit, tokenizers.raw, named, may_sell, may_work_with)
 
 
 def _idle_watch(stack: contextlib.AsyncExitStack, config: Config) -> IdleWatch | None:

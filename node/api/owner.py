@@ -25,10 +25,12 @@ from ledger.records import (
     open_record,
 )
 from ledger.statement import figures
+from node.api.comparisons import comparison_rows
 from node.api.errors import ApiError
 from node.exchange.auditor import Auditor
 from node.exchange.book import Book
 from node.exchange.bought import load_bought
+from node.exchange.heads import Heads
 from node.gateway.gateway import Gateway
 from node.mesh.static import NamedPeers
 from verify.reputation import score
@@ -51,6 +53,7 @@ class OwnerDoor:
         own_offers: Callable[[], Awaitable[list[bytes]]],
         selling: Callable[[], dict[str, Any]],
         running: Callable[[], dict[str, Any]],
+        heads: Heads,
     ) -> None:
         """`selling` says whether this node sells now, and if not, why; `running` which models it runs, on what, and
         which remotes it may ask."""
@@ -61,6 +64,7 @@ class OwnerDoor:
         self._own_offers = own_offers
         self._selling = selling
         self._running = running
+        self._heads = heads
 
     def routes(self) -> list[web.RouteDef]:
         """What it serves."""
@@ -96,6 +100,7 @@ class OwnerDoor:
         return {
             "did": did,
             "trouble": self._peers.trouble.get(did),  # type: ignore[call-overload]
+            "not_compared": self._peers.apart.get(did),  # type: ignore[call-overload]
             "reputation": round(score(history), 3),
             "condemned": history.condemned,
             "delivered": history.delivered,
@@ -229,7 +234,8 @@ class OwnerDoor:
 
     async def accounts(self, _request: web.Request) -> web.Response:
         """Every balance, rebuilt from the journal now; and whether the chain is whole."""
-        return web.json_response(await account_rows(self._book.journal, self._book.me))
+        rows = await account_rows(self._book.journal, self._book.me)
+        return web.json_response(rows | comparison_rows(self._heads.met(), self._heads.cut))
 
     async def ledger(self, request: web.Request) -> web.StreamResponse:
         """The whole journal with its records, as one chain file."""

@@ -203,6 +203,26 @@ def accounts(body: Body) -> None:
         typer.echo(f"The journal is whole: {body['entries']} entries, each chained to the one before.")
     else:
         typer.secho(f"The journal is BROKEN: {body['why']}", fg=typer.colors.RED)
+    _compared(body)
+
+
+def _compared(body: Body) -> None:
+    """What the peers count otherwise, and whether this ledger was cut."""
+    for compared in body["comparisons"]:
+        for one in compared["differences"]:
+            debtor = "they owe" if one["payee"] != compared["peer"] else "you owe"
+            typer.secho(
+                f"{short(compared['peer'])} counts {one['theirs']} as {one['what']} of what {debtor}, and this node "
+                f"{one['ours']}. Both signatures are kept: --json shows them.",
+                fg=typer.colors.YELLOW,
+            )
+    if (cut := body["cut"]) is not None:
+        typer.secho(
+            f"This ledger was cut or restored from an older copy: it had {cut['left']} entries on "
+            f"{local_time(cut['found_ms'])}, when {short(cut['shown_by'])} showed this node's own signature "
+            f"under entry {cut['signed']}. No new work starts with a peer before accounts were compared with it.",
+            fg=typer.colors.YELLOW,
+        )
 
 
 _WORDS = {

@@ -172,13 +172,16 @@ class Seller:
         tokenizer_file: Callable[[bytes], bytes],
         named: Collection[str] = (),
         may_sell: Callable[[], Refused | None] = lambda: None,
+        may_work_with: Callable[[Did], Refused | None] = lambda _: None,
     ) -> None:
         """`credit` by unit; a unit without one gives none. `tokenizer_file` gives a file by digest or raises.
 
         `named` are the buyers that the owner knows: they do not share the exposure of strangers. `may_sell` says why
-        no new order may begin now, if none may; nothing is offered meanwhile.
+        no new order may begin now, if none may; nothing is offered meanwhile. `may_work_with` says the same of one
+        buyer.
         """
         self._may_sell = may_sell
+        self._may_work_with = may_work_with
         self._named = frozenset(named)
         self._book = book
         self._entropy = entropy
@@ -431,7 +434,7 @@ class Seller:
 
     async def _admit(self, order: Signed[Order], sealed: bytes) -> _Sale:
         """Check the order against offer, engine and account, and reserve what it may cost. Raises Refused."""
-        if (refusal := self._may_sell()) is not None:
+        if (refusal := self._may_sell() or self._may_work_with(order.signer)) is not None:
             raise refusal
         stand = self._stands.get(order.record.offer)
         if stand is None or self._is_over(stand) or not stand.ware.is_unchanged():

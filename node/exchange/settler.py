@@ -8,7 +8,7 @@ up what was still on the way: deliveries without an acknowledgement, and the lat
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 from attrs import frozen
@@ -150,7 +150,9 @@ class Settler:
         amount = 0 if condemned else delivery.owed
         earned = Earned(order, amount)
         after = apply(account, earned)
-        voucher = make_voucher(self._book.identity, after, after.owed)
+        # More may be promised than is owed, by vouchers that a restored ledger had lost: no promise is taken back.
+        promised = max(after.owed, after.authorized)
+        voucher = make_voucher(self._book.identity, after, promised)
         acknowledgement = sign(
             Acknowledgement(
                 order=order,
@@ -166,7 +168,7 @@ class Settler:
         await self._book.post(
             AccountChanged(account.key, earned),
             AccountChanged(account.key, Released(order)),
-            AccountChanged(account.key, Authorized(after.owed)),
+            AccountChanged(account.key, Authorized(promised)),
             records=(kept(acknowledgement, order),),
         )
         self._latest[account.key.payee, account.key.unit] = acknowledgement.digest
@@ -202,15 +204,36 @@ class Settler:
 
     # After a restart
 
-    async def recover(self) -> None:
-        """Pick up what an earlier run left: open orders, and acknowledgements that may not have arrived."""
+    def promised(self, key: AccountKey, acknowledgement: bytes) -> None:
+        """An acknowledgement of ours came back that the journal had lost, by its digest: the next one names it."""
+        self._latest[key.payee, key.unit] = acknowledgement
+
+    async def recover(self, ready: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Pick up what an earlier run left: open orders, and acknowledgements that may not have arrived.
+
+        With `ready`, orders are settled in the background once it is done: those who help in audits must be known.
+        """
         for acknowledgement, voucher in await self._latest_acknowledgements():
             self._latest[voucher.payee, voucher.unit] = acknowledgement.digest
             self._unsent.setdefault(parse_did(voucher.payee), []).append(acknowledgement)
-        for key, order in self._open_orders(before=None):
-            await self._recover_order(key, order)
+        left = self._open_orders(before=None)  # those of this run are not among them
         for seller in list(self._unsent):
             self._hand_over(seller)
+        if ready is None:
+            await self._recover_orders(left)
+        elif left:
+            self._start(self._recover_when(ready, left))
+
+    async def _recover_when(self, ready: Callable[[], Awaitable[None]], left: list[tuple[AccountKey, bytes]]) -> None:
+        await ready()
+        await self._recover_orders(left)
+
+    async def _recover_orders(self, left: list[tuple[AccountKey, bytes]]) -> None:
+        for key, order in left:
+            # Accounts may have been compared meanwhile, and the order's end found there.
+            reservation = self._book.journal.books.account(key).orders.get(order)
+            if reservation is not None and reservation.open:
+                await self._recover_order(key, order)
 
     async def sweep(self) -> None:
         """Close the orders that have expired and of which nothing ever came."""

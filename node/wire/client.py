@@ -13,7 +13,16 @@ import aiohttp
 from ledger import codec
 from ledger.records import Grant, Offer, Receipt
 from node.models.manifest import MAX_MANIFEST
-from node.wire.messages import MAX_REFUSAL, MAX_SIGNATURES, Refused, Unreachable, decode_refusal, encode_envelope
+from node.wire.messages import (
+    MAX_EXCHANGED,
+    MAX_NONCE,
+    MAX_REFUSAL,
+    MAX_SIGNATURES,
+    Refused,
+    Unreachable,
+    decode_refusal,
+    encode_envelope,
+)
 
 CBOR: Final = "application/cbor"
 MAX_OFFERS: Final = 64
@@ -103,6 +112,15 @@ class HttpPeer:
 
     async def netting(self, raw: bytes) -> bytes:
         return await self._call("POST", "/nettings", raw, limit=MAX_SIGNATURES)
+
+    async def challenge(self) -> bytes:
+        return await self._call("GET", "/challenge", limit=MAX_NONCE)
+
+    async def state(self, raw: bytes) -> bytes:
+        return await self._call("POST", "/states", raw, limit=MAX_EXCHANGED)
+
+    async def hand_back(self, raw: bytes) -> None:
+        await self._call("POST", "/records", raw)
 
     async def _call(
         self, method: str, path: str, body: bytes | None = None, limit: int = MAX_REFUSAL, calls: int = 1

@@ -29,6 +29,7 @@ from ledger.changes import (
     InvalidOrderDigest,
     InvalidUnit,
     Netted,
+    Recovered,
     Released,
     Reserved,
     Resolved,
@@ -345,6 +346,28 @@ class TestForgiveness:
         assert apply(account, Earned(ORDER, 80)).owed == 50
 
 
+class TestRecovering:
+    def test_an_order_of_which_the_journal_knew_nothing_is_known_and_closed_and_owed_once(self) -> None:
+        account = after(Recovered(ORDER, 50, 9, 30), Recovered(ORDER, 50, 9, 30))
+        assert (account.owed, account.reserved, account.orders[ORDER].open) == (30, 0, False)
+        with pytest.raises(guards.OrderKnown):
+            apply(apply(account, Granted(1000, 1000, 1)), Reserved(ORDER, 1, 9))
+
+    def test_an_order_that_is_open_is_closed_and_nothing_is_taken_back(self) -> None:
+        account = after(Granted(100, 100, 1), Reserved(ORDER, 50, 9), Earned(ORDER, 40), Recovered(ORDER, 99, 9, 30))
+        assert (account.owed, account.reserved) == (40, 0)
+
+    def test_an_order_costs_no_more_than_it_reserved(self) -> None:
+        with pytest.raises(guards.AboveReservation):
+            after(Recovered(ORDER, 50, 9, 51))
+
+    def test_a_promise_above_what_is_owed_stands_and_is_not_raised(self) -> None:
+        promised = after(Recovered(ORDER, 50, 9, 30), VoucherReceived(40))
+        assert apply(promised, Authorized(40)) == promised
+        with pytest.raises(guards.AboveOwed):
+            apply(promised, Authorized(41))
+
+
 orders = st.sampled_from([ORDER, OTHER, b"3" * 32])
 amounts = st.integers(0, 40)
 any_change: st.SearchStrategy[Change] = st.one_of(
@@ -366,6 +389,7 @@ any_change: st.SearchStrategy[Change] = st.one_of(
     st.builds(Withdrawn, amounts, amounts),
     st.builds(Disputed, orders, amounts, amounts),
     st.builds(Resolved, orders, amounts),
+    st.builds(Recovered, orders, amounts, amounts, amounts),
 )
 GROWING = ("authorized", "earned", "waived", "forgiven", "claimed", "settled", "netted", "grant_sequence")
 

@@ -440,3 +440,30 @@ async def test_a_restart_remembers_what_is_known_of_sellers(machines: Machines) 
     assert again.book.experience.evidence(store.did, model) == customer.book.experience.evidence(store.did, model)
     assert again.book.experience.contexts(store.did, model) == customer.book.experience.contexts(store.did, model)
     assert len(again.book.experience.contexts(store.did, model)) == TOKENS
+
+
+async def test_what_was_open_at_a_stop_is_settled_once_those_who_help_in_audits_are_there(machines: Machines) -> None:
+    store, _ = await machines.seller()
+    line = Line(store.seller)
+    customer, mains = await machines.buyer()
+    offer = await customer.meet(line)
+    mains.left = 1
+    customer.buy(offer, max_tokens=TOKENS)
+    await dark(mains)
+
+    again, _ = await machines.buyer()
+    again.lines[store.did] = line
+    there = asyncio.Event()
+
+    async def ready() -> None:
+        await there.wait()
+
+    await again.settler.recover(ready)
+    await again.buy(await again.meet(line), max_tokens=TOKENS).outcome()
+    await again.settled_but_not_handed_over()
+    assert again.owes(store.did).authorized == FULL, "new orders do not wait, and the old one does"
+    there.set()
+    await again.handed_over()
+
+    for account in (again.owes(store.did), store.owed_by(again.did)):
+        assert (account.owed, account.authorized, account.reserved) == (2 * FULL, 2 * FULL, 0)
