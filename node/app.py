@@ -36,7 +36,8 @@ from node.exchange.buyer import Buyer
 from node.exchange.idling import IdleWatch, reader, selling_now
 from node.exchange.netting import Netter
 from node.exchange.panel import Market, Panel
-from node.exchange.seller import Credit, Seller, Ware
+from node.exchange.sale import Ware
+from node.exchange.seller import Credit, Seller
 from node.exchange.settler import AuditPolicy, Settler
 from node.exchange.settling import Settling
 from node.gateway.gateway import Gateway
@@ -144,7 +145,7 @@ async def run_node(
         policy = AuditPolicy(config.audit.rate, config.audit.first)
         settler = Settler(book, entropy, auditor, policy, dialled.get)
         stack.push_async_callback(settler.close)
-        buyer = Buyer(book, entropy, settler.settle, config.buy.patience)
+        buyer = Buyer(book, entropy, settler.settle, config.buy.patience, settler)
         stack.push_async_callback(buyer.close)
         peers = NamedPeers(book.identity.did, dialled, tokenizers, clock, buyer.take_grant)
         names = [model.name for model in own.models]
@@ -154,7 +155,7 @@ async def run_node(
         local = [_local(model) for model in own.models]
         supply = Supply(book, local, own.catalogue, peers, buyer, remotes)
         gateway = Gateway(supply, entropy, _policy(config))
-        helping = Buyer(book, entropy, settler.settle_help, config.buy.patience)
+        helping = Buyer(book, entropy, settler.settle_help, config.buy.patience, settler)
         stack.push_async_callback(helping.close)
         auditor.panel = Panel(book, entropy, helping, _help(config, supply, peers))
         if watch is not None:
@@ -280,7 +281,7 @@ def _seller(
     window = sell.window or Amount(max(limit.value // 5, 1), limit.unit)
     exposure = sell.exposure or Amount(5 * window.value, window.unit)
     credit = {limit.unit: Credit(limit, window, exposure)}
-    return Seller(book, entropy, wares, credit, tokenizers.raw, named, may_sell)
+    return Seller(book, entropy, wares, credit, tokenizers.raw, named, may_sell, sell.patience)
 
 
 def _idle_watch(stack: contextlib.AsyncExitStack, config: Config) -> IdleWatch | None:
