@@ -400,10 +400,20 @@ class MainsLine(Line):
         self._check()
         stream = super().order(order, sealed)
         try:
-            async for chunk in stream:
+            while (chunk := await self._next(stream)) is not None:
                 yield chunk
         except PowerCut:
             raise Unreachable("no answer") from None
+
+    async def _next(self, stream: AsyncGenerator[bytes, None]) -> bytes | None:
+        """What comes next; a machine that goes dark takes its connections with it."""
+        following = asyncio.ensure_future(anext(stream, None))
+        while not following.done():
+            await asyncio.wait({following}, timeout=0.01)
+            if self.mains.dark and not following.done():
+                following.cancel()
+                raise PowerCut
+        return following.result()
 
     async def receipt(self, order: bytes) -> bytes | None:
         self._check()
