@@ -92,11 +92,29 @@ def _order() -> bytes:
 
 @frozen
 class Reserved:
-    """Act: admit an order that may cost up to `amount`; `expires` is the order's own."""
+    """Act: admit an order that may cost up to `amount`, and draw all of it; `expires` is the order's own."""
 
     order: bytes = _order()
     amount: int = _amount()
     expires: int = _amount()
+
+
+@frozen
+class Admitted:
+    """Act: admit an order that may cost up to `amount`, and draw `first` for what is delivered before any pay."""
+
+    order: bytes = _order()
+    amount: int = _amount()
+    first: int = _amount()
+    expires: int = _amount()
+
+
+@frozen
+class Drawn:
+    """Act: this order may deliver up to `total` by now. What is drawn and not paid is bounded by the window."""
+
+    order: bytes = _order()
+    total: int = _amount()
 
 
 @frozen
@@ -247,7 +265,7 @@ class Netted:
     total: int = _amount()
 
 
-Act = Reserved | Earned | Released | Expired | Forgotten | Authorized | Forgiven | Claimed
+Act = Reserved | Admitted | Drawn | Earned | Released | Expired | Forgotten | Authorized | Forgiven | Claimed
 Fact = (
     Granted
     | Funded

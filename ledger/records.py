@@ -33,7 +33,7 @@ MAX_SCORED: Final = 4_096
 
 Privacy = Literal["public", "internal", "confidential", "restricted"]
 PRIVACY_LEVELS: Final[tuple[Privacy, ...]] = get_args(Privacy)
-Finish = Literal["stop", "length", "cancelled", "cut"]
+Finish = Literal["stop", "length", "cancelled", "cut", "unpaid"]
 Outcome = Literal["honest", "dishonest", "undecided"]
 
 

@@ -41,7 +41,8 @@ from node.exchange.idling import IdleWatch, reader, selling_now
 from node.exchange.netting import Netter
 from node.exchange.panel import Market, Panel
 from node.exchange.reconciling import Reconciler
-from node.exchange.seller import Credit, Seller, Ware
+from node.exchange.sale import Ware
+from node.exchange.seller import Credit, Seller
 from node.exchange.settler import AuditPolicy, Settler
 from node.exchange.settling import Settling
 from node.gateway.gateway import Gateway
@@ -153,7 +154,7 @@ async def run_node(
         policy = AuditPolicy(config.audit.rate, config.audit.first)
         settler = Settler(book, entropy, auditor, policy, dialled.get)
         stack.push_async_callback(settler.close)
-        buyer = Buyer(book, entropy, settler.settle, config.buy.patience)
+        buyer = Buyer(book, entropy, settler.settle, config.buy.patience, settler)
         stack.push_async_callback(buyer.close)
         reconciler = Reconciler(book, entropy, dialled.get, settler.promised)
         await reconciler.heads.open()
@@ -166,7 +167,7 @@ async def run_node(
         local = [_local(model) for model in own.models]
         supply = Supply(book, local, own.catalogue, peers, buyer, remotes)
         gateway = Gateway(supply, entropy, _policy(config))
-        helping = Buyer(book, entropy, settler.settle_help, config.buy.patience)
+        helping = Buyer(book, entropy, settler.settle_help, config.buy.patience, settler)
         stack.push_async_callback(helping.close)
         auditor.panel = Panel(book, entropy, helping, _help(config, supply, peers))
         if watch is not None:
@@ -298,7 +299,7 @@ def _seller(
     window = sell.window or Amount(max(limit.value // 5, 1), limit.unit)
     exposure = sell.exposure or Amount(5 * window.value, window.unit)
     credit = {limit.unit: Credit(limit, window, exposure)}
-    return Seller(book, entropy, wares, credit, tokenizers.raw, named, may_sell, may_work_with)
+    return Seller(book, entropy, wares, credit, tokenizers.raw, named, may_sell, may_work_with, sell.patience)
 
 
 def _idle_watch(stack: contextlib.AsyncExitStack, config: Config) -> IdleWatch | None:

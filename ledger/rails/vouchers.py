@@ -10,14 +10,16 @@ from ledger.records import Signed, Voucher, sign
 def make_voucher(
     rail: str, place: tuple[str, str], identity: Identity, account: Account, total: int
 ) -> Signed[Voucher]:
-    """The payer's promise of a growing total; `place` is the network and the account there.
+    """The payer's promise of a growing total; what it promised before may be said again. `place` is the network and the
+    account there.
 
     Raises AuthorizedFell, AboveOwed (the guards of `Authorized`), WrongSigner.
     """
     key = account.key
     if identity.did != key.payer:
         raise WrongSigner(key.payer, identity.did)
-    apply(account, Authorized(total))  # for its guards: what we sign, we must be able to write down
+    if total != account.authorized:
+        apply(account, Authorized(total))  # for its guards: what we sign, we must be able to write down
     return sign(Voucher(key.payer, key.payee, rail, *place, key.unit, total), identity)
 
 

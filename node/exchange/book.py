@@ -113,7 +113,7 @@ class Book:
     def _may_cost(self, order: bytes, reservation: Reservation) -> int:
         """What an open order may still cost: what is due, once it has ended."""
         due = self.experience.due(order)
-        return reservation.rest if due is None else min(reservation.rest, due.owed)
+        return reservation.rest if due is None else min(reservation.rest, max(due.owed - reservation.earned, 0))
 
     async def sweep(self) -> None:
         """Drop nonces and token ids past their time, and orders that are long closed."""

@@ -30,6 +30,9 @@ MAX_TOKENIZER: Final = 64 * 2**20
 # A seller gives a sign of life at least every 5 seconds; three missed ones mean that it is gone.
 SIGN_OF_LIFE_S: Final = 5.0
 STALL_S: Final = 3 * SIGN_OF_LIFE_S
+# A seller waits for pay at least twice as long as its buyer thinks fair: the checkpoint takes its time to get there.
+UNPAID_S: Final = 5.0
+LEAST_PATIENCE_S: Final = 2 * UNPAID_S
 CALL_S: Final = 10.0
 # A tokenizer file has up to 64 MB: so many times as long.
 _DOWNLOAD_CALLS: Final = 12

@@ -12,9 +12,11 @@ from ledger import codec, snapshot
 from ledger.account import AccountError, AccountKey
 from ledger.changes import (
     Acknowledged,
+    Admitted,
     Authorized,
     Change,
     Disputed,
+    Drawn,
     Earned,
     Funded,
     Granted,
@@ -38,6 +40,8 @@ changes: st.SearchStrategy[Change] = st.one_of(
     st.builds(Granted, st.just(500), st.just(500), st.integers(1, 3)),
     st.builds(Funded, amounts, st.integers(1, 3)),
     st.builds(Reserved, orders, amounts, st.just(9)),
+    st.builds(Admitted, orders, amounts, amounts, st.just(9)),
+    st.builds(Drawn, orders, amounts),
     st.builds(Earned, orders, amounts),
     st.builds(Released, orders),
     st.builds(Acknowledged, orders, amounts),

@@ -6,10 +6,11 @@ stays behind.
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from ledger.identity import Identity
 from ledger.journal import replay
@@ -23,6 +24,7 @@ from node.ports import ManualClock, SeededEntropy
 from node.wire.messages import Refused
 from tests.node.trading import (
     ALL_AUDITED,
+    CREDIT,
     NO_AUDITS,
     PROMPT,
     Customer,
@@ -38,6 +40,7 @@ from tests.node.trading import (
     price_of,
     refusal_of,
     until,
+    uusd,
 )
 
 TOKENS = 70
@@ -50,11 +53,15 @@ class Machines:
     def __init__(self, folder: Path, tokenizer: Tokenizer, clock: ManualClock, stack: AsyncExitStack) -> None:
         self._folder, self._tokenizer, self.clock, self._stack = folder, tokenizer, clock, stack
         self._starts = 0
+        self.credit = CREDIT  # what the seller gives
 
     async def seller(self) -> tuple[Store, Mains]:
         """Start, or start again, the seller."""
         mains, entropy = await self._start(1)
-        return await Store.open(self._tokenizer, self.clock, seed=1, journal=mains, entropy=entropy), mains
+        terms = {self.credit.limit.unit: self.credit}
+        return await Store.open(
+            self._tokenizer, self.clock, seed=1, journal=mains, entropy=entropy, credit=terms
+        ), mains
 
     async def buyer(self, audited: bool = True) -> tuple[Customer, Mains]:
         """Start, or start again, the buyer."""
@@ -314,6 +321,67 @@ async def buys_again(customer: Customer, line: MainsLine, store: Store, mains: M
     assert delivery.objection is None
     for account in (customer.owes(store.did), store.owed_by(customer.did)):
         assert (account.authorized, account.reserved) == (earlier + FULL, 0)
+
+
+# An answer that is paid as it goes: of 200 tokens, through a window of 128.
+LONG = 200
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["before the write", "after the write"])
+@pytest.mark.parametrize("write", range(5), ids=["reserve", "pay 64", "pay 128", "deliver", "acknowledge"])
+async def test_a_buyer_that_dies_while_it_pays_for_a_long_answer_pays_once(
+    machines: Machines, write: int, written: bool
+) -> None:
+    machines.credit = evolve(CREDIT, window=uusd(price_of(0, 128)))
+    store, _ = await machines.seller()
+    line = Line(store.seller)
+    customer, mains = await machines.buyer(audited=False)
+    offer = await customer.meet(line)
+    mains.left, mains.written = write, written
+    purchase = customer.buy(offer, max_tokens=LONG)
+    await dark(mains)
+    purchase.cancel()
+    await customer.buyer.close()
+    await until(lambda: not store.owed_by(customer.did).reserved)
+
+    again, new_mains = await machines.buyer(audited=False)
+    again.lines[store.did] = line
+    await again.settler.recover()
+    await again.handed_over()
+    machines.clock.advance(600 + 241)
+    await again.settler.sweep()
+    await again.handed_over()
+
+    ours, theirs = again.owes(store.did), store.owed_by(again.did)
+    assert (ours.owed, ours.reserved) == (theirs.owed, 0)
+    assert ours.owed == ours.authorized == theirs.authorized
+    assert (ours.owed > 0) == (write > 0)
+    assert await chain_holds(new_mains, again.did)
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["before the write", "after the write"])
+@pytest.mark.parametrize("write", range(10))
+async def test_a_seller_that_dies_while_it_is_paid_for_a_long_answer_is_paid_once(
+    machines: Machines, write: int, written: bool
+) -> None:
+    machines.credit = evolve(CREDIT, window=uusd(price_of(0, 128)))
+    store, mains = await machines.seller()
+    customer, _ = await machines.buyer(audited=False)
+    line = MainsLine(store.seller, mains)
+    offer = await customer.meet(line)
+    mains.left, mains.written = write, written
+    with suppress(NotPlaced):
+        await customer.buy(offer, max_tokens=LONG).outcome()
+    await dark(mains)
+
+    again, new_mains = await machines.seller()
+    line.peer, line.mains = again.seller, new_mains
+    await customer.handed_over()
+
+    ours, theirs = customer.owes(store.did), again.owed_by(customer.did)
+    assert (ours.reserved, theirs.reserved) == (0, 0)
+    assert ours.owed == ours.authorized == theirs.authorized <= theirs.owed
+    assert await chain_holds(new_mains, again.did)
 
 
 CLAIMED = tuple(range(600, 640))

@@ -58,7 +58,7 @@ class Household:
         ]
         auditor = Auditor(self.book, [one.engine for one in local], calibration_of, tokenizers.open_own)
         self.settler = Settler(self.book, entropy, auditor, NO_AUDITS, self.neighbours.get)
-        self.buyer = Buyer(self.book, entropy, self.settler.settle, patience_s)
+        self.buyer = Buyer(self.book, entropy, self.settler.settle, patience_s, self.settler)
         self.peers = NamedPeers(identity.did, self.neighbours, tokenizers, clock, self.buyer.take_grant)
         self.supply = supply = Supply(self.book, local, catalogue, self.peers, self.buyer, Remotes(remotes, clock))
         self.gateway = Gateway(supply, entropy, policy or Policy(busy_wait_s=0.05))
