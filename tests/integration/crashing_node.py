@@ -33,6 +33,7 @@ from sqlalchemy.engine.default import DefaultDialect
 import node.app
 from ledger.account import AccountKey
 from ledger.database import Database, postgres  # noqa: F401 - so that no node has to import the driver
+from ledger.effects import EffectPlanned, EffectTold
 from ledger.events import AccountChanged, Event, Observed, RecordKept, decode_events
 from ledger.records import Fingerprint
 from node.app import Node, run_node
@@ -160,6 +161,10 @@ def _event_name(event: Event) -> str:
             return kind
         case Observed(_, what):
             return what
+        case EffectPlanned(effect):
+            return f"{effect.kind} planned"
+        case EffectTold(_, _, news):
+            return f"effect {news}"
 
 
 def watch_messages(points: Points) -> None:

@@ -128,7 +128,7 @@ class TestPlanning:
         books = Books({KEY: OWING}).apply(
             [EffectPlanned(asked, 5), *(AccountChanged(KEY, change) for change in counted_at_once(asked, OWING))]
         )
-        assert books.account(KEY).capacity_left == 0
+        assert books.account(KEY).available == 0
 
     def test_an_account_is_closed_when_its_orders_are(self) -> None:
         open_ = apply(OWING, Reserved(b"o" * 32, 5, 9))

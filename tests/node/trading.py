@@ -135,7 +135,7 @@ class Store:
         ware = Ware(engine or engine_of(tokenizer), tokenizer, "memory", price, is_unchanged, elsewhere)
         terms = credit if credit is not None else {CREDIT.limit.unit: CREDIT}
         drawn = entropy or SeededEntropy(seed)
-        seller = Seller(book, drawn, [ware], terms, tokenizer_file, named, may_sell, patience_s)
+        seller = Seller(book, drawn, [ware], terms, tokenizer_file, named, may_sell, patience_s=patience_s)
         await seller.sweep()
         return Store(book, seller, tokenizer)
 

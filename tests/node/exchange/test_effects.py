@@ -219,7 +219,7 @@ class TestOnDemand:
         await house.driver.ask(OWED, "close", 0)
         purse = house.bank.purse(OWED)
         assert (purse.paid, purse.withdrawn, purse.balance) == (60, 940, 0)
-        assert (house.account().settled, house.account().capacity_left) == (60, 0)
+        assert (house.account().settled, house.account().available) == (60, 0)
 
     @pytest.mark.parametrize("kind", ["pay", "top_up"])
     async def test_a_payee_does_not_do_what_its_payer_does(self, kind: Kind) -> None:

@@ -495,7 +495,7 @@ async def test_both_books_agree_on_what_is_disputed(tokenizer: Tokenizer, clock:
     async def condemn(*_: Any) -> Any:
         return Blind
 
-    customer.settler._audit = condemn  # type: ignore[method-assign]
+    customer.settler._audit = condemn  # type: ignore[method-assign,assignment]
     await customer.order(offer, max_tokens=10)
 
     for account in (customer.owes(store.did), store.owed_by(customer.did)):
