@@ -385,6 +385,12 @@ class Mains(Database):
         raise PowerCut
 
 
+    async def unplug(self) -> None:
+        """What the kernel does when the process is gone: files and locks are let go, and nothing is written."""
+        self._closed = True
+        await self.close()
+
+
 class MainsLine(Line):
     """A way to a seller that is not reached while its machine is dark."""
 

@@ -53,6 +53,7 @@ class Machines:
     def __init__(self, folder: Path, tokenizer: Tokenizer, clock: ManualClock, stack: AsyncExitStack) -> None:
         self._folder, self._tokenizer, self.clock, self._stack = folder, tokenizer, clock, stack
         self._starts = 0
+        self._on: dict[int, Mains] = {}
         self.credit = CREDIT  # what the seller gives
 
     async def seller(self) -> tuple[Store, Mains]:
@@ -76,8 +77,10 @@ class Machines:
 
     async def _start(self, seed: int) -> tuple[Mains, SeededEntropy]:
         self._starts += 1
+        if seed in self._on:
+            await self._on[seed].unplug()
         path = self._folder / f"{seed}.db"
-        mains = await Mains.open(path, Identity(seed.to_bytes(32, "little")).did)
+        mains = self._on[seed] = await Mains.open(path, Identity(seed.to_bytes(32, "little")).did)
         self._stack.push_async_callback(mains.close)
         # Entropy never repeats, also not after a restart.
         return mains, SeededEntropy(1_000 + self._starts)
