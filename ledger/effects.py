@@ -128,6 +128,17 @@ class CounterMoved(EffectError):
 
 
 @define
+class AboveAskedFor(EffectError):
+    """More would be counted than was asked for."""
+
+    left: int
+    moved: int
+
+    def __str__(self) -> str:
+        return f"{self.moved} would be counted, and {self.left} is what was asked for and not counted yet"
+
+
+@define
 class AboveFree(EffectError):
     """Only collateral that covers neither debt nor open orders nor vouchers goes back."""
 
@@ -325,7 +336,7 @@ def _told(tracked: Tracked, news: News, event: EffectTold, account: Account) -> 
         raise NewsUnfit(tracked.state, news)
     if event.moved:
         if event.moved > tracked.effect.amount - tracked.moved:
-            raise InvalidMovement(tracked.effect.amount - tracked.moved, event.moved)
+            raise AboveAskedFor(tracked.effect.amount - tracked.moved, event.moved)
         if event.settled != account.settled:
             raise CounterMoved("settled", account.settled, event.settled)
     if news == "retried" and tracked.effect.kind == "pay":
@@ -335,17 +346,6 @@ def _told(tracked: Tracked, news: News, event: EffectTold, account: Account) -> 
         return None
     moved, tries = tracked.moved + event.moved, tracked.tries + (news == "retried")
     return evolve(tracked, state=state, heard=event.time, tries=tries, moved=moved, why=event.why)
-
-
-@define
-class InvalidMovement(EffectError):
-    """More would be counted than was asked for."""
-
-    left: int
-    moved: int
-
-    def __str__(self) -> str:
-        return f"{self.moved} would be counted, and {self.left} is what was asked for and not counted yet"
 
 
 # As maps for CBOR

@@ -18,7 +18,7 @@ class Policy:
     """
 
     move_at: int = 1_000_000
-    move_after_s: float = 7 * 86_400
+    move_after_s: float = 86_400
     top_up_below: int = 0
     top_up_to: int = 0
 

@@ -125,7 +125,8 @@ class Answer:
 class Rail(Protocol):
     """One way to pay: a module or object with these.
 
-    The three that talk to a network may take any time and raise anything: whoever asks them bounds the wait.
+    The three that talk to a network may take any time and raise anything: whoever asks them bounds the wait, and
+    cancels them when it is over.
     """
 
     @property

@@ -8,7 +8,8 @@ only where the rail says that it never heard of it, under the same key. What fai
 tried again; what settled is asked for once more before it is forgotten. A rail whose words do not agree is left alone
 on that account, until the owner has looked.
 
-Every wait is bounded, every account has its own, and one that gets no answer holds up no other.
+Every wait is bounded, every account has its own, and a rail that gives no answer holds up no other. How long something
+has been due is counted from when this run first saw it.
 """
 
 import asyncio
@@ -41,7 +42,7 @@ from ledger.rails.port import Answer, Rail, Sight
 from node.exchange.book import Book
 from node.ports import Entropy
 
-# Of all accounts so many are attended to at the same time.
+# Of a rail's accounts so many are attended to at the same time.
 _AT_ONCE: Final = 16
 # An account that moves between reckoning and writing is reckoned again so many times.
 _RECKONED: Final = 8
@@ -122,7 +123,7 @@ class EffectDriver:
         self._pace = pace or Pace()
         self._waits: dict[AccountKey, _Waits] = {}
         self._locks: dict[AccountKey, asyncio.Lock] = {}
-        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._slots = {name: asyncio.Semaphore(_AT_ONCE) for name in self._rails}
         self._attending: dict[AccountKey, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
@@ -203,7 +204,7 @@ class EffectDriver:
         return ours and (key in self._book.journal.books.effects or account.unsettled > 0 or self._look_is_due(key))
 
     async def _attend(self, key: AccountKey, rail: Rail) -> None:
-        async with self._slots, self._lock(key):
+        async with self._slots[key.rail], self._lock(key):
             try:
                 await self._go_on(key, rail)
             except AccountError as error:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ledger.account import AboveDue, Account, AccountError, AccountKey, apply
 from ledger.changes import Claimed, Funded, Reserved, Settled, VoucherReceived, Withdrawn
 from ledger.effects import (
+    AboveAskedFor,
     AboveFree,
     CounterMoved,
     Effect,
@@ -18,7 +19,6 @@ from ledger.effects import (
     EffectUnderWay,
     EffectUnknown,
     InvalidEffect,
-    InvalidMovement,
     Kind,
     News,
     NewsUnfit,
@@ -97,11 +97,11 @@ class TestStates:
 class TestCounting:
     def test_no_more_is_counted_than_was_asked_for(self) -> None:
         tracked = Tracked(effect(amount=20), 5)
-        with pytest.raises(InvalidMovement):
+        with pytest.raises(AboveAskedFor):
             follow(tracked, told("settled", moved=21), OWING)
         whole = follow(tracked, told("settled", moved=20), OWING)
         assert whole is not None
-        with pytest.raises(InvalidMovement):
+        with pytest.raises(AboveAskedFor):
             follow(whole, told("contradicted", moved=1), OWING)
 
     def test_what_was_settled_meanwhile_is_not_overwritten(self) -> None:

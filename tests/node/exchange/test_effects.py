@@ -419,11 +419,12 @@ class TestLies:
         assert (house.state(OWING), house.account(OWING).settled, house.paid(OWING)) == ("contradicted", 60, 60)
         assert house.asked("perform") == 1
 
-    async def test_a_rail_that_denies_for_ever_still_pays_once(self) -> None:
-        house = await House.open(performing=["deny"] * 50, telling=["failed"] * 50)
-        await house.work(60, OWING)
+    @pytest.mark.parametrize("key", [OWED, OWING], ids=["claim", "pay"])
+    async def test_a_rail_that_denies_for_ever_still_pays_once(self, key: AccountKey) -> None:
+        house = await started(await House.open(performing=["deny"] * 50, telling=["failed"] * 50))
+        await house.work(60, key)
         await house.rounds(20, seconds=4_000)
-        assert house.paid(OWING) == 60
+        assert house.paid(key) == 60
 
     async def test_collateral_that_was_feigned_does_not_stay(self) -> None:
         house = await House.open(performing=["feign"])
