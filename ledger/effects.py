@@ -19,14 +19,15 @@ What the rail says of it moves a `Tracked` effect from state to state:
     unknown       settled       failed        -        -         contradicted  -          -
     failed        -             -             -        planned   contradicted  -          forgotten
     settled       -             -             -        -         contradicted  forgotten  -
-    contradicted  -             -             -        -         -             -          forgotten
+    contradicted  -             -             -        planned   -             -          forgotten
 
 `planned` says that it may have been tried, and may not: whoever picks it up asks the rail. `unknown` was tried, and no
 answer came. While either stands, nothing else is tried on the account, and no wait makes it fail. What failed is tried
 again under the same key: rails move the money of one key once at most, so even a rail that says "failed" and means
 something else cannot be made to pay twice. Only a claim may be planned anew over one that failed: rails pay claims by
 their totals. `contradicted` is a rail that said two things, or moved another amount than it was asked to: what was
-counted stands, what is above what was asked is never counted, and the account is left alone until its owner has looked.
+counted stands, what is above what was asked is never counted, and the account is left alone until its owner has looked:
+it is retried under its key, and counted up to what was asked, or dismissed.
 """
 
 from collections.abc import Mapping
@@ -65,6 +66,7 @@ _NEXT: Final[dict[tuple[State, News], State | None]] = {
     ("failed", "dismissed"): None,
     ("settled", "contradicted"): "contradicted",
     ("settled", "confirmed"): None,
+    ("contradicted", "retried"): "planned",
     ("contradicted", "dismissed"): None,
 }
 
@@ -277,7 +279,7 @@ def free_collateral(account: Account) -> int:
 
 def counted_at_once(effect: Effect, account: Account) -> tuple[Change, ...]:
     """What planning an effect changes in its account, in the same entry."""
-    # The rail's own sights of the collateral go on from the next number, and count again then.
+    # Counted on from the last sight of the collateral; the next one goes on from there.
     sequence = account.withdrawn_sequence + 1
     match effect.kind:
         case "claim":
@@ -315,7 +317,7 @@ def _check_guard(effect: Effect, account: Account) -> None:
         raise CounterMoved(counter, getattr(account, counter), effect.before)
     match effect.kind:
         case "pay" | "claim":
-            _check_unsettled(effect, account)
+            _check_unsettled(effect.amount, account)
         case "refund":
             if effect.amount > free_collateral(account):
                 raise AboveFree(free_collateral(account), effect.amount)
@@ -326,9 +328,9 @@ def _check_guard(effect: Effect, account: Account) -> None:
                 raise CounterMoved("unsettled", account.unsettled, effect.amount)
 
 
-def _check_unsettled(effect: Effect, account: Account) -> None:
-    if effect.amount > account.unsettled:
-        raise AboveDue(account.unsettled, effect.amount)
+def _check_unsettled(amount: int, account: Account) -> None:
+    if amount > account.unsettled:
+        raise AboveDue(account.unsettled, amount)
 
 
 def _told(tracked: Tracked, news: News, event: EffectTold, account: Account) -> Tracked | None:
@@ -340,7 +342,7 @@ def _told(tracked: Tracked, news: News, event: EffectTold, account: Account) -> 
         if event.settled != account.settled:
             raise CounterMoved("settled", account.settled, event.settled)
     if news == "retried" and tracked.effect.kind == "pay":
-        _check_unsettled(tracked.effect, account)  # it may have been paid in another way since
+        _check_unsettled(tracked.effect.amount - tracked.moved, account)  # it may have been paid in another way since
     state = _NEXT[tracked.state, news]
     if state is None:
         return None

@@ -36,28 +36,25 @@ def moved_by(tracked: Tracked, answer: Answer) -> int:
     return min(answer.moved, tracked.effect.amount - tracked.moved) if answer.fate == "settled" else 0
 
 
-def counted(tracked: Tracked, news: News, moved: int, account: Account) -> tuple[Change, ...]:
-    """What a piece of news, with so much moved, changes in the account."""
-    effect = tracked.effect
-    if effect.settles:
-        return (Settled(account.settled + moved),) if moved else ()
-    if effect.kind != "top_up":
-        return ()  # counted when it was planned
-    # Its own count goes on until the rail shows more; and back, where the rail takes its word back.
-    funded = max(account.funded, effect.before + moved) if moved else account.funded
-    if news == "contradicted" and not moved:
-        funded = max(account.funded - tracked.moved, 0)
-    return (Funded(funded, account.funded_sequence + 1),) if funded != account.funded else ()
+def counted(tracked: Tracked, moved: int, account: Account) -> tuple[Change, ...]:
+    """What it changes in the account that so much has moved; collateral is counted by sights of it."""
+    return (Settled(account.settled + moved),) if moved and tracked.effect.settles else ()
+
+
+def shows(tracked: Tracked, account: Account) -> bool:
+    """Whether what an effect was to move can be seen by now, so that it is not mistaken for missing."""
+    return tracked.effect.kind != "top_up" or account.funded >= tracked.effect.total
 
 
 def seen(account: Account, tracked: Tracked | None, sight: Sight) -> tuple[Change, ...]:
-    """What a sight of the collateral changes in the account, whose effect is `tracked`."""
+    """What the latest sight of the collateral changes in the account, whose effect is `tracked`."""
     withdrawn = sight.withdrawn
-    if tracked is not None and tracked.effect.kind in ("refund", "close") and tracked.state != "settled":
+    if tracked is not None and tracked.effect.kind in ("refund", "close"):
         withdrawn = max(withdrawn, account.withdrawn)  # what is about to go back covers nothing any more
     changes: list[Change] = []
-    if sight.sequence > account.funded_sequence and sight.funded != account.funded:
-        changes.append(Funded(sight.funded, sight.sequence))
-    if sight.sequence > account.withdrawn_sequence and withdrawn != account.withdrawn:
-        changes.append(Withdrawn(withdrawn, sight.sequence))
+    # The account may have gone on counting since the rail last did.
+    if sight.funded != account.funded:
+        changes.append(Funded(sight.funded, max(sight.sequence, account.funded_sequence + 1)))
+    if withdrawn != account.withdrawn:
+        changes.append(Withdrawn(withdrawn, max(sight.sequence, account.withdrawn_sequence + 1)))
     return tuple(changes)

@@ -25,6 +25,7 @@ class EffectsDoor:
         return [
             web.get("/node/v1/effects", self.effects),
             web.post("/node/v1/effects/{id}/dismiss", self.dismiss),
+            web.post("/node/v1/effects/{id}/retry", self.retry),
         ]
 
     async def effects(self, _request: web.Request) -> web.Response:
@@ -40,6 +41,16 @@ class EffectsDoor:
         except EffectRefused as error:
             raise ApiError(_STATUS, str(error), code="not_dismissed") from None
         return web.json_response({"id": key.hex(), "dismissed": True})
+
+    async def retry(self, request: web.Request) -> web.Response:
+        """The owner has looked, and wants it asked for once more."""
+        key = self._find(request.match_info["id"].lower())
+        try:
+            await self._driver.retry(key)
+        except EffectRefused as error:
+            raise ApiError(_STATUS, str(error), code="not_retried") from None
+        found = [one for one in self._book.journal.books.effects.values() if one.effect.key == key]
+        return web.json_response({"id": key.hex(), "effects": [effect_row(one, self._book.me) for one in found]})
 
     def _find(self, prefix: str) -> bytes:
         if len(prefix) < _SHORTEST_PREFIX:

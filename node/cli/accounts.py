@@ -1,5 +1,6 @@
-"""Commands about payments by other means and mutual aid: settle, settlements, confirm, net, dismiss."""
+"""Commands about payments by other means and mutual aid: settle, settlements, confirm, net, retry, dismiss."""
 
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -11,6 +12,7 @@ from node.cli.output import print_json, print_table, short
 from node.home import Home, open_home
 
 PeerArgument = Annotated[str, typer.Argument(help="The peer's did:key; `idlemesh accounts --json` shows it.")]
+EffectArgument = Annotated[str, typer.Argument(help="The beginning of its id; `idlemesh accounts` shows it.")]
 AmountArgument = Annotated[str, typer.Argument(help="The amount with its unit: 0.05usd, 250000msat.")]
 
 
@@ -47,8 +49,21 @@ def net(home: Home, peer: str, as_json: bool) -> None:
     print_json(body) if as_json else typer.echo(f"Set off: {', '.join(body['netted'])} is owed on neither side now.")
 
 
+def retry(effect: EffectArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Ask a rail once more for a payment that failed, or on which it contradicts itself: it is paid once at most.
+
+    Example: idlemesh retry 3fa91c
+    """
+    body = _on_effect(home, effect, "retry")
+    if as_json:
+        print_json(body)
+    else:
+        state = body["effects"][0]["state"] if body["effects"] else "done"
+        typer.echo(f"Asked again: {body['id'][:12]} is {state}. `idlemesh accounts` shows what becomes of it.")
+
+
 def dismiss(
-    effect: Annotated[str, typer.Argument(help="The beginning of its id; `idlemesh accounts` shows it.")],
+    effect: EffectArgument,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -58,9 +73,13 @@ def dismiss(
 
     Example: idlemesh dismiss 3fa91c
     """
-    path = f"/node/v1/effects/{quote(effect, safe='')}/dismiss"
-    body = call(open_home(home), lambda client: client.post(path))
+    body = _on_effect(home, effect, "dismiss")
     print_json(body) if as_json else typer.echo(f"Put aside: {body['id'][:12]}. The account goes on.")
+
+
+def _on_effect(home: Path | None, effect: str, what: str) -> Any:
+    path = f"/node/v1/effects/{quote(effect, safe='')}/{what}"
+    return call(open_home(home), lambda client: client.post(path))
 
 
 def _post(home: Home, peer: str, amount: str, what: str) -> Any:

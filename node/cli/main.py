@@ -274,6 +274,7 @@ def net(peer: settling.PeerArgument, home: HomeOption = None, as_json: JsonOptio
     settling.net(open_home(home), peer, as_json)
 
 
+app.command()(settling.retry)
 app.command()(settling.dismiss)
 
 

@@ -249,8 +249,8 @@ def _effects(effects: list[Body]) -> None:
         if e["state"] == "contradicted":
             typer.secho(
                 f"{e['id'][:12]}: the rail {plain(e['rail'])} does not agree with itself, and {e['moved']} was counted."
-                f" Nothing more moves on this account until you have looked there, and run:"
-                f" idlemesh dismiss {e['id'][:12]}",
+                f" Nothing more moves on this account until you have looked there, and run"
+                f" `idlemesh retry {e['id'][:12]}` (it is paid once at most) or `idlemesh dismiss {e['id'][:12]}`.",
                 fg=typer.colors.RED,
             )
 

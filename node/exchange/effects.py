@@ -36,7 +36,7 @@ from ledger.effects import (
     draw_up,
 )
 from ledger.events import AccountChanged
-from ledger.rails.answers import counted, moved_by, news_of, seen, why_of
+from ledger.rails.answers import counted, moved_by, news_of, seen, shows, why_of
 from ledger.rails.policy import Policy, Wish, wanted
 from ledger.rails.port import Answer, Rail, Sight
 from node.exchange.book import Book
@@ -100,7 +100,9 @@ class _Waits:
 
     due_since: float | None = None
     looked: float | None = None
+    sighted: int = 0  # the rail's count of the last sight
     leaving: int = 0
+    pressed: bool = False  # whether it was retried because collateral is leaving
     tried: float | None = None
     pauses: int = 0
 
@@ -168,22 +170,36 @@ class EffectDriver:
             return self._book.journal.books.effects.get(key)
 
     async def dismiss(self, key: bytes) -> None:
-        """The owner has seen an effect that failed or was contradicted, and the account goes on. Raises EffectRefused.
+        """The owner has seen an effect that failed or was contradicted, and gives it up. Raises EffectRefused.
 
-        What a rail has once said to have failed may be asked for again after this, under a new key.
+        What of it still counts as owed may be asked for again after this, under a new key.
         """
-        found = [one for one in self._book.journal.books.effects.values() if one.effect.key == key]
-        if not found:
-            raise NotNow(str(EffectUnknown(key)))
-        key_of = found[0].effect.account
-        async with self._lock(key_of):
-            tracked = self._book.journal.books.effects.get(key_of)
-            if tracked is not None and tracked.under_way:
-                raise NotNow("its rail has not said yet whether it has moved: this node asks on until it does")
+        tracked = self._seen_by_owner(key)
+        async with self._lock(tracked.effect.account):
             try:
-                await self._tell(found[0], "dismissed")
+                await self._tell(tracked, "dismissed")
             except AccountError as error:
                 raise NotNow(str(error)) from None
+
+    async def retry(self, key: bytes) -> None:
+        """The owner wants such an effect to be asked for once more, under the same key. Raises EffectRefused."""
+        tracked = self._seen_by_owner(key)
+        rail = self._rails.get(tracked.effect.account.rail)
+        if rail is None:
+            raise CannotMove(tracked.effect.account.rail, tracked.effect.kind)
+        async with self._lock(tracked.effect.account):
+            try:
+                await self._retry(rail, tracked)
+            except AccountError as error:
+                raise NotNow(str(error)) from None
+
+    def _seen_by_owner(self, key: bytes) -> Tracked:
+        for tracked in self._book.journal.books.effects.values():
+            if tracked.effect.key == key:
+                if tracked.under_way:
+                    raise NotNow("its rail has not said yet whether it has moved: this node asks on until it does")
+                return tracked
+        raise NotNow(str(EffectUnknown(key)))
 
     # Rounds
 
@@ -226,6 +242,8 @@ class EffectDriver:
             await self._try_again(rail, tracked)
         elif tracked.state == "settled":
             await self._confirm(rail, tracked)
+        elif self._is_pressing(tracked):
+            await self._retry(rail, tracked)
 
     async def _decide(self, key: AccountKey, rail: Rail) -> None:
         account = self._book.journal.books.account(key)
@@ -284,10 +302,29 @@ class EffectDriver:
 
     async def _confirm(self, rail: Rail, tracked: Tracked) -> None:
         """Ask once more for what settled: when some time has passed, or something else waits for it."""
-        wish = self._wish(self._book.journal.books.account(tracked.effect.account), rail)
+        wish = self._wish(self._account_of(tracked), rail)
         heard_s = self._book.now() - tracked.heard
         if wish is not None or not 0 <= heard_s < self._pace.confirm_s:
-            await self._take(rail, tracked.effect, await self._heard(rail, "fate", tracked.effect))
+            answer = await self._heard(rail, "fate", tracked.effect)
+            if answer.fate == "settled" and not shows(tracked, self._account_of(tracked)):
+                self._pause(tracked.effect.account)
+            else:
+                await self._take(rail, tracked.effect, answer)
+
+    def _is_pressing(self, tracked: Tracked) -> bool:
+        """Whether a claim that was contradicted cannot wait for its owner: its collateral is leaving.
+
+        It may be retried without a risk, for under its key it is paid once; but not for ever.
+        """
+        waits = self._wait(tracked.effect.account)
+        pressing = tracked.effect.kind == "claim" and waits.leaving > 0 and not waits.pressed
+        waits.pressed = waits.pressed or pressing
+        return pressing
+
+    async def _retry(self, rail: Rail, tracked: Tracked) -> None:
+        """Ask for an effect again under its key, if that still holds. Raises AccountError."""
+        await self._tell(tracked, "retried", why=tracked.why)
+        await self._find_out(rail, tracked)
 
     async def _take(self, rail: Rail, effect: Effect, answer: Answer) -> None:
         """Make durable what a rail says of an effect, with what it changes in the account."""
@@ -316,7 +353,7 @@ class EffectDriver:
         for _ in range(_RECKONED):
             account = self._book.journal.books.account(key)
             told = EffectTold(key, effect.key, news, self._book.now(), moved, account.settled, why[:MAX_WHY])
-            changes = [AccountChanged(key, change) for change in counted(tracked, news, moved, account)]
+            changes = [AccountChanged(key, change) for change in counted(tracked, moved, account)]
             try:
                 await self._book.post(told, *changes)
             except CounterMoved:
@@ -347,10 +384,10 @@ class EffectDriver:
             return
         waits = self._wait(key)
         waits.looked = self._book.now()
-        account = self._book.journal.books.account(key)
-        sight = await self._bounded(rail, rail.collateral(account))
-        if isinstance(sight, Sight):
-            waits.leaving = sight.leaving
+        sight = await self._bounded(rail, rail.collateral(self._book.journal.books.account(key)))
+        if isinstance(sight, Sight) and sight.sequence >= waits.sighted:
+            waits.leaving, waits.sighted = sight.leaving, sight.sequence
+            waits.pressed = waits.pressed and sight.leaving > 0
             changes = seen(self._book.journal.books.account(key), self._book.journal.books.effects.get(key), sight)
             if changes:
                 await self._book.post(*(AccountChanged(key, change) for change in changes))
@@ -360,6 +397,9 @@ class EffectDriver:
         return looked is None or not 0 <= self._book.now() - looked < self._pace.look_s
 
     # Waiting
+
+    def _account_of(self, tracked: Tracked) -> Account:
+        return self._book.journal.books.account(tracked.effect.account)
 
     def _lock(self, key: AccountKey) -> asyncio.Lock:
         return self._locks.setdefault(key, asyncio.Lock())

@@ -47,7 +47,7 @@ HEARD: dict[State, dict[News, State | None]] = {
     "unknown": {"settled": "settled", "failed": "failed", "contradicted": "contradicted"},
     "failed": {"retried": "planned", "contradicted": "contradicted", "dismissed": None},
     "settled": {"contradicted": "contradicted", "confirmed": None},
-    "contradicted": {"dismissed": None},
+    "contradicted": {"retried": "planned", "dismissed": None},
 }
 
 

@@ -16,7 +16,7 @@ from ledger.rails import credit
 from ledger.rails.scripted import Bank, ScriptedRail
 from node.app import Node, run_node
 from node.cli import show
-from node.cli.accounts import dismiss
+from node.cli.accounts import dismiss, retry
 from node.cli.client import call
 from node.home import Home
 from node.owner_client import CallFailed
@@ -109,12 +109,22 @@ async def test_a_rail_that_contradicts_itself_is_shown_until_its_owner_has_looke
     await payer.node.effects.step()
     said = await payer.shown(capsys)
     (key,) = payer.rail.bank.carried_out
-    assert f"idlemesh dismiss {key.hex()[:12]}" in said
+    assert f"idlemesh retry {key.hex()[:12]}" in said
     assert "it says that 4000001 has moved" in said
     await payer.dismiss(key.hex()[:12])
     assert "Under way" not in await payer.shown(capsys)
     body = await payer.accounts()
     assert (body["balanced"], body["effects"]) == (True, [])
+
+
+async def test_its_owner_can_have_it_asked_for_once_more(payer: Payer, capsys: pytest.CaptureFixture[str]) -> None:
+    payer.rail.performing.append("understate")
+    await payer.owe()
+    await payer.node.effects.step()
+    (key,) = payer.rail.bank.carried_out
+    await asyncio.to_thread(retry, key.hex()[:12], payer.home.folder, False)
+    assert "is settled" in capsys.readouterr().out
+    assert payer.rail.bank.purse(payer.key).paid == payer.node.book.journal.books.account(payer.key).settled == DEBT
 
 
 @pytest.mark.parametrize("effect", ["abc", "abcdef"])

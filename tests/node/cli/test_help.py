@@ -47,6 +47,7 @@ def test_the_promised_commands_are_there() -> None:
         "settlements",
         "confirm",
         "net",
+        "retry",
         "dismiss",
         "audit",
         "verify",

@@ -79,7 +79,9 @@ class House:
         self.orders += 1
         order = self.orders.to_bytes(32, "big")
         promise = (VoucherReceived if key == OWED else Authorized)(account.owed + amount)
-        first = [Funded(10_000, 10_000)] if key == OWING and not account.funded else []
+        if key == OWING and not account.funded:
+            self.bank.deposit(OWING, 10_000)
+        first = [Funded(10_000, 1)] if key == OWING and not account.funded else []
         grant = Granted(0, 10_000, account.grant_sequence + 1)
         changes = [*first, grant, Reserved(order, amount, 9), Earned(order, amount), Released(order), promise]
         await self.book.post(*(AccountChanged(key, change) for change in changes))
@@ -429,9 +431,36 @@ class TestLies:
     async def test_collateral_that_was_feigned_does_not_stay(self) -> None:
         house = await House.open(performing=["feign"])
         await house.driver.ask(OWING, "top_up", 100)
-        assert house.account(OWING).funded == 100
         await house.rounds(10)
         assert (house.state(OWING), house.account(OWING).funded) == ("contradicted", 0)
+
+    @pytest.mark.parametrize("lie", ["feign", "exaggerate", "understate", "deny"])
+    @pytest.mark.parametrize("key", [OWED, OWING], ids=["claim", "pay"])
+    async def test_its_owner_can_have_it_asked_for_once_more(self, lie: Any, key: AccountKey) -> None:
+        house = await started(await House.open(performing=[lie]))
+        await house.work(60, key)
+        await house.rounds(10)
+        tracked = house.effect(key)
+        assert tracked is not None
+        assert tracked.state == "contradicted"
+        await house.driver.retry(tracked.effect.key)
+        await house.rounds(10)
+        assert (house.state(key), house.paid(key), house.account(key).settled) == (None, 60, 60)
+
+    async def test_a_claim_that_was_contradicted_is_pressed_once_when_collateral_is_leaving(self) -> None:
+        house = await started(await House.open(performing=["feign", "feign"]))
+        await house.work(60)
+        await house.rounds(10)
+        assert (house.state(), house.paid()) == ("contradicted", 0)
+        house.bank.begin_withdrawal(OWED, 1_000)
+        await house.rounds(20)
+        assert (house.state(), house.asked("perform")) == ("contradicted", 2)
+        house.bank.end_withdrawal(OWED)
+        house.bank.deposit(OWED, 100)
+        await house.rounds(2)
+        house.bank.begin_withdrawal(OWED, 100)
+        await house.rounds(2)
+        assert (house.paid(), house.account().settled) == (60, 60)
 
     async def test_after_its_owner_has_looked_the_account_goes_on(self) -> None:
         house = await started(await House.open(performing=["feign"]))
