@@ -9,7 +9,8 @@ from attrs import define, field, frozen
 from ledger import codec, quick
 from ledger.account import Account, AccountKey, apply
 from ledger.changes import Change, InvalidChange, decode_change, encode_change
-from ledger.effects import EffectPlanned, EffectTold, Tracked, decode_effect, encode_effect, follow
+from ledger.effect_maps import decode_effect, encode_effect
+from ledger.effects import EffectPlanned, EffectTold, Tracked, follow
 from ledger.money import Unit
 from ledger.records import DIGEST_BYTES
 

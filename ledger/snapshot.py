@@ -23,7 +23,8 @@ from attrs import define, fields, frozen
 from ledger import codec
 from ledger.account import Account, AccountKey, Reservation
 from ledger.changes import ORDER_DIGEST_BYTES, InvalidChange
-from ledger.effects import Tracked, decode_tracked, encode_tracked
+from ledger.effect_maps import decode_tracked, encode_tracked
+from ledger.effects import Tracked
 from ledger.events import Books
 from ledger.journal import Entry
 from ledger.orders import Orders

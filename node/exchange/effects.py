@@ -17,7 +17,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final, TypeVar
 
-from attrs import define, frozen
+from attrs import define
 
 from ledger.account import Account, AccountError, AccountKey
 from ledger.changes import InvalidChange
@@ -40,6 +40,7 @@ from ledger.rails.answers import counted, moved_by, news_of, seen, shows, why_of
 from ledger.rails.policy import Policy, Wish, wanted
 from ledger.rails.port import Answer, Rail, Sight
 from node.exchange.book import Book
+from node.exchange.pacing import Pace, Waits
 from node.ports import Entropy
 
 # Of a rail's accounts so many are attended to at the same time.
@@ -51,22 +52,6 @@ _NO_WORD: Final = Answer("unknown")
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-@frozen
-class Pace:
-    """How long the driver waits, in seconds.
-
-    `answer_s` for a rail's answer; `look_s` between two looks at an account's collateral; `confirm_s` before what
-    settled is asked for once more. Retries wait twice as long each time, from `first_retry_s` to `last_retry_s`.
-    """
-
-    round_s: float = 5.0
-    answer_s: float = 30.0
-    look_s: float = 60.0
-    confirm_s: float = 600.0
-    first_retry_s: float = 2.0
-    last_retry_s: float = 3600.0
 
 
 class EffectRefused(Exception):
@@ -94,19 +79,6 @@ class NotNow(EffectRefused):
         return self.why
 
 
-@define
-class _Waits:
-    """What the driver remembers of one account between rounds; times are the clock's seconds."""
-
-    due_since: float | None = None
-    looked: float | None = None
-    sighted: int = 0  # the rail's count of the last sight
-    leaving: int = 0
-    pressed: bool = False  # whether it was retried because collateral is leaving
-    tried: float | None = None
-    pauses: int = 0
-
-
 class EffectDriver:
     """Moves money by rails: `run` it in the background, or go on by one `step` at a time."""
 
@@ -123,7 +95,7 @@ class EffectDriver:
         self._rails: Mapping[str, Rail] = {rail.name: rail for rail in rails if rail.effects}
         self._policy = policy or Policy()
         self._pace = pace or Pace()
-        self._waits: dict[AccountKey, _Waits] = {}
+        self._waits: dict[AccountKey, Waits] = {}
         self._locks: dict[AccountKey, asyncio.Lock] = {}
         self._slots = {name: asyncio.Semaphore(_AT_ONCE) for name in self._rails}
         self._attending: dict[AccountKey, asyncio.Task[None]] = {}
@@ -215,9 +187,11 @@ class EffectDriver:
 
     def _concerns_us(self, account: Account) -> bool:
         """Whether there can be anything to do, so that accounts at rest cost nothing."""
-        key = account.key
+        key, now = account.key, self._book.now()
         ours = self._book.me in (key.payer, key.payee)
-        return ours and (key in self._book.journal.books.effects or account.unsettled > 0 or self._look_is_due(key))
+        return ours and (
+            key in self._book.journal.books.effects or account.unsettled > 0 or self._wait(key).look_is_due(now)
+        )
 
     async def _attend(self, key: AccountKey, rail: Rail) -> None:
         async with self._slots[key.rail], self._lock(key):
@@ -232,7 +206,7 @@ class EffectDriver:
     async def _go_on(self, key: AccountKey, rail: Rail) -> None:
         await self._look(key, rail)
         tracked = self._book.journal.books.effects.get(key)
-        if not self._rested(key):
+        if not self._wait(key).rested(self._book.now()):
             return
         if tracked is None:
             await self._decide(key, rail)
@@ -254,12 +228,8 @@ class EffectDriver:
             await self._perform(rail, effect)
 
     def _wish(self, account: Account, rail: Rail) -> Wish | None:
-        waits, now = self._wait(account.key), self._book.now()
-        if not account.unsettled:
-            waits.due_since = None
-        elif waits.due_since is None or waits.due_since > now:
-            waits.due_since = now
-        age = 0 if waits.due_since is None else now - waits.due_since
+        waits = self._wait(account.key)
+        age = waits.age(account.unsettled, self._book.now())
         return wanted(account, self._book.me, rail.effects, self._policy, age, waits.leaving)
 
     # One effect
@@ -316,10 +286,7 @@ class EffectDriver:
 
         It may be retried without a risk, for under its key it is paid once; but not for ever.
         """
-        waits = self._wait(tracked.effect.account)
-        pressing = tracked.effect.kind == "claim" and waits.leaving > 0 and not waits.pressed
-        waits.pressed = waits.pressed or pressing
-        return pressing
+        return tracked.effect.kind == "claim" and self._wait(tracked.effect.account).press()
 
     async def _retry(self, rail: Rail, tracked: Tracked) -> None:
         """Ask for an effect again under its key, if that still holds. Raises AccountError."""
@@ -340,7 +307,7 @@ class EffectDriver:
         if news == "contradicted":
             _log.warning("the rail %s contradicts itself on a %s: %s", rail.name, effect.kind, why)
         if news in ("settled", "confirmed"):
-            self._refresh(effect.account)
+            self._wait(effect.account).refresh()
         else:
             self._pause(effect.account)
         if news in ("settled", "contradicted"):
@@ -380,23 +347,17 @@ class EffectDriver:
 
     async def _look(self, key: AccountKey, rail: Rail) -> None:
         """Take in what collateral the rail sees behind an account, every now and then."""
-        if not self._look_is_due(key):
+        waits, now = self._wait(key), self._book.now()
+        if not waits.look_is_due(now):
             return
-        waits = self._wait(key)
-        waits.looked = self._book.now()
+        waits.looked = now
         sight = await self._bounded(rail, rail.collateral(self._book.journal.books.account(key)))
-        if isinstance(sight, Sight) and sight.sequence >= waits.sighted:
-            waits.leaving, waits.sighted = sight.leaving, sight.sequence
-            waits.pressed = waits.pressed and sight.leaving > 0
+        if isinstance(sight, Sight) and waits.saw(sight.sequence, sight.leaving):
             changes = seen(self._book.journal.books.account(key), self._book.journal.books.effects.get(key), sight)
             if changes:
                 await self._book.post(*(AccountChanged(key, change) for change in changes))
 
-    def _look_is_due(self, key: AccountKey) -> bool:
-        looked = self._wait(key).looked
-        return looked is None or not 0 <= self._book.now() - looked < self._pace.look_s
-
-    # Waiting
+    # One account
 
     def _account_of(self, tracked: Tracked) -> Account:
         return self._book.journal.books.account(tracked.effect.account)
@@ -404,24 +365,8 @@ class EffectDriver:
     def _lock(self, key: AccountKey) -> asyncio.Lock:
         return self._locks.setdefault(key, asyncio.Lock())
 
-    def _wait(self, key: AccountKey) -> _Waits:
-        return self._waits.setdefault(key, _Waits())
+    def _wait(self, key: AccountKey) -> Waits:
+        return self._waits.setdefault(key, Waits(self._pace))
 
     def _pause(self, key: AccountKey) -> None:
-        waits = self._wait(key)
-        waits.tried, waits.pauses = self._book.now(), waits.pauses + 1
-
-    def _refresh(self, key: AccountKey) -> None:
-        waits = self._wait(key)
-        # What has just moved shows in the collateral: the next look is due at once.
-        waits.tried, waits.pauses, waits.looked = None, 0, None
-
-    def _rested(self, key: AccountKey) -> bool:
-        """Whether an account may be tried again; where collateral is leaving, there is no time for long pauses."""
-        waits = self._wait(key)
-        if waits.tried is None:
-            return True
-        longest = self._pace.first_retry_s if waits.leaving else self._pace.last_retry_s
-        pause = min(self._pace.first_retry_s * 2.0 ** min(waits.pauses - 1, 30), longest)
-        # A clock that was set back makes nothing wait longer.
-        return not 0 <= self._book.now() - waits.tried < pause
+        self._wait(key).pause(self._book.now())

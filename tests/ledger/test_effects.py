@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ledger.account import AboveDue, Account, AccountError, AccountKey, apply
 from ledger.changes import Claimed, Funded, Reserved, Settled, VoucherReceived, Withdrawn
+from ledger.effect_maps import decode_effect, decode_tracked, encode_effect, encode_tracked
 from ledger.effects import (
     AboveAskedFor,
     AboveFree,
@@ -26,11 +27,7 @@ from ledger.effects import (
     State,
     Tracked,
     counted_at_once,
-    decode_effect,
-    decode_tracked,
     draw_up,
-    encode_effect,
-    encode_tracked,
     follow,
     free_collateral,
 )

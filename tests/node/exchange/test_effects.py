@@ -20,7 +20,8 @@ from ledger.rails.policy import Policy
 from ledger.rails.scripted import Bank, ScriptedRail
 from ledger.statement import Statement
 from node.exchange.book import Book
-from node.exchange.effects import CannotMove, EffectDriver, NotNow, Pace
+from node.exchange.effects import CannotMove, EffectDriver, NotNow
+from node.exchange.pacing import Pace
 from node.ports import ManualClock, SeededEntropy
 
 ME, PEER = (Identity(bytes([number]) * 32) for number in (1, 2))

@@ -25,7 +25,8 @@ from ledger.rails.policy import Policy
 from ledger.rails.port import Answer
 from ledger.rails.scripted import Bank, Performing, ScriptedRail, Telling
 from node.exchange.book import Book
-from node.exchange.effects import EffectDriver, EffectRefused, Pace
+from node.exchange.effects import EffectDriver, EffectRefused
+from node.exchange.pacing import Pace
 from node.ports import ManualClock, SeededEntropy
 
 ME, PEER = (Identity(bytes([number]) * 32) for number in (1, 2))
