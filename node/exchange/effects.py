@@ -177,7 +177,7 @@ class EffectDriver:
 
     def _start_round(self) -> None:
         books = self._book.journal.books
-        for key in {**books.accounts, **books.effects}:
+        for key in {**books.accounts, **books.effects} if self._rails else ():
             rail = self._rails.get(key.rail)
             if rail is None or key in self._attending or not self._concerns_us(books.account(key)):
                 continue
