@@ -13,7 +13,7 @@ def make_voucher(
     """The payer's promise of a growing total; what it promised before may be said again. `place` is the network and the
     account there.
 
-    Raises AuthorizedFell, AboveOwed (the guards of `Authorized`), WrongSigner.
+    What it promised before may be signed again. Raises AuthorizedFell, AboveOwed (guards of `Authorized`), WrongSigner.
     """
     key = account.key
     if identity.did != key.payer:

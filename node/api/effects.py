@@ -1,11 +1,12 @@
 """`/node/v1/effects`: what rails were asked to move, and what the owner has looked at."""
 
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
+from ledger.effects import Tracked
+from ledger.money import Amount
 from node.api.errors import ApiError
-from node.api.owner import effect_row
 from node.exchange.book import Book
 from node.exchange.effects import EffectDriver, EffectRefused
 
@@ -61,3 +62,22 @@ class EffectsDoor:
             how = "several payments" if found else "no payment under way"
             raise ApiError(404, f"{how} here begins with {prefix[:64]}: `idlemesh accounts` lists them", param="id")
         return found[0]
+
+
+def effect_row(tracked: Tracked, me: str) -> dict[str, Any]:
+    """What a rail was asked to move, and what is known of it; times in seconds since 1970."""
+    effect, key = tracked.effect, tracked.effect.account
+    return {
+        "id": effect.key.hex(),
+        "peer": key.payee if key.payer == me else key.payer,
+        "direction": "we pay" if key.payer == me else "they pay",
+        "rail": key.rail,
+        "kind": effect.kind,
+        "amount": str(Amount(effect.amount, key.unit)),
+        "moved": str(Amount(tracked.moved, key.unit)),
+        "state": tracked.state,
+        "why": tracked.why,
+        "planned": tracked.planned,
+        "heard": tracked.heard,
+        "tries": tracked.tries,
+    }

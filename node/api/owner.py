@@ -9,7 +9,6 @@ from aiohttp import web
 from ledger.account import Account
 from ledger.bundle import Bundle, to_json
 from ledger.chainfile import records_told, write_end, write_entry, write_start
-from ledger.effects import Tracked
 from ledger.events import decode_events
 from ledger.journal import BrokenChain, Journal, Kept, Replay
 from ledger.money import Amount, Unit
@@ -26,6 +25,7 @@ from ledger.records import (
 )
 from ledger.statement import figures
 from node.api.comparisons import comparison_rows
+from node.api.effects import effect_row
 from node.api.errors import ApiError
 from node.exchange.auditor import Auditor
 from node.exchange.book import Book
@@ -286,25 +286,6 @@ async def account_rows(journal: Journal, me: str) -> dict[str, Any]:
         "balanced": books == journal.books,
         "accounts": [_account(account, me) for account in books.accounts.values()],
         "effects": [effect_row(tracked, me) for tracked in books.effects.values()],
-    }
-
-
-def effect_row(tracked: Tracked, me: str) -> dict[str, Any]:
-    """What a rail was asked to move, and what is known of it; times in seconds since 1970."""
-    effect, key = tracked.effect, tracked.effect.account
-    return {
-        "id": effect.key.hex(),
-        "peer": key.payee if key.payer == me else key.payer,
-        "direction": "we pay" if key.payer == me else "they pay",
-        "rail": key.rail,
-        "kind": effect.kind,
-        "amount": str(Amount(effect.amount, key.unit)),
-        "moved": str(Amount(tracked.moved, key.unit)),
-        "state": tracked.state,
-        "why": tracked.why,
-        "planned": tracked.planned,
-        "heard": tracked.heard,
-        "tries": tracked.tries,
     }
 
 

@@ -103,3 +103,8 @@ def test_an_account_of_another_rail_takes_no_credit() -> None:
     voucher = sign(Voucher(PAYER.did, PAYEE.did, "credit", "", "", "msat", 50), PAYER)
     with pytest.raises(WrongRail):
         RAIL.check_voucher(voucher, Account(evolve(KEY, rail="lightning")))
+
+
+def test_what_was_promised_before_can_be_signed_again() -> None:
+    promised = apply(owing(60), VoucherReceived(90))
+    assert RAIL.make_voucher(PAYER, promised, 90).record.total == 90
