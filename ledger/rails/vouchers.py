@@ -10,8 +10,7 @@ from ledger.records import Signed, Voucher, sign
 def make_voucher(
     rail: str, place: tuple[str, str], identity: Identity, account: Account, total: int
 ) -> Signed[Voucher]:
-    """The payer's promise of a growing total; what it promised before may be said again. `place` is the network and the
-    account there.
+    """The payer's promise of a growing total; `place` is the network and the account there.
 
     What it promised before may be signed again. Raises AuthorizedFell, AboveOwed (guards of `Authorized`), WrongSigner.
     """
