@@ -106,6 +106,11 @@ class Book:
                 spent[key.unit] = spent.get(key.unit, 0) + open_orders
         return spent
 
+    def unsettled_s(self, key: AccountKey) -> float:
+        """For how long something has been unsettled on an account; 0 where nothing is, or the clock was set back."""
+        since_ms = self._recollection.unsettled.since_ms(key)
+        return 0 if since_ms is None else max(self.now_ms() - since_ms, 0) / 1000
+
     def spent_on_checking_today(self, unit: Unit) -> int:
         """What help in audits has cost this node since midnight UTC, and what open orders for it may still cost."""
         return self._recollection.spent_on_checking(self.now_ms() // DAY_MS, unit)

@@ -8,8 +8,7 @@ only where the rail says that it never heard of it, under the same key. What fai
 tried again; what settled is asked for once more before it is forgotten. A rail whose words do not agree is left alone
 on that account, until the owner has looked.
 
-Every wait is bounded, every account has its own, and a rail that gives no answer holds up no other. How long something
-has been due is counted from when this run first saw it.
+Every wait is bounded, every account has its own, and a rail that gives no answer holds up no other.
 """
 
 import asyncio
@@ -228,9 +227,8 @@ class EffectDriver:
             await self._perform(rail, effect)
 
     def _wish(self, account: Account, rail: Rail) -> Wish | None:
-        waits = self._wait(account.key)
-        age = waits.age(account.unsettled, self._book.now())
-        return wanted(account, self._book.me, rail.effects, self._policy, age, waits.leaving)
+        age_s, leaving = self._book.unsettled_s(account.key), self._wait(account.key).leaving
+        return wanted(account, self._book.me, rail.effects, self._policy, age_s, leaving)
 
     # One effect
 

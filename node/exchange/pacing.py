@@ -27,7 +27,6 @@ class Waits:
     """
 
     pace: Pace
-    due_since: float | None = None
     looked: float | None = None
     sighted: int = 0  # the rail's count of the last sight
     leaving: int = 0  # what of the collateral its payer is taking back
@@ -60,14 +59,6 @@ class Waits:
         self.sighted, self.leaving = sequence, leaving
         self.pressed = self.pressed and leaving > 0
         return True
-
-    def age(self, unsettled: int, now: float) -> float:
-        """For how long something has been unsettled."""
-        if not unsettled:
-            self.due_since = None
-        elif self.due_since is None or self.due_since > now:
-            self.due_since = now
-        return 0 if self.due_since is None else now - self.due_since
 
     def press(self) -> bool:
         """Whether collateral is leaving and nothing has been tried because of that; from now on, it has."""

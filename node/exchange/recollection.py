@@ -1,10 +1,11 @@
-"""All that a node makes of its journal beside the accounts: experience, each day's turnover, what checking has cost.
+"""All that a node makes of its journal beside the accounts: experience, turnover, what checking cost, what waits.
 
 Theory of operation. It follows the journal entry by entry, also of those that come after a restart. So that a restart
 need not fold years, it is written down with each snapshot of the books and read back from there:
 
-    deterministic CBOR of {"format": 1, "experience": ..., "turnover": [[day, role, counter, unit, amount], ...],
-                           "checking": [[day, unit, cost], ...]}
+    deterministic CBOR of {"format": 2, "experience": ..., "turnover": [[day, role, counter, unit, amount], ...],
+                           "checking": [[day, unit, cost], ...],
+                           "unsettled": [[payer, payee, rail, unit, settled, since_ms], ...]}
 
 Equal recollections have equal bytes, so `idlemesh ledger verify` can hold them against the chain.
 """
@@ -21,9 +22,10 @@ from ledger.journal import Accounts
 from ledger.money import Unit
 from ledger.statement import DAY_MS, Turnover
 from node.exchange.experience import Experience
+from node.exchange.unsettled import Unsettled
 
 # It is raised whenever the fold comes to say something else of the same entries.
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 MAX_BYTES: Final = 128 * 2**20
 _MAX_ITEMS: Final = 16 * 2**20
 # Sums of so many days with trade are kept; only today's are asked for, and a clock may step back.
@@ -49,6 +51,7 @@ class Recollection:
         self.turnover: Final = turnover or Turnover(me)
         # Spent on help in audits, by (day since 1970, unit).
         self._checking: dict[tuple[int, str], int] = {}
+        self.unsettled = Unsettled()
 
     def take(self, time_ms: int, events: Iterable[Event], accounts: Accounts) -> None:
         """Take the next entry's events, and the accounts after it."""
@@ -61,7 +64,9 @@ class Recollection:
                     # What comes back after midnight was of another day.
                     self._checking[today] = max(self._checking.get(today, 0) + cost, 0)
         for key in {event.key for event in events if isinstance(event, AccountChanged)}:
-            self.turnover.see(time_ms, accounts.account(key))
+            account = accounts.account(key)
+            self.turnover.see(time_ms, account)
+            self.unsettled.see(time_ms, account)
 
     def spent_on_checking(self, day: int, unit: Unit) -> int:
         """What help in audits has cost on a day (since 1970), and what open orders for it may still cost."""
@@ -70,6 +75,7 @@ class Recollection:
     def freeze(self) -> Callable[[], bytes]:
         """Hold on to all of it as it is now; what comes back writes that down, in any thread."""
         experience, turnover, checking = self.experience.copy(), self.turnover.sums, dict(self._checking)
+        unsettled = self.unsettled.copy()
 
         def write() -> bytes:
             return codec.encode(
@@ -78,6 +84,7 @@ class Recollection:
                     "experience": experience.to_plain(),
                     "turnover": _of_last_days(turnover),
                     "checking": _of_last_days(checking),
+                    "unsettled": unsettled.to_plain(),
                 }
             )
 
@@ -92,6 +99,7 @@ class Recollection:
                 raise BadRecollection("it is of another version")
             turnover = Turnover.resumed(me, accounts, {tuple(cell): _int(n) for *cell, n in body["turnover"]})
             found = cls(me, Experience.from_plain(body["experience"]), turnover)
+            found.unsettled = Unsettled.from_plain(body["unsettled"])
             found._checking = {(_int(day), str(unit)): _int(cost) for day, unit, cost in body["checking"]}
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise BadRecollection(str(error)) from None

@@ -137,6 +137,26 @@ class TestWhenMoneyMoves:
         await house.rounds(10)
         assert house.paid() == 60
 
+    async def test_a_restart_does_not_begin_the_wait_anew(self) -> None:
+        house = await started(await House.open(Policy(move_at=100, move_after_s=1_000)))
+        await house.work(60)
+        for _ in range(12):
+            await house.rounds(1)
+            await house.restart()
+        assert house.paid() == 60
+
+    async def test_each_payment_begins_a_wait(self) -> None:
+        house = await started(await House.open(Policy(move_at=100, move_after_s=1_000)))
+        await house.work(60)
+        house.clock.advance(1_000)
+        house.rail.performing.append("forget")
+        await house.driver.step()
+        await house.work(20)
+        await house.rounds(5)
+        assert house.paid() == 60
+        await house.rounds(10)
+        assert house.paid() == 80
+
     async def test_small_sums_wait_until_there_is_more_of_them(self) -> None:
         house = await started(await House.open(Policy(move_at=100)))
         await house.work(60)

@@ -129,9 +129,9 @@ class TestOtherBytes:
     @pytest.mark.parametrize(
         "body",
         [
-            {"format": 2},
-            {"format": 1, "experience": {}, "turnover": [], "checking": []},
-            {"format": 1, "turnover": [], "checking": []},
+            {"format": 1},
+            {"format": 2, "experience": {}, "turnover": [], "checking": [], "unsettled": []},
+            {"format": 2, "turnover": [], "checking": [], "unsettled": []},
             [],
             7,
         ],
@@ -144,6 +144,15 @@ class TestOtherBytes:
     def test_odd_sums_are_refused(self, row: list[object]) -> None:
         with pytest.raises(BadRecollection):
             read(codec.encode(codec.decode(RAW, 2**20) | {"turnover": [row]}))
+
+    @pytest.mark.parametrize(
+        "row",
+        [[1], [*"abcd", 1, 2], ["a", "b", "credit", "uusd", -1, 2], ["a", "b", "credit", "uusd", 1, True], [b"a"] * 6],
+        ids=str,
+    )
+    def test_odd_waits_are_refused(self, row: list[object]) -> None:
+        with pytest.raises(BadRecollection):
+            read(codec.encode(codec.decode(RAW, 2**20) | {"unsettled": [row]}))
 
 
 class Calendar:
