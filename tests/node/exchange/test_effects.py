@@ -9,9 +9,20 @@ import pytest
 from attrs import define, field
 
 from ledger.account import Account, AccountKey
-from ledger.changes import Authorized, Earned, Funded, Granted, Netted, Released, Reserved, Settled, VoucherReceived
+from ledger.changes import (
+    Authorized,
+    Claimed,
+    Earned,
+    Funded,
+    Granted,
+    Netted,
+    Released,
+    Reserved,
+    Settled,
+    VoucherReceived,
+)
 from ledger.database import Database, LedgerUnavailable
-from ledger.effects import Kind, Tracked
+from ledger.effects import EffectPlanned, EffectUnderWay, Kind, Tracked, draw_up
 from ledger.events import AccountChanged, decode_events
 from ledger.identity import Identity
 from ledger.journal import Entry, Journal, MemoryJournal
@@ -516,3 +527,15 @@ async def test_effects_are_picked_up_from_a_file(tmp_path: Path) -> None:
         assert house.state(OWING) == "unknown"
         await house.rounds(3)
         assert (house.paid(OWING), house.account(OWING).settled) == (60, 60)
+
+
+async def test_of_plans_that_are_written_together_one_counts(tmp_path: Path) -> None:
+    async with await Database.open(tmp_path / "ledger.sqlite", ME.did) as database:
+        house = await started(await House.open(journal=database))
+        await house.work(60)
+        plans = [draw_up(house.account(), "claim", 60, bytes([n]) * 32) for n in range(5)]
+        tried = (house.book.post(EffectPlanned(plan, 5), AccountChanged(OWED, Claimed(60))) for plan in plans)
+        outcomes = await asyncio.gather(*tried, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes].count(EffectUnderWay) == 4
+        await house.rounds(2)
+        assert (house.paid(), house.account().settled) == (60, 60)
