@@ -1,51 +1,55 @@
-"""How fast the ledger is: durable receipts per second, replay of a long journal, full verification, start of the books.
+"""How fast the ledger is: durable receipts per second, start from a snapshot, full verification, and their memory.
 
     python -m benchmarks.ledger [--json] [--receipts N] [--entries N] [--folder PATH]
 
-Durable means SQLite with synchronous=FULL, on the disk of `--folder`. The receipts of 1, 16 and 256 concurrent callers
-are held against one commit per row of the same size, by the driver alone, on the same disk and in the same run. The
-long journal is made and replayed in batches, so that it never lies in memory as a whole; only replaying is timed.
+Durable means SQLite with synchronous=FULL, on the disk of `--folder`, and PostgreSQL with its own defaults, on the disk
+of the system's temporary folder; it is left out where this machine has none. The receipts of 1, 16 and 256 concurrent
+callers are held against one commit per row of the same size, by the driver alone, on the same disk and in the same run.
+How often the disks can sync is told first: the goal per second supposes 200. Ledgers are opened in processes of their
+own, so that nothing is warm and memory is theirs alone (Linux tells it).
 """
 
 import argparse
 import asyncio
-import hashlib
-import resource
+import contextlib
+import multiprocessing
+import os
 import sqlite3
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import asyncpg
+import sqlalchemy as sa
 import uvloop
 from attrs import frozen
 
+from benchmarks.ledgers import GRANTED, KEYS, ME, OWNER, build, order_of, record_of
 from benchmarks.report import Row, report
-from ledger.account import AccountKey
-from ledger.changes import Acknowledged, Earned, Forgotten, Granted, Released, Reserved, VoucherReceived
-from ledger.database import Database
-from ledger.events import AccountChanged, Event, Observed, RecordKept, encode_events
-from ledger.identity import Identity
-from ledger.journal import Entry, Kept, Replay, genesis, link
-from ledger.snapshot import decode, encode, take
+from ledger.changes import Earned, Released, Reserved
+from ledger.database import Database, Place, upgrade_tables
+from ledger.events import AccountChanged
+from node.exchange.book import Book
+from node.ports import SystemClock
+from tests.postgres import NotInstalled, running
 
-ME: Final = Identity(bytes(32)).did
-BUYERS: Final = [Identity(bytes([n + 1]) * 32).did for n in range(8)]
-KEYS: Final = [AccountKey(buyer, ME, "credit", "uusd") for buyer in BUYERS]
 CALLERS: Final = (1, 16, 256)
-RECEIPT_BYTES: Final = 420
-# Of the long journal: so many orders are remembered, and so many entries made at a time.
-REMEMBERED: Final = 400
 BATCH: Final = 2_000
+# Of the ledgers that are verified whole: what memory does shows between them.
+VERIFIED: Final = (25_000, 100_000)
+# So many entries have come since the last snapshot when the long ledger is opened: half of what may.
+BEHIND: Final = 1_000
+SYNC_S: Final = 1.0
 
 TIMES_GOAL: Final = 20.0
 PER_SECOND_GOAL: Final = 2_000.0
 DISK_COMMITS: Final = 200.0  # of a disk that is as fast as the goal per second supposes
-REPLAY_GOAL: Final = 50_000.0
-SNAPSHOT_GOAL_MS: Final = 1_000.0
+VERIFY_GOAL: Final = 50_000.0
+START_GOAL_MS: Final = 1_000.0
 MEMORY_GOAL_MIB: Final = 16.0
 
 
@@ -58,20 +62,41 @@ class Appends:
     p99: float
 
 
-def order_of(n: int) -> bytes:
-    return hashlib.sha256(n.to_bytes(8, "big")).digest()
+@frozen
+class Durability:
+    """One database: how often its disk can sync, rows per second committed one by one, and what callers had."""
+
+    name: str
+    syncs: float
+    alone: float
+    appends: dict[int, Appends]
 
 
-def receipt_of(n: int) -> Kept:
-    """As many bytes as a receipt has, different for each."""
-    return Kept("receipt", order_of(n) * (RECEIPT_BYTES // 32), order_of(n))
+@frozen
+class Opening:
+    """How long it took to open a ledger, for a whole node's book or to verify it, and what the process grew by."""
+
+    ms: float
+    mib: float
 
 
-async def durable(folder: Path, callers: int, receipts: int) -> Appends:
+def syncs_of(folder: Path) -> float:
+    """How often in a second a disk takes a block and says that it is durable."""
+    handle = os.open(folder / "sync", os.O_CREAT | os.O_WRONLY)
+    count, started = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < SYNC_S:
+        os.write(handle, bytes(4_096))
+        os.fsync(handle)
+        count += 1
+    os.close(handle)
+    return count / elapsed
+
+
+async def durable(place: Place, callers: int, receipts: int) -> Appends:
     """Callers that each wait for their own receipt to be durable before they bring the next."""
     took: list[float] = []
-    async with await Database.open(folder / f"{callers}.db", ME) as database:
-        await database.append([AccountChanged(key, Granted(10**12, 10**12, 1)) for key in KEYS], time_ms=0)
+    async with await Database.open(place, ME) as database:
+        await database.append(GRANTED, time_ms=0)
         for first in range(0, receipts, BATCH):
             wanted = range(first, min(first + BATCH, receipts))
             reserved = [AccountChanged(KEYS[n % len(KEYS)], Reserved(order_of(n), 500, n)) for n in wanted]
@@ -83,162 +108,157 @@ async def durable(folder: Path, callers: int, receipts: int) -> Appends:
                 key, order = KEYS[n % len(KEYS)], order_of(n)
                 started = time.perf_counter()
                 events = [AccountChanged(key, Earned(order, 300)), AccountChanged(key, Released(order))]
-                await database.append(events, time_ms=n, records=[receipt_of(n)])
+                await database.append(events, time_ms=n, records=[record_of(n, "receipt")])
                 took.append(1000 * (time.perf_counter() - started))
 
         started = time.perf_counter()
         await asyncio.gather(*(call() for _ in range(callers)))
         elapsed = time.perf_counter() - started
-    cuts = statistics.quantiles(took, n=100)
-    return Appends(receipts / elapsed, statistics.median(took), cuts[98])
+    return Appends(receipts / elapsed, statistics.median(took), statistics.quantiles(took, n=100)[98])
 
 
-def one_commit_per_row(folder: Path, rows: int) -> float:
+def receipts_of(callers: int, most: int) -> int:
+    """Few callers take longer for each."""
+    return most if callers == CALLERS[-1] else max(most // 4, 100)
+
+
+def on_sqlite(folder: Path, receipts: int) -> Durability:
+    """SQLite in a folder."""
+    alone = sqlite_alone(folder / "rows.db", receipts_of(1, receipts))
+    appends = {n: uvloop.run(durable(folder / f"{n}.db", n, receipts_of(n, receipts))) for n in CALLERS}
+    return Durability("SQLite", syncs_of(folder), alone, appends)
+
+
+def sqlite_alone(file: Path, rows: int) -> float:
     """Rows per second of the driver alone, each committed by itself."""
-    with closing(sqlite3.connect(folder / "rows.db", isolation_level=None)) as connection:
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
         for pragma in ("journal_mode = WAL", "synchronous = FULL"):
             connection.execute(f"PRAGMA {pragma}")
         connection.execute("CREATE TABLE rows (digest BLOB PRIMARY KEY, raw BLOB)")
         started = time.perf_counter()
         for n in range(rows):
-            connection.execute("INSERT INTO rows VALUES (?, ?)", (order_of(n), receipt_of(n).raw))
+            connection.execute("INSERT INTO rows VALUES (?, ?)", (order_of(n), record_of(n, "receipt").raw))
         return rows / (time.perf_counter() - started)
 
 
-async def verified(folder: Path) -> float:
-    """Entries per second of opening the ledger that most callers have written: chain, guards and records."""
+def on_postgres(receipts: int) -> Durability | None:
+    """PostgreSQL with its own settings; None where there is none."""
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(running(()))
+        except NotInstalled:
+            return None
+        appends = {}
+        for callers in CALLERS:
+            url = server.url(stack.enter_context(server.database()))
+            asyncio.run(upgrade_tables(url))
+            appends[callers] = uvloop.run(durable(url, callers, receipts_of(callers, receipts)))
+        alone = uvloop.run(postgres_alone(server.url("postgres"), receipts_of(1, receipts)))
+        return Durability("PostgreSQL", syncs_of(Path(tempfile.gettempdir())), alone, appends)
+
+
+async def postgres_alone(url: str, rows: int) -> float:
+    """Rows per second of the driver alone, each committed by itself."""
+    place = sa.make_url(url)
+    connection = await asyncpg.connect(host=place.query["host"], user=place.username, database=place.database)
+    await connection.execute("CREATE TABLE rows (digest BYTEA PRIMARY KEY, raw BYTEA)")
+    statement = await connection.prepare("INSERT INTO rows VALUES ($1, $2)")
     started = time.perf_counter()
-    async with await Database.open(folder / f"{CALLERS[-1]}.db", ME) as database:
-        return database.head.sequence / (time.perf_counter() - started)
+    for n in range(rows):
+        await statement.fetch(order_of(n), record_of(n, "receipt").raw)
+    elapsed = time.perf_counter() - started
+    await connection.close()
+    return rows / elapsed
 
 
-def sale(n: int) -> Iterator[list[Event]]:
-    """What the entries of one sale tell, from the order to its payment."""
-    key, order = KEYS[n % len(KEYS)], order_of(n)
-
-    def record(kind: str) -> RecordKept:
-        return RecordKept(kind, hashlib.sha256(order + kind.encode()).digest(), order)
-
-    yield [record("order"), AccountChanged(key, Reserved(order, 500, n))]
-    yield [record("checkpoint"), AccountChanged(key, Earned(order, 100))]
-    yield [record("receipt"), AccountChanged(key, Earned(order, 300)), AccountChanged(key, Released(order))]
-    paid = VoucherReceived(300 * (n // len(KEYS) + 1))
-    facts: dict[str, int | str | bytes] = {"order": order, "amount": 300}
-    yield [
-        record("acknowledgement"),
-        AccountChanged(key, Acknowledged(order, 300)),
-        AccountChanged(key, paid),
-        Observed(key.payer, "paid", facts),
-    ]
-    if n % REMEMBERED == REMEMBERED - 1:
-        yield [AccountChanged(each, Forgotten(max(n - REMEMBERED, 0))) for each in KEYS]
-
-
-def long_journal(entries: int) -> Iterator[list[Entry]]:
-    """A journal of many sales, in batches."""
-
-    def told() -> Iterator[list[Event]]:
-        yield [AccountChanged(key, Granted(10**12, 10**12, 1)) for key in KEYS]
-        n = 0
-        while True:
-            yield from sale(n)
-            n += 1
-
-    last, batch = genesis(ME), []
-    for events in told():
-        last = link(last, last.sequence, encode_events(events))
-        batch.append(last)
-        if len(batch) == BATCH or last.sequence == entries:
-            yield batch
-            batch = []
-        if last.sequence == entries:
-            return
-
-
-def timed(work: Callable[[], None]) -> float:
-    """Seconds that some work takes."""
+async def verify_whole(file: Path) -> float:
+    """Seconds to check chain, guards and every record of a ledger."""
     started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    async with await Database.open(file, ME, whole=True):
+        return time.perf_counter() - started
 
 
-def replayed(entries: int) -> tuple[Replay, float, float]:
-    """The replay of a long journal, its entries per second, and by how many MiB the process grew in its second half."""
-    replay, took, memory = Replay(ME), 0.0, 0.0
-    for batch in long_journal(entries):
+async def start(file: Path) -> float:
+    """Seconds that a node needs for its ledger before it can serve."""
+    started = time.perf_counter()
+    async with await Database.open(file, ME) as database:
+        await Book.open(database, OWNER, SystemClock())
+        return time.perf_counter() - started
 
-        def add(batch: list[Entry] = batch) -> None:
-            for entry in batch:
-                replay.add(entry)
 
-        took += timed(add)
-        if replay.head.sequence <= max(entries // 2, BATCH):
-            memory = _memory_mib()
-    return replay, entries / took, _memory_mib() - memory
+def opened(work: Callable[[Path], Coroutine[Any, Any, float]], file: Path) -> Opening:
+    """Do it in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measured, (work, file))
+
+
+def _measured(work: Callable[[Path], Coroutine[Any, Any, float]], file: Path) -> Opening:
+    before = _memory_mib()
+    ms = 1000 * uvloop.run(work(file))
+    return Opening(ms, _memory_mib() - before)
 
 
 def _memory_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not getrusage: a new process is told its parent's peak.
+    status = Path("/proc/self/status").read_text()
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(peak.split()[1]) / 1024
 
 
-def restarted(replay: Replay) -> float:
-    """Milliseconds to read a snapshot of the books and go on from it."""
-    raw = encode(take(ME, replay.head, replay.books))
-    return 1000 * timed(lambda: _resume(raw, replay.head))
-
-
-def _resume(raw: bytes, head: Entry) -> None:
-    snapshot = decode(raw, ME)
-    if not snapshot.follows(head):
-        raise SystemExit("the snapshot follows another entry")
-    Replay.after(head, snapshot.books)
-
-
-def rows(
-    alone: float, appends: dict[int, Appends], verify: float, replay: float, memory: float, snapshot: float
-) -> list[Row]:
-    """All measures, against their peers or goals."""
-    against = "one commit per row"
-    out = [Row("one commit per row, by the driver alone", round(alone, 1), "1/s", "itself", 1.0, "reported", True)]
-    for callers, had in appends.items():
-        times = had.per_second / alone
+def append_rows(had: Durability) -> Iterator[Row]:
+    """What callers of one database had, against one commit per row."""
+    alone = f"{had.name}, one commit per row"
+    yield Row(f"{had.name}: syncs of its disk", round(had.syncs, 1), "1/s", "itself", 1.0, "reported", True)
+    yield Row(f"{alone}, by the driver alone", round(had.alone, 1), "1/s", "itself", 1.0, "reported", True)
+    for callers, appends in had.appends.items():
+        times = appends.per_second / had.alone
         judged = callers == CALLERS[-1]
+        enough = appends.per_second >= PER_SECOND_GOAL or had.syncs < DISK_COMMITS
         goal = f">= {TIMES_GOAL:g} x, and >= {PER_SECOND_GOAL:g}/s" if judged else "reported"
-        enough = had.per_second >= PER_SECOND_GOAL or alone < DISK_COMMITS
         met = not judged or (times >= TIMES_GOAL and enough)
-        out.append(Row(f"receipts, {callers} callers", round(had.per_second, 1), "1/s", against, times, goal, met))
-        for name, value in (("p50", had.p50), ("p99", had.p99)):
-            ratio = value * alone / 1000
-            out.append(
-                Row(f"one append, {callers} callers, {name}", round(value, 3), "ms", against, ratio, "reported", True)
-            )
-    for name, value in (("replay of a long journal", replay), ("full verification at the start", verify)):
-        ratio = value / REPLAY_GOAL
-        met = value > REPLAY_GOAL
-        out.append(Row(name, round(value, 1), "1/s", "the goal", ratio, f"> {REPLAY_GOAL:g}/s", met))
-    ratio = snapshot / SNAPSHOT_GOAL_MS
-    out.append(Row("books from a snapshot", round(snapshot, 3), "ms", "the goal", ratio, "< 1 s", ratio < 1))
-    ratio = memory / MEMORY_GOAL_MIB
-    goal = f"< {MEMORY_GOAL_MIB:g} MiB"
-    out.append(Row("growth in the replay's second half", round(memory, 3), "MiB", "the goal", ratio, goal, ratio < 1))
-    return out
+        yield Row(
+            f"{had.name}: receipts, {callers} callers", round(appends.per_second, 1), "1/s", alone, times, goal, met
+        )
+        for name, value in (("p50", appends.p50), ("p99", appends.p99)):
+            measure, ratio = f"{had.name}: one append, {callers} callers, {name}", value * had.alone / 1000
+            yield Row(measure, round(value, 3), "ms", alone, ratio, "reported", True)
+
+
+def opening_rows(entries: int, started: Opening, verified: dict[int, Opening]) -> Iterator[Row]:
+    """What opening ledgers took."""
+    ratio = started.ms / START_GOAL_MS
+    measure = f"start from a snapshot, {entries} entries"
+    yield Row(measure, round(started.ms, 1), "ms", "the goal", ratio, "< 1 s", ratio < 1)
+    goal, ratio = f"< {MEMORY_GOAL_MIB:g} MiB", started.mib / MEMORY_GOAL_MIB
+    yield Row("memory that it takes", round(started.mib, 1), "MiB", "the goal", ratio, goal, ratio < 1)
+    few, many = min(verified), max(verified)
+    per_second = 1000 * many / verified[many].ms
+    ratio, speed = per_second / VERIFY_GOAL, f"> {VERIFY_GOAL:g}/s"
+    yield Row(f"full verification, {many} entries", round(per_second, 1), "1/s", "the goal", ratio, speed, ratio > 1)
+    growth = max(verified[many].mib - verified[few].mib, 0.0)
+    measure, ratio = f"more memory than for {few} entries", growth / MEMORY_GOAL_MIB
+    yield Row(measure, round(growth, 1), "MiB", "the goal", ratio, goal, ratio < 1)
 
 
 def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--receipts", type=int, default=4_000, help="receipts of each number of callers")
-    parser.add_argument("--entries", type=int, default=1_000_000, help="entries of the long journal")
+    parser.add_argument("--receipts", type=int, default=8_000, help="receipts of the most callers")
+    parser.add_argument("--entries", type=int, default=1_000_000, help="entries of the ledger that is started from")
     parser.add_argument("--folder", type=Path, help="on the disk that is to be measured; else the system's own choice")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="idlemesh-ledger-", dir=arguments.folder) as name:
         folder = Path(name)
-        alone = one_commit_per_row(folder, arguments.receipts)
-        appends = {callers: uvloop.run(durable(folder, callers, arguments.receipts)) for callers in CALLERS}
-        verify = uvloop.run(verified(folder))
-    replay, speed, memory = replayed(arguments.entries)
-    report("ledger", rows(alone, appends, verify, speed, memory, restarted(replay)), arguments.json)
+        found = [on_sqlite(folder, arguments.receipts), on_postgres(arguments.receipts)]
+        rows = [row for had in found if had is not None for row in append_rows(had)]
+        verified = {}
+        for entries in VERIFIED:
+            uvloop.run(build(folder / f"{entries}.ledger", entries))
+            verified[entries] = opened(verify_whole, folder / f"{entries}.ledger")
+        uvloop.run(build(folder / "long.ledger", arguments.entries, BEHIND))
+        started = opened(start, folder / "long.ledger")
+    report("ledger", [*rows, *opening_rows(arguments.entries, started, verified)], arguments.json)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import Any, Final, Literal
 from attrs import define, frozen
 
 from ledger import codec
+from ledger.account import Account, AccountKey
 from ledger.events import MAX_PAYLOAD_BYTES, Books, Event, RecordKept
 from ledger.journal import BrokenChain, Entry, Kept, Replay, link
 
@@ -100,6 +101,10 @@ class ChainReader:
     def books(self) -> Books:
         """The books after it."""
         return self._replay.books
+
+    def account(self, key: AccountKey) -> Account:
+        """An account after it."""
+        return self._replay.account(key)
 
     def feed(self, chunk: bytes) -> Iterator[Told]:
         """Take the next bytes; returns the entries that are complete. Raises NotAChainFile, BrokenChain."""

@@ -224,7 +224,7 @@ class Journal(Protocol):
         """What the last follower had made of the journal up to some entry; None where nothing of it is usable."""
 
     async def snapshot(self) -> StoredSnapshot | None:
-        """The snapshot that is stored now, unchecked. Raises BadSnapshot where that cannot even be read."""
+        """The snapshot that is stored now, unchecked; None where it cannot even be read."""
 
     def follow(self, follower: Follower, resumed: bool = False) -> None:
         """Have each entry from now on taken, in order, before its append returns. There is one follower.

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import IO, Any, Final
@@ -63,8 +63,8 @@ class Server:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Server]:
-    """Start a server, and stop it at the end. Raises NotInstalled."""
+def running(settings: Sequence[str] = _FAST) -> Iterator[Server]:
+    """Start a server, and stop it at the end; without settings it is as durable as any. Raises NotInstalled."""
     programs = _programs()
     # Not in pytest's folders: they are closed to other users, and their paths too long for a socket.
     folder = Path(tempfile.mkdtemp(prefix="idlemesh-postgres-"))
@@ -75,7 +75,7 @@ def running() -> Iterator[Server]:
         made += ["--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"]
         subprocess.run(made, check=True, capture_output=True, cwd=folder, **rights)
         command = [str(programs / "postgres"), "-D", str(data), "-c", "listen_addresses=", "-k", str(folder)]
-        command += [part for setting in _FAST for part in ("-c", setting)]
+        command += [part for setting in settings for part in ("-c", setting)]
         with (folder / "log").open("wb") as log, _started(command, log, folder, rights) as process:
             try:
                 server = Server(programs, folder)

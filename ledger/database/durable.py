@@ -26,6 +26,7 @@ from ledger.database.opening import Opened, enter, entries_after, resume, verify
 from ledger.database.places import Place, lanes_to
 from ledger.events import Books, Event
 from ledger.journal import Entry, Follower, Kept, Material, Nonce, Remembered, StoredSnapshot
+from ledger.snapshot import BadSnapshot
 
 
 class Database:
@@ -95,7 +96,10 @@ class Database:
 
     async def snapshot(self) -> StoredSnapshot | None:
         """The snapshot that is stored now, unchecked. See `Journal.snapshot`."""
-        return await self._reader.run(lambda connection: snapshots.read(connection, self._chain))
+        try:
+            return await self._reader.run(lambda connection: snapshots.read(connection, self._chain))
+        except BadSnapshot:
+            return None
 
     def follow(self, follower: Follower, resumed: bool = False) -> None:
         """Have each entry from now on taken. See `Journal.follow`."""

@@ -22,8 +22,8 @@ from ledger.events import Books
 from ledger.journal import Entry, Follower, StoredSnapshot
 from ledger.snapshot import BadSnapshot
 
-# After a crash so many entries, and those of a few groups, are read again at most.
-EVERY: Final = 4_000
+# After a crash so many entries, and those of a few groups, are read again.
+EVERY: Final = 2_000
 
 _log = logging.getLogger(__name__)
 
@@ -71,9 +71,14 @@ class Keeper:
         if self._follower is not None:
             for drafted in group:
                 self._follower.take(drafted.entry.time_ms, drafted.append.events, drafted.books)
-        if self._taking is None and self._appender.head.sequence - self._taken >= EVERY:
+        if self._taking is None and self._is_due():
             self._taking = asyncio.create_task(self._take(self._moment()))
             self._taking.add_done_callback(self._done)
+
+    def _is_due(self) -> bool:
+        since = self._appender.head.sequence - self._taken
+        # Large books are written more rarely: a snapshot shall cost no more than the entries that it spares a start.
+        return since >= EVERY and since >= sum(len(one.orders) for one in self._appender.books.accounts.values())
 
     def _done(self, _: object) -> None:
         self._taking = None

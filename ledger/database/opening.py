@@ -5,7 +5,7 @@ read, and every record compared with it.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from threading import Lock
@@ -253,10 +253,17 @@ def _records_between(connection: sa.Connection, chain: int, first: int, last: in
     return found
 
 
-def _compare(sequence: int, events: Iterable[Event], stored: Iterable[Kept]) -> int:
+def _compare(sequence: int, events: Iterable[Event], stored: Sequence[Kept]) -> int:
     """Compare an entry's records with those stored under it; returns how many there are."""
-    told = {event for event in events if isinstance(event, RecordKept)}
+    kept = [event for event in events if isinstance(event, RecordKept)]
+    if len(kept) == len(stored) == 1 and _is_stored(kept[0], stored[0]):
+        return 1
+    told = set(kept)
     differences = told ^ {RecordKept(kept.kind, kept.digest, kept.order) for kept in stored}
     for odd in differences:
         raise LedgerCorrupt(sequence, f"{odd.kind} {odd.digest.hex()[:16]} is not stored as the journal tells")
     return len(told)
+
+
+def _is_stored(told: RecordKept, stored: Kept) -> bool:
+    return (told.digest, told.kind, told.order) == (stored.digest, stored.kind, stored.order)

@@ -31,6 +31,7 @@ from node.exchange.auditor import Auditor
 from node.exchange.book import Book
 from node.exchange.bought import load_bought
 from node.exchange.heads import Heads
+from node.exchange.recollection import encode_snapshot
 from node.gateway.gateway import Gateway
 from node.mesh.static import NamedPeers
 from verify.reputation import score
@@ -79,6 +80,7 @@ class OwnerDoor:
             web.post("/node/v1/receipts/{id}/audit", self.audit),
             web.get("/node/v1/accounts", self.accounts),
             web.get("/node/v1/ledger", self.ledger),
+            web.get("/node/v1/ledger/snapshot", self.snapshot),
         ]
 
     async def id(self, _request: web.Request) -> web.Response:
@@ -245,6 +247,12 @@ class OwnerDoor:
             await response.write(piece)
         await response.write_eof()
         return response
+
+    async def snapshot(self, _request: web.Request) -> web.Response:
+        """The stored snapshot of the journal, as CBOR, for `idlemesh ledger verify` to check."""
+        return web.Response(
+            body=encode_snapshot(await self._book.journal.snapshot()), content_type="application/octet-stream"
+        )
 
 
 async def chain_file(journal: Journal, me: str) -> AsyncIterator[bytes]:

@@ -18,7 +18,9 @@ from ledger.statement import DAY_MS, LATEST_MS, Posting, Statement, line_rows, p
 from node.api.owner import chain_file
 from node.cli.options import HomeOption, JsonOption
 from node.cli.output import CommandFailed, print_json, print_table, short
+from node.cli.verifying import Verification
 from node.config import load_config
+from node.exchange.recollection import decode_snapshot
 from node.home import Home, NotRunning, open_home
 from node.owner_client import owner_client
 from node.ports import SystemEntropy
@@ -65,7 +67,7 @@ def upgrade(home: HomeOption = None, config: ConfigOption = None, as_json: JsonO
 
 @ledger.command()
 def verify(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Read the whole journal and check chain, records, guards and sums. Works with and without a running node.
+    """Read the whole journal and check chain, records, guards, sums and snapshot. With and without a running node.
 
     Example: idlemesh ledger verify
     """
@@ -75,17 +77,37 @@ def verify(home: HomeOption = None, as_json: JsonOption = False) -> None:
         return
     typer.echo(f"The journal is whole: {body['entries']} entries, {body['records']} records, each as it was written.")
     typer.echo(f"Its head is {body['head']}; every counterparty's postings sum to zero.")
+    found = body["snapshot"]
+    if found is not None:
+        outcome = f"was wrong, and was made again: {found['why']}" if found["why"] else "is what the journal gives"
+        typer.echo(f"The snapshot of entry {found['sequence']}, from which the node starts, {outcome}.")
 
 
 async def _verify(home: Home) -> dict[str, Any]:
-    me, records = _did(home), 0
-    reader, statement = ChainReader(me), Statement(me)
-    async for told in _all_told(home, reader):
-        records += len(told.records)
-        statement.add(told.entry.sequence, told.entry.time_ms, told.events)
-    if not statement.balanced:
-        raise CommandFailed("the postings do not sum to zero: this is a fault of the program, please report it")
-    return {"entries": reader.head.sequence, "records": records, "head": reader.head.hash.hex(), "balanced": True}
+    check = Verification(_did(home))
+    try:
+        running = home.running()
+    except NotRunning:
+        await _verify_disk(home, check)
+        return check.result()
+    async with owner_client(running) as client:
+        raw = b"".join([piece async for piece in client.download("/node/v1/ledger/snapshot")])
+        await check.run(client.download("/node/v1/ledger"), decode_snapshot(raw))
+    if check.wrong is not None:
+        raise CommandFailed(
+            f"the journal is whole, but the snapshot from which this node started is not what it gives ({check.wrong}):"
+            " stop the node, then run this again: it puts that right"
+        )
+    return check.result()
+
+
+async def _verify_disk(home: Home, check: Verification) -> None:
+    place = _place_on_disk(home)
+    with home.lock():
+        async with await Database.open(place, check.me, whole=True) as database:
+            await check.run(chain_file(database, check.me), await database.snapshot())
+            if check.wrong is not None:
+                database.follow(check.recollection)  # at its end the right one is written
 
 
 @ledger.command()
@@ -332,11 +354,15 @@ async def _chunks(home: Home) -> AsyncIterator[bytes]:
             yield chunk
 
 
-async def _from_disk(home: Home) -> AsyncIterator[bytes]:
+def _place_on_disk(home: Home) -> Place:
     place = ledger_place(home)
     if isinstance(place, Path) and not place.exists():
         raise CommandFailed(f"there is no ledger in {home.folder} yet: start a node with `idlemesh up`")
-    me = _did(home)
+    return place
+
+
+async def _from_disk(home: Home) -> AsyncIterator[bytes]:
+    place, me = _place_on_disk(home), _did(home)
     with home.lock():
         async with await Database.open(place, me) as database:
             async for chunk in chain_file(database, me):

@@ -15,10 +15,10 @@ from typing import Any, Final
 
 from attrs import define
 
-from ledger import codec
+from ledger import codec, snapshot
 from ledger.account import Account
 from ledger.events import AccountChanged, Event, Observed
-from ledger.journal import Accounts
+from ledger.journal import Accounts, StoredSnapshot
 from ledger.money import Unit
 from ledger.statement import DAY_MS, Turnover
 from node.exchange.experience import Experience
@@ -104,6 +104,20 @@ class Recollection:
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise BadRecollection(str(error)) from None
         return found
+
+
+def encode_snapshot(stored: StoredSnapshot | None) -> bytes:
+    """A stored snapshot for the owner's commands."""
+    found = stored or StoredSnapshot(0, b"")
+    return codec.encode({"sequence": found.sequence, "books": found.books, "memory": found.memory})
+
+
+def decode_snapshot(raw: bytes) -> StoredSnapshot | None:
+    """What `encode_snapshot` made. Raises codec.Malformed."""
+    match codec.decode(raw, MAX_BYTES + snapshot.MAX_BYTES + 1024):
+        case {"sequence": int(sequence), "books": bytes(books), "memory": bytes() | None as memory}:
+            return StoredSnapshot(sequence, books, memory) if sequence else None
+    raise codec.Malformed("not a stored snapshot")
 
 
 def _of_last_days(sums: dict[Any, int]) -> list[list[Any]]:

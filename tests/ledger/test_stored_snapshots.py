@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import resource
 import signal
 import subprocess
 import sys
@@ -275,6 +276,23 @@ class TestWhoOnlyLooks:
         async with await Database.open(written, NODE) as database:
             assert database.head.sequence == 13
         assert await stored_in(written) == after
+
+
+async def test_a_disk_that_is_full_at_the_end_costs_only_the_snapshot(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "ledger.db"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    database = await Database.open(file, NODE)
+    await fill(database, range(1, 11))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_096, hard))
+    try:
+        await database.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "no snapshot of the ledger was taken" in caplog.text
+    async with await Database.open(file, NODE) as database:
+        assert database.books.account(KEY).owed == 70
 
 
 async def test_a_snapshot_that_cannot_be_written_stops_nothing(

@@ -5,20 +5,27 @@ import csv
 import io
 import json
 import shutil
+import sqlite3
 import stat
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from ledger.account import AccountKey
 from ledger.changes import Earned, Granted, Released, Reserved, Settled, VoucherReceived
-from ledger.database import Database, Place
-from ledger.events import AccountChanged, Event
-from ledger.journal import Kept
+from ledger.database import Database, Place, snapshots
+from ledger.database.lane import SqliteLane, make_engine
+from ledger.events import AccountChanged, Books, Event
+from ledger.journal import Kept, StoredSnapshot
+from ledger.snapshot import encode, take
 from ledger.statement import DAY_MS
+from node.exchange.book import Book
+from node.exchange.experience import delivered
+from node.exchange.recollection import Recollection
 from node.home import Home
-from node.ports import SystemEntropy
+from node.ports import SystemClock, SystemEntropy
 from tests.node.cli.conftest import Idlemesh, Nodes
 
 BUYER = "did:key:z6MkBuyer"
@@ -62,6 +69,53 @@ def test_a_whole_ledger_is_verified(idlemesh: Idlemesh, sold: Path) -> None:
     body = idlemesh("ledger", "verify", "--home", sold, "--json").json()
     assert (body["entries"], body["records"], body["balanced"]) == (DAYS + 1, 2 * (DAYS - 1), True)
     assert "sum to zero" in idlemesh("ledger", "verify", "--home", sold).out
+
+
+@pytest.mark.parametrize("column", ["books", "memory"])
+def test_a_wrong_snapshot_is_told_and_made_again(
+    column: str, idlemesh: Idlemesh, sold: Path, spare: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    home = Home(spare)
+    shutil.copy(sold / "ledger.db", home.ledger)
+    asyncio.run(live(home))
+    assert idlemesh("ledger", "verify", "--home", spare, "--json").json()["snapshot"] == {
+        "sequence": DAYS + 2,
+        "why": None,
+    }
+    before = snapshot_in(home)
+    asyncio.run(spoil(home, column))
+    said = idlemesh("ledger", "verify", "--home", spare)
+    assert said.status == 0
+    assert f"The snapshot of entry {DAYS + 2}, from which the node starts, was wrong, and was made again" in said.out
+    assert "is what the journal gives" in idlemesh("ledger", "verify", "--home", spare).out
+    assert snapshot_in(home) == before
+
+
+async def live(home: Home) -> None:
+    """Start and end a node's book."""
+    identity = home.identity(SystemEntropy())
+    async with await Database.open(home.ledger, identity.did) as database:
+        book = await Book.open(database, identity, SystemClock())
+        await book.post(delivered(BUYER, 5, 6, 7))
+
+
+async def spoil(home: Home, column: str) -> None:
+    """Put a snapshot in the place of the stored one that is whole, and tells of nothing."""
+    me = home.identity(SystemEntropy()).did
+    async with await Database.open(home.ledger, me) as database:
+        books = Books() if column == "books" else database.books
+        before = await database.snapshot()
+        assert before is not None
+        memory = Recollection(me).freeze()() if column == "memory" else before.memory
+        stored = StoredSnapshot(database.head.sequence, encode(take(me, database.head, books)), memory)
+    lane = SqliteLane(make_engine(home.ledger), writes=True)
+    await lane.run(lambda connection: snapshots.write(connection, 1, stored))
+    await lane.close()
+
+
+def snapshot_in(home: Home) -> object:
+    with closing(sqlite3.connect(home.ledger)) as connection:
+        return connection.execute("SELECT * FROM snapshots").fetchone()
 
 
 def test_an_exported_ledger_is_imported_as_it_was(idlemesh: Idlemesh, sold: Path, spare: Path) -> None:
