@@ -174,6 +174,15 @@ class Gone(Exception):
     """The node's process is not there (any more)."""
 
 
+@frozen
+class Reply:
+    """What a node answered its owner."""
+
+    status: int
+    headers: dict[str, str]
+    body: Any
+
+
 class Pair:
     """Two nodes that buy from each other."""
 
@@ -217,28 +226,45 @@ class Pair:
 
     async def order(self, by: CrashingNode, tokens: int) -> None:
         """Ask a node for an answer that the other one sells."""
+        await self.ask(by, tokens, "X-IdleMesh-Degrade", "never")
+
+    async def ask(self, node: CrashingNode, tokens: int, header: str, value: str) -> Reply | None:
+        """Ask a node for an answer; None if it is gone."""
         body = {"model": "auto", "prompt": PROMPT, "max_tokens": tokens, "temperature": 1}
-        await self._post(by, "/v1/completions", body, {"X-IdleMesh-Degrade": "never"})
+        return await self._call("POST", node, "/v1/completions", body, {header: value})
+
+    async def status(self, node: CrashingNode) -> Any:
+        """What a node says that it does now."""
+        reply = await self._call("GET", node, "/node/v1/status")
+        assert reply is not None
+        return reply.body
 
     async def ask_to_settle(self) -> None:
         """The buyer's owner says that it has paid."""
-        await self._post(self.buyer, f"/node/v1/settlements/{self.seller.did}/{_SETTLED}/ask")
+        await self._call("POST", self.buyer, f"/node/v1/settlements/{self.seller.did}/{_SETTLED}/ask")
 
     async def confirm(self) -> None:
         """The seller's owner says that it has arrived."""
-        await self._post(self.seller, f"/node/v1/settlements/{self.buyer.did}/{_SETTLED}/confirm")
+        await self._call("POST", self.seller, f"/node/v1/settlements/{self.buyer.did}/{_SETTLED}/confirm")
 
     async def net(self) -> None:
         """The buyer's owner sets off what both owe."""
-        await self._post(self.buyer, f"/node/v1/nettings/{self.seller.did}")
+        await self._call("POST", self.buyer, f"/node/v1/nettings/{self.seller.did}")
 
-    async def _post(
-        self, node: CrashingNode, path: str, body: object = None, headers: Mapping[str, str] | None = None
-    ) -> None:
+    async def _call(
+        self,
+        method: str,
+        node: CrashingNode,
+        path: str,
+        body: object = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply | None:
         authorized = {"Authorization": f"Bearer {node.token}", **(headers or {})}
-        with contextlib.suppress(aiohttp.ClientError):
-            async with self._http.post(node.url + path, json=body, headers=authorized) as response:
-                await response.read()
+        try:
+            async with self._http.request(method, node.url + path, json=body, headers=authorized) as response:
+                return Reply(response.status, dict(response.headers), await response.json())
+        except aiohttp.ClientError:
+            return None
 
     # What must become true
 
@@ -379,6 +405,12 @@ async def crash(pair: Pair, stage: Stage, point: Point) -> bool:
     reached = await victim.dies(_REACHED_S)
     if not reached:
         await victim.do("seen")
+    await finish(pair, stage, point, before)
+    return reached
+
+
+async def finish(pair: Pair, stage: Stage, point: Point, before: Books) -> None:
+    """After what happened at a point, let both finish the stage, and check their books."""
     await pair.start()
     # What only owners can know is done again by them, until it is there.
     for _ in range(_TRIES):
@@ -387,7 +419,6 @@ async def crash(pair: Pair, stage: Stage, point: Point) -> bool:
         await stage.run(pair, before)
     now = await pair.recover(point)
     assert stage.is_right(before, now), f"{stage.name}, {point}: {before} became {now}"
-    return reached
 
 
 async def check_ledger(node: CrashingNode) -> None:

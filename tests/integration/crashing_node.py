@@ -15,6 +15,7 @@ import functools
 import gc
 import json
 import os
+import resource
 import signal
 import socket
 import struct
@@ -85,12 +86,16 @@ class Points:
         self._line = line
         self._lock = threading.Lock()
         self._fatal: tuple[str, int] | None = None
+        self._disk = False
         self._passed: list[str] | None = None
 
-    def watch(self, fatal: tuple[str, int] | None) -> None:
-        """From now on; `fatal` is a point's name and which of those of this name."""
+    def watch(self, fatal: tuple[str, int] | None, disk: bool = False) -> None:
+        """From now on; `fatal` is a point's name and which of those of this name.
+
+        `disk`: the process survives it, and its disk takes nothing more until `let_write`.
+        """
         with self._lock:
-            self._fatal, self._passed = fatal, []
+            self._fatal, self._disk, self._passed = fatal, disk, []
 
     def seen(self) -> list[str]:
         """The points passed, in order; nothing is watched any more."""
@@ -104,9 +109,19 @@ class Points:
             if self._passed is None:
                 return
             self._passed.append(name)
-            if self._fatal == (name, Counter(self._passed)[name]):
-                self._line.say(killed=name)
-                os.kill(os.getpid(), signal.SIGKILL)
+            if self._fatal != (name, Counter(self._passed)[name]):
+                return
+            if self._disk:
+                let_write(False)
+                return
+            self._line.say(killed=name)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def let_write(on: bool) -> None:
+    """Whether this process may write to files: the kernel refuses each byte beyond a limit of 0, whatever the disk."""
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most if on else 0, most))
 
 
 def watch_database(points: Points) -> None:
@@ -273,7 +288,9 @@ class Controlled:
         match command["do"]:
             case "watch":
                 fatal = command["fatal"]
-                self._points.watch(None if fatal is None else (fatal[0], fatal[1]))
+                self._points.watch(None if fatal is None else (fatal[0], fatal[1]), command.get("disk", False))
+            case "write":
+                let_write(command["on"])
             case "seen":
                 return {"seen": self._points.seen()}
             case "sweep":
@@ -352,10 +369,6 @@ def _be_a_node(connection: socket.socket) -> None:
         await _run(settings, line, points, arrived.get)
 
     try:
-        if settings.get("fatal"):
-            points.watch(tuple(settings["fatal"]))
-        elif settings.get("watched"):
-            points.watch(None)
         asyncio.run(run())
     except BaseException as error:
         with contextlib.suppress(OSError):
