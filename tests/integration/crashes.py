@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import json
+import subprocess
 import sys
-from asyncio.subprocess import DEVNULL, PIPE
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 from typing import Any, Final
 
 import aiohttp
@@ -54,31 +55,23 @@ class Point:
         return f"{self.node}, {self.name}" + (f" ({self.nth})" if self.nth > 1 else "")
 
 
-class ForkServer:
-    """Starts nodes in a moment: a process that has loaded everything, and forks."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @classmethod
-    @contextlib.asynccontextmanager
-    async def running(cls, path: Path) -> AsyncIterator["ForkServer"]:
-        """One that takes connections."""
-        command = (sys.executable, "-m", "tests.integration.crashing_node", str(path))
-        process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stdin=DEVNULL)
+@contextlib.contextmanager
+def fork_server(path: Path) -> Iterator[Path]:
+    """A process that has loaded everything, and forks a node for each connection to the socket at `path`."""
+    command = (sys.executable, "-m", "tests.integration.crashing_node", str(path))
+    with subprocess.Popen(command, stdout=PIPE, stdin=DEVNULL) as process:
         try:
             assert process.stdout is not None
-            assert await process.stdout.readline() == b"ready\n"
-            yield cls(path)
+            assert process.stdout.readline() == b"ready\n"
+            yield path
         finally:
             process.kill()
-            await process.communicate()
 
 
 class CrashingNode:
     """One node: a home, a ledger, an address, and a process that comes and goes."""
 
-    def __init__(self, name: str, folder: Path, place: Place | None, server: ForkServer, clock: Path) -> None:
+    def __init__(self, name: str, folder: Path, place: Place | None, server: Path, clock: Path) -> None:
         self.name, self._home, self._server, self._clock = name, Home(folder / name), server, clock
         self.did: Final = self._home.identity(SystemEntropy()).did
         self.port: Final = free_port()
@@ -107,7 +100,7 @@ class CrashingNode:
 
     async def start(self) -> None:
         """Fork its process, and wait until it is there."""
-        reader, self._writer = await asyncio.open_unix_connection(self._server.path)
+        reader, self._writer = await asyncio.open_unix_connection(self._server)
         self.killed_at, self._answers = None, asyncio.Queue()
         folder = self._home.folder
         settings = {"home": folder, "config": folder / "config.toml", "clock": self._clock, "log": folder / "log.txt"}
@@ -176,7 +169,7 @@ class Gone(Exception):
 
 @frozen
 class Reply:
-    """What a node answered its owner."""
+    """What a node answered its owner; headers by their names in small letters."""
 
     status: int
     headers: dict[str, str]
@@ -186,15 +179,13 @@ class Reply:
 class Pair:
     """Two nodes that buy from each other."""
 
-    def __init__(
-        self, folder: Path, places: tuple[Place | None, Place | None], server: ForkServer, http: aiohttp.ClientSession
-    ) -> None:
-        """`places` of the buyer's ledger and of the seller's; None is the file in its home."""
-        self._clock, self._moved, self._http = folder / "clock", 0, http
+    def __init__(self, folder: Path, server: Path, place: Place | None = None) -> None:
+        """`place` is that of both ledgers, by default the files in their homes."""
+        self._clock, self._moved, self._http = folder / "clock", 0, aiohttp.ClientSession()
         self._unsent, self._may_be_unsent = 0, 0
         write_clock(self._clock, 0)
-        self.buyer = CrashingNode("buyer", folder, places[0], server, self._clock)
-        self.seller = CrashingNode("seller", folder, places[1], server, self._clock)
+        self.buyer = CrashingNode("buyer", folder, place, server, self._clock)
+        self.seller = CrashingNode("seller", folder, place, server, self._clock)
         self.nodes: Final = {"buyer": self.buyer, "seller": self.seller}
         self.buyer.configure(self.seller)
         self.seller.configure(self.buyer)
@@ -205,6 +196,7 @@ class Pair:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
+        await self._http.close()
 
     async def start(self) -> None:
         """Start whoever is not running, and let both meet."""
@@ -215,6 +207,11 @@ class Pair:
     async def stop(self) -> None:
         """End both in good order."""
         await asyncio.gather(*(node.stop() for node in self.nodes.values()))
+
+    def move_clock(self, seconds: int) -> None:
+        """Let so many seconds pass for both; negative ones set the clock back."""
+        self._moved += seconds
+        write_clock(self._clock, self._moved)
 
     async def books(self) -> tuple[Books, Books]:
         """What the buyer says of what it bought and sold, and what the seller says of the same."""
@@ -232,6 +229,12 @@ class Pair:
         """Ask a node for an answer; None if it is gone."""
         body = {"model": "auto", "prompt": PROMPT, "max_tokens": tokens, "temperature": 1}
         return await self._call("POST", node, "/v1/completions", body, {header: value})
+
+    async def receipts(self, node: CrashingNode) -> Reply:
+        """The receipts that a node lists."""
+        reply = await self._call("GET", node, "/node/v1/receipts")
+        assert reply is not None
+        return reply
 
     async def status(self, node: CrashingNode) -> Any:
         """What a node says that it does now."""
@@ -262,7 +265,8 @@ class Pair:
         authorized = {"Authorization": f"Bearer {node.token}", **(headers or {})}
         try:
             async with self._http.request(method, node.url + path, json=body, headers=authorized) as response:
-                return Reply(response.status, dict(response.headers), await response.json())
+                sent = {name.lower(): value for name, value in response.headers.items()}
+                return Reply(response.status, sent, await response.json())
         except aiohttp.ClientError:
             return None
 
@@ -304,8 +308,7 @@ class Pair:
     async def _recovered(self) -> Books:
         with contextlib.suppress(Differ):
             return await self.agree(_QUICKLY_S)
-        self._moved += EXPIRY_S
-        write_clock(self._clock, self._moved)
+        self.move_clock(EXPIRY_S)
         for node in self.nodes.values():
             await node.do("sweep")
         return await self.agree()

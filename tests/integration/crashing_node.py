@@ -33,6 +33,7 @@ from sqlalchemy.engine.default import DefaultDialect
 
 import node.app
 from ledger.account import AccountKey
+from ledger.codec import Malformed
 from ledger.database import Database, postgres  # noqa: F401 - so that no node has to import the driver
 from ledger.effects import EffectPlanned, EffectTold
 from ledger.events import AccountChanged, Event, Observed, RecordKept, decode_events
@@ -55,6 +56,7 @@ from node.models.template import TemplateRenderer
 from node.models.vocab import open_vocab
 from node.ports import SystemClock
 from node.wire.client import HttpPeer
+from node.wire.messages import Refused, Unreachable
 from verify.calibration import BINS, STRATA, Calibration
 
 # What a node hands to its peers and takes from them; each is a moment before and one after.
@@ -298,7 +300,8 @@ class Controlled:
                     await one.sweep()
             case "refresh":
                 for did in self._node.peers.dids:
-                    await self._node.peers.refresh(did)
+                    with contextlib.suppress(Refused, Unreachable, Malformed):  # as the node itself takes it
+                        await self._node.peers.refresh(did)
             case "books":
                 return {"books": self._books(command["peer"])}
             case "idle":
