@@ -33,7 +33,7 @@ _QUICKLY_S: Final = 0.5
 _REACHED_S: Final = 3.0
 _TRIES: Final = 3
 _ALL: Final = 100_000
-_BEFORE_SENDING: Final = ("checkpoint Earned: after the commit", "receipt Earned Released: after the commit")
+_EARNING: Final = ("checkpoint Earned", "receipt Earned")
 
 Books = Mapping[str, Mapping[str, int]]
 
@@ -49,7 +49,7 @@ class Point:
     @property
     def before_sending(self) -> bool:
         """Whether the seller has written down what it earned, and its buyer has not heard of it."""
-        return self.node == "seller" and self.name in _BEFORE_SENDING
+        return self.node == "seller" and self.name.startswith(_EARNING) and self.name.endswith("after the commit")
 
     def __str__(self) -> str:
         return f"{self.node}, {self.name}" + (f" ({self.nth})" if self.nth > 1 else "")

@@ -24,6 +24,7 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from inspect import isawaitable
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, Final
@@ -36,7 +37,7 @@ from ledger.account import AccountKey
 from ledger.codec import Malformed
 from ledger.database import Database, postgres  # noqa: F401 - so that no node has to import the driver
 from ledger.effects import EffectPlanned, EffectTold
-from ledger.events import AccountChanged, Event, Observed, RecordKept, decode_events
+from ledger.events import AccountChanged, Event, InvalidEvents, Observed, RecordKept, decode_events
 from ledger.records import Fingerprint
 from node.app import Node, run_node
 from node.config import load_config
@@ -131,8 +132,8 @@ def watch_database(points: Points) -> None:
     written: dict[sa.Connection, str] = {}
     committing = threading.local()
 
-    def before(connection: sa.Connection, clause: Any, many: Any, one: Any, *_: Any) -> None:
-        name = _name_of(clause, [*many, one])
+    def before(connection: sa.Connection, _: Any, statement: str, rows: Any, *__: Any) -> None:
+        name = _name_of(statement, rows)
         if name is not None and connection not in written:
             written[connection] = name
             points.reach(f"{name}: before the first row")
@@ -154,20 +155,27 @@ def watch_database(points: Points) -> None:
 
     original: Callable[[DefaultDialect, Any], None] = DefaultDialect.do_commit
     _replace(DefaultDialect, "do_commit", commit)
-    sa.event.listen(sa.Engine, "before_execute", before)
+    sa.event.listen(sa.Engine, "before_cursor_execute", before)
     sa.event.listen(sa.Engine, "commit", before_commit)
     sa.event.listen(sa.Engine, "rollback", rolled_back)
 
 
-def _name_of(clause: object, rows: Sequence[Any]) -> str | None:
-    """What a statement writes: the events of an entry, or else its table; None if it writes nothing."""
-    if not isinstance(clause, sa.Insert | sa.Update | sa.Delete):
+def _name_of(statement: str, rows: Any) -> str | None:
+    """What a statement writes: the events of its entries, or else its table; None if it writes nothing."""
+    words = statement.split(maxsplit=3)
+    if words[0] not in ("INSERT", "UPDATE", "DELETE"):
         return None
-    payloads = [row["payload"] for row in rows if isinstance(row, dict) and "payload" in row]
-    events = dict.fromkeys(_event_name(event) for payload in payloads for event in decode_events(payload))
-    if events:
-        return " ".join([name for name in events if name not in _FIRST_TIME] or events)
-    return f"{type(clause).__name__.lower()} {clause.table}"
+    # One row, or a list of them; each a tuple, whatever the driver.
+    values = [value for row in (rows if isinstance(rows, list) else [rows]) for value in row]
+    events = dict.fromkeys(name for value in values if isinstance(value, bytes) for name in _events_in(value))
+    return " ".join([name for name in events if name not in _FIRST_TIME] or events) or " ".join(words[:3])
+
+
+def _events_in(value: bytes) -> list[str]:
+    try:
+        return [_event_name(event) for event in decode_events(value)]
+    except InvalidEvents:
+        return []
 
 
 def _event_name(event: Event) -> str:
@@ -297,7 +305,9 @@ class Controlled:
                 return {"seen": self._points.seen()}
             case "sweep":
                 for one in self._sweeps:
-                    await one.sweep()
+                    swept = one.sweep()
+                    if isawaitable(swept):
+                        await swept
             case "refresh":
                 for did in self._node.peers.dids:
                     with contextlib.suppress(Refused, Unreachable, Malformed):  # as the node itself takes it
