@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
@@ -13,7 +14,7 @@ from typing import Any, Final
 import aiohttp
 from attrs import field, frozen
 
-from ledger.database import Database, Place
+from ledger.database import Database, LedgerError, Place
 from ledger.identity import Did, Identity
 from ledger.money import Amount
 from ledger.rails import credit
@@ -34,7 +35,7 @@ from node.engine.load import Sensors
 from node.engine.pool import Pool
 from node.engine.port import Engine
 from node.exchange.auditor import Auditor
-from node.exchange.book import Book
+from node.exchange.book import NO_LEDGER, Book
 from node.exchange.buyer import Buyer
 from node.exchange.effects import EffectDriver
 from node.exchange.idling import IdleWatch, reader, selling_now
@@ -172,7 +173,7 @@ async def run_node(
         auditor.panel = Panel(book, entropy, helping, _help(config, supply, peers))
         if watch is not None:
             await watch.look()
-        may_sell = watch.may_sell if watch is not None else _always
+        may_sell = partial(_may_sell, book, watch)
         wares = [*_wares(own), *(remote.ware for remote in elsewhere if remote.ware is not None)]
         seller = _seller(book, entropy, config, wares, tokenizers, dialled, may_sell, fit)
         if seller is not None:
@@ -184,7 +185,10 @@ async def run_node(
         peers.start()
         stack.push_async_callback(peers.close)
         door = OpenAiDoor(gateway, clock, entropy, config.api.privacy, config.api.route)
-        selling = partial(selling_now, seller is not None, watch)
+        sells = seller is not None
+
+        def selling() -> dict[str, Any]:
+            return selling_now(sells, watch, book.trouble)
 
         def running() -> dict[str, Any]:
             return {**own.status(), "remotes": remotes.status()}
@@ -312,8 +316,11 @@ def _idle_watch(stack: contextlib.AsyncExitStack, config: Config) -> IdleWatch |
     return IdleWatch(rule, reader(sensors))
 
 
-def _always() -> None:
-    """Nothing is in the way of selling."""
+def _may_sell(book: Book, watch: IdleWatch | None) -> Refused | None:
+    """Why nothing may be sold now, as buyers are told it."""
+    if book.trouble is not None:
+        return Refused("not_selling", NO_LEDGER, math.ceil(_SWEEP_S))
+    return watch.may_sell() if watch is not None else None
 
 
 async def _no_offers() -> list[bytes]:
@@ -330,6 +337,8 @@ async def _sweep(book: Book, settler: Settler, settling: Settling, seller: Selle
             await settling.sweep()
             if seller is not None:
                 await seller.sweep()
+        except LedgerError as error:
+            _log.warning("sweeping waits for the ledger: %s", error)
         except Exception:  # noqa: BLE001 - the sweep must outlive any one failure
             _log.exception("sweeping failed; it is tried again in a minute")
 

@@ -47,6 +47,15 @@ class NotRunning(HomeError):
         super().__init__(f"no node is running in {folder}: start one with `idlemesh up --home {folder}`")
 
 
+class CannotWrite(HomeError):
+    """A file of this home cannot be written."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(
+            f"{path} cannot be written: {error.strerror}: check the disk's space and permissions, or use another --home"
+        )
+
+
 @frozen
 class Running:
     """Where a running node is reached."""
@@ -124,9 +133,13 @@ class Home:
         return key
 
     def lock(self) -> IO[bytes]:
-        """Take the home for this process, until the file is closed. Raises AlreadyRunning."""
+        """Take the home for this process, until the file is closed. Raises AlreadyRunning, CannotWrite."""
         self.make()
-        handle = (self.folder / "node.lock").open("ab")
+        path = self.folder / "node.lock"
+        try:
+            handle = path.open("ab")
+        except OSError as error:
+            raise CannotWrite(path, error) from None
         for _ in range(_LOCK_TRIES):
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -149,7 +162,7 @@ class Home:
     def running(self) -> Running:
         """The node that runs in this home. Raises NotRunning."""
         try:
-            with (self.folder / "node.lock").open("ab") as handle:
+            with (self.folder / "node.lock").open("rb") as handle:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             raise NotRunning(self.folder) from None
@@ -165,15 +178,18 @@ class Home:
 
 
 def _write_secret(path: Path, text: str) -> None:
-    """Write a file that only the owner may read, whole or not at all."""
+    """Write a file that only the owner may read, whole or not at all. Raises CannotWrite."""
     partial = path.with_name(path.name + ".new")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as handle:
-        os.fchmod(handle.fileno(), 0o600)
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    partial.replace(path)
+    try:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as handle:
+            os.fchmod(handle.fileno(), 0o600)
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise CannotWrite(path, error) from None
 
 
 def open_home(folder: Path | None) -> Home:

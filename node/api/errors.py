@@ -6,6 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
+from ledger.database import LedgerError
 from node.engine.pool import DoesNotFit, LoadFailed, ModelChanged
 from node.engine.port import BadPrompt, EngineBusy, EngineClosed, EngineError, EngineFailed, PromptTooLong
 from node.gateway.question import BadBias, ContextExceeded, TooManyTokens, UnknownModel, Unservable
@@ -44,6 +45,11 @@ class ApiError(Exception):
 def internal_error() -> ApiError:
     """What a client is told of a fault of ours: nothing that could hold a secret."""
     return ApiError(500, "the node failed at this request; its log says more", kind="server_error", code="internal")
+
+
+def no_ledger(error: LedgerError) -> ApiError:
+    """What the owner is told while the ledger cannot be read or written."""
+    return ApiError(503, str(error), kind="server_error", code="ledger_unavailable")
 
 
 def busy(message: str, retry_after: float) -> ApiError:

@@ -176,15 +176,21 @@ class MeshDoor:
         except codec.Malformed as error:
             raise Refused("malformed", str(error)) from None
         response = web.StreamResponse(headers={"Content-Type": "application/cbor-seq"})
-        async with contextlib.aclosing(seller.order(order, sealed)) as chunks:
-            async for chunk in chunks:
-                if not response.prepared:
-                    await response.prepare(request)
-                try:
-                    async with asyncio.timeout(_WRITE_S):
-                        await response.write(chunk)
-                except (ConnectionError, TimeoutError):
-                    return response  # the buyer is gone, or takes nothing: leaving the loop closes the sale
+        try:
+            async with contextlib.aclosing(seller.order(order, sealed)) as chunks:
+                async for chunk in chunks:
+                    if not response.prepared:
+                        await response.prepare(request)
+                    try:
+                        async with asyncio.timeout(_WRITE_S):
+                            await response.write(chunk)
+                    except (ConnectionError, TimeoutError):
+                        return response  # the buyer is gone, or takes nothing: leaving the loop closes the sale
+        except Exception:
+            # No error can follow what was sent: a line that breaks tells the buyer at once, and silence would not.
+            if response.prepared and request.transport is not None:
+                request.transport.abort()
+            raise
         with contextlib.suppress(ConnectionError):
             if not response.prepared:
                 await response.prepare(request)

@@ -89,7 +89,8 @@ class OwnerDoor:
     async def status(self, _request: web.Request) -> web.Response:
         """What the node does now."""
         today = {"earned": _amounts(self._book.earned_today()), "paid": _amounts(self._book.paid_today())}
-        body = {"did": self._book.me, "selling": self._selling(), "today": today, **self._running()}
+        ledger = {"trouble": self._book.trouble}
+        body = {"did": self._book.me, "ledger": ledger, "selling": self._selling(), "today": today, **self._running()}
         return web.json_response(body)
 
     async def peers(self, _request: web.Request) -> web.Response:

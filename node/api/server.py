@@ -16,10 +16,12 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from attrs import field, frozen
 
-from node.api.errors import ApiError, internal_error
+from ledger.database import LedgerError
+from node.api.errors import ApiError, internal_error, no_ledger
 from node.api.mesh import MeshDoor, refusal_response
 from node.api.openai import OpenAiDoor
 from node.api.owner import OwnerDoor
+from node.exchange.book import NO_LEDGER
 from node.ports import Clock
 from node.wire.messages import MAX_ENVELOPE, Refused
 
@@ -151,6 +153,11 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return ApiError(405, f"{request.path[:128]} takes {allowed}", code="method_not_allowed").response()
     except web.HTTPException:
         raise
+    except LedgerError as error:
+        _log.warning("a request to %s failed: %s", request.path[:128], error)
+        if request.path.startswith("/mesh/"):
+            return refusal_response(Refused("not_selling", NO_LEDGER))
+        return no_ledger(error).response()
     except Exception:  # noqa: BLE001 - whatever it was, this request alone fails
         # The traceback names no bodies; what the client hears names nothing at all.
         _log.exception("a request to %s failed", request.path[:128])

@@ -77,6 +77,8 @@ def status(body: Body) -> None:
     selling = body["selling"]
     typer.echo(f"This node is {body['did']}")
     typer.echo(selling["words"])
+    if body["ledger"]["trouble"]:
+        typer.echo(f"Nothing is bought or sold: {body['ledger']['trouble']}.")
     shown = {"CPU by others": "cpu_by_others", "GPU by others": "gpu_by_others"}
     measured = [f"{name} {selling[key]:.0%}" for name, key in shown.items() if selling.get(key) is not None]
     if measured:

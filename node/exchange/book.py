@@ -4,8 +4,9 @@ Every service writes through `Book.post`, which returns when the change is durab
 other nodes is always as of the last durable entry.
 """
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from nacl.exceptions import CryptoError
@@ -15,6 +16,7 @@ from ledger import codec
 from ledger.account import Account, AccountKey, Reservation
 from ledger.changes import Forgotten
 from ledger.commitments import ids_bytes, ids_from_bytes
+from ledger.database import LedgerError
 from ledger.events import AccountChanged, Event
 from ledger.identity import Identity
 from ledger.journal import Journal, Kept, Material, Nonce, Remembered, Replay
@@ -28,6 +30,9 @@ from node.wire.messages import MAX_REQUEST, Request, decode_request, encode_requ
 RAIL: Final = "credit"
 # A closed order can still be acknowledged so long: its buyer may have been away.
 REMEMBERED_S: Final = 24 * 3600
+
+# What others are told while this node cannot write: the rest is its owner's business.
+NO_LEDGER: Final = "its ledger cannot be used now: try later, or elsewhere"
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +49,7 @@ class Book:
         self.identity: Final = identity
         self.experience: Final = recollection.experience
         self.under_way: Final[set[bytes]] = set()  # orders of ours that are being answered now, by digest
+        self.trouble: str | None = None  # why the last write failed, if it did
         self._clock = clock
         self._recollection = recollection
         self._box = SecretBox(identity.secret(b"audit materials"))
@@ -87,7 +93,22 @@ class Book:
     ) -> None:
         """Make it durable, all or nothing. Raises AccountError, NonceReused, and what the database raises."""
         time_ms = self.now_ms()
-        await self.journal.append(events, time_ms=time_ms, records=records, nonces=nonces, materials=materials)
+        with self._telling_trouble():
+            await self.journal.append(events, time_ms=time_ms, records=records, nonces=nonces, materials=materials)
+
+    @contextlib.contextmanager
+    def _telling_trouble(self) -> Iterator[None]:
+        """Remember why the ledger cannot be written, until it can be again."""
+        try:
+            yield
+        except LedgerError as error:
+            if self.trouble is None:
+                _log.error("%s. Until then this node answers by itself, and neither buys nor sells", error)
+            self.trouble = str(error)
+            raise
+        if self.trouble is not None:
+            _log.warning("the ledger can be written again")
+        self.trouble = None
 
     def earned_today(self) -> dict[Unit, int]:
         """What this node has delivered to others since midnight UTC, by unit."""
@@ -121,7 +142,12 @@ class Book:
         return reservation.rest if due is None else min(reservation.rest, max(due.owed - reservation.earned, 0))
 
     async def sweep(self) -> None:
-        """Drop nonces and token ids past their time, and orders that are long closed."""
+        """Drop nonces and token ids past their time, and orders that are long closed.
+
+        While the ledger is in trouble, try it first, by an entry that says nothing.
+        """
+        if self.trouble is not None:
+            await self.post()
         now = self.now()
         await self.journal.expire(now)
         before = now - REMEMBERED_S

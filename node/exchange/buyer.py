@@ -17,6 +17,7 @@ from ledger import codec
 from ledger.account import AccountError, AccountKey
 from ledger.changes import Admitted, Granted, Released
 from ledger.commitments import SALT_BYTES
+from ledger.database import LedgerError
 from ledger.events import AccountChanged, Observed
 from ledger.identity import Did
 from ledger.journal import Material
@@ -131,6 +132,9 @@ class Buyer:
         except NotPlaced as error:
             purchase.failed(error)
             return
+        except LedgerError:
+            purchase.failed(NotPlaced("this node's ledger cannot be used now: `idlemesh status` says why"))
+            raise
         except BaseException as error:
             purchase.failed(NotPlaced(f"the purchase failed here: {type(error).__name__}"))
             raise

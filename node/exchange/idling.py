@@ -129,8 +129,13 @@ class IdleWatch:
         }
 
 
-def selling_now(sells: bool, watch: IdleWatch | None) -> dict[str, Any]:
-    """Whether this node sells now, for the owner's commands; `watch` None where it sells at any time."""
+def selling_now(sells: bool, watch: IdleWatch | None, trouble: str | None = None) -> dict[str, Any]:
+    """Whether this node sells now, for the owner's commands; `watch` None where it sells at any time.
+
+    `trouble` is what is wrong with the ledger now.
+    """
     if not sells:
         return {"state": "off", "words": "not selling: no price is set"}
+    if trouble is not None:
+        return {"state": "paused", "words": f"paused: {trouble}; resumes by itself"}
     return watch.status() if watch is not None else {"state": "selling", "words": "selling, at any time"}

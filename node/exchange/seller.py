@@ -145,11 +145,12 @@ class Seller:
         return [stand.offer.raw for stand in fresh.values() if stand.ware.is_unchanged()]
 
     def _drop_stale_stands(self) -> None:
-        """Offers that are over go, and their prekeys with them."""
+        """Offers that are over go, and their prekeys with them; those of the future too, once the clock is set back."""
         self._stands = {digest: stand for digest, stand in self._stands.items() if not self._is_over(stand)}
 
     def _is_over(self, stand: Stand) -> bool:
-        return stand.offer.record.expires + CLOCK_SKEW_S < self._book.now()
+        offer, now = stand.offer.record, self._book.now()
+        return offer.expires + CLOCK_SKEW_S < now or offer.issued > now + CLOCK_SKEW_S
 
     def _make_stand(self, ware: Ware, now: int) -> Stand:
         prekey = KeyPair.from_seed(self._entropy.bytes(KEY_BYTES))

@@ -89,6 +89,7 @@ class Settler:
         self._sending: set[Did] = set()
         self._to_pay: dict[bytes, tuple[Terms, Signed[Checkpoint]]] = {}  # the last checkpoint, by order
         self._paying: set[bytes] = set()  # orders
+        self._settling: set[bytes] = set()  # orders
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def settle(self, delivery: Delivery) -> None:
@@ -100,11 +101,15 @@ class Settler:
         await self._settle(delivery, audited=False)
 
     async def _settle(self, delivery: Delivery, audited: bool) -> None:
-        seller = delivery.terms.seller
-        async with self._locks.setdefault(seller, asyncio.Lock()):
-            chosen = self._plan(seller) if audited else _NO_AUDIT
-            verdict = await self._audit(delivery) if chosen.audit and chosen.before_payment else None
-            await self._acknowledge(delivery, verdict)
+        seller, order = delivery.terms.seller, delivery.terms.order.digest
+        self._settling.add(order)
+        try:
+            async with self._locks.setdefault(seller, asyncio.Lock()):
+                chosen = self._plan(seller) if audited else _NO_AUDIT
+                verdict = await self._audit(delivery) if chosen.audit and chosen.before_payment else None
+                await self._acknowledge(delivery, verdict)
+        finally:
+            self._settling.discard(order)
         self._hand_over(seller)
         if chosen.audit and not chosen.before_payment:
             self._start(self._audit_later(delivery))
@@ -310,14 +315,15 @@ class Settler:
         for key, order in left:
             # Accounts may have been compared meanwhile, and the order's end found there.
             reservation = self._book.journal.books.account(key).orders.get(order)
-            if reservation is not None and reservation.open:
+            if reservation is not None and reservation.open and order not in self._settling:
                 await self._recover_order(key, order)
 
     async def sweep(self) -> None:
-        """Close the orders that have expired and of which nothing ever came."""
-        for key, order in self._open_orders(before=self._book.now() - 2 * CLOCK_SKEW_S):
-            if self._book.experience.due(order) is None:
-                await self._recover_order(key, order)
+        """Settle what was delivered and could not be settled, and close expired orders of which nothing ever came."""
+        expired = set(self._open_orders(before=self._book.now() - 2 * CLOCK_SKEW_S))
+        due = self._book.experience.due
+        left = self._open_orders(before=None)
+        await self._recover_orders([one for one in left if due(one[1]) is not None or one in expired])
 
     def _open_orders(self, before: int | None) -> list[tuple[AccountKey, bytes]]:
         return [
@@ -327,6 +333,7 @@ class Settler:
             for order, reservation in account.orders.items()
             if reservation.open
             and order not in self._book.under_way
+            and order not in self._settling
             and (before is None or reservation.expires < before)
         ]
 

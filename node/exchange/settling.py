@@ -161,12 +161,14 @@ class Settling:
         asked = self._waiting.get(key)
         if asked is None or _request(asked.record).amount != amount:
             raise NoSuchRequest(peer, amount)
-        del self._waiting[key]
         try:
             check_settlement(asked.record, self._book.journal.books.account(key))
         except OutOfDate:
+            self._waiting.pop(key, None)
             raise NoSuchRequest(peer, amount) from None
+        # Until it is on disk it goes on waiting: the owner can confirm it again.
         await self._count(asked, sign(asked.record, self._book.identity), key)
+        self._waiting.pop(key, None)
 
 
 def _request(said: Settlement) -> Request:

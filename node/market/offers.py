@@ -5,7 +5,7 @@ from typing import Final
 
 from ledger.codec import Malformed
 from ledger.identity import Did
-from ledger.records import Offer, Signed, check_time, open_record
+from ledger.records import CLOCK_SKEW_S, Offer, Signed, check_time, open_record
 
 # One seller may stand in the book with so many models.
 MAX_PER_SELLER: Final = 64
@@ -28,7 +28,7 @@ class OfferBook:
         check_time(signed.record, int(now))
         key = (seller, signed.record.model)
         standing = self._offers.get(key)
-        if standing is not None and standing.record.sequence > signed.record.sequence:
+        if standing is not None and _lives(standing, now) and standing.record.sequence > signed.record.sequence:
             return standing
         if standing is None and sum(1 for did, _ in self._offers if did == seller) >= MAX_PER_SELLER:
             raise Malformed(f"{seller} has more than {MAX_PER_SELLER} offers")
@@ -41,6 +41,11 @@ class OfferBook:
         self._offers = {key: o for key, o in self._offers.items() if key[0] != seller or key[1] in kept}
 
     def standing(self, now: float) -> list[Signed[Offer]]:
-        """The offers that are open now; expired ones are dropped."""
-        self._offers = {key: o for key, o in self._offers.items() if o.record.expires > now}
+        """The offers that are open now; others are dropped."""
+        self._offers = {key: offer for key, offer in self._offers.items() if _lives(offer, now)}
         return list(self._offers.values())
+
+
+def _lives(offer: Signed[Offer], now: float) -> bool:
+    """Whether it is open; one that was issued in the future was taken before this clock was set back."""
+    return offer.record.expires > now and offer.record.issued <= now + CLOCK_SKEW_S

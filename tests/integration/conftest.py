@@ -8,6 +8,7 @@ import pytest
 from attrs import frozen
 
 from node.demo.processes import NodeProcess
+from tests.integration.crashes import fork_server
 from tests.integration.network import PRICE, Network, starting, way_to
 
 
@@ -27,6 +28,12 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         seller = stack.enter_context(starting(folder / "seller", selling))
         buyer = stack.enter_context(starting(folder / "buyer", {}, [way_to(seller)]))
         yield Pair(buyer, seller)
+
+
+@pytest.fixture(scope="session")
+def forking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with fork_server(tmp_path_factory.mktemp("forking") / "socket") as server:
+        yield server
 
 
 @pytest.fixture

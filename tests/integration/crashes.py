@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import json
+import subprocess
 import sys
-from asyncio.subprocess import DEVNULL, PIPE
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 from typing import Any, Final
 
 import aiohttp
@@ -32,7 +33,7 @@ _QUICKLY_S: Final = 0.5
 _REACHED_S: Final = 3.0
 _TRIES: Final = 3
 _ALL: Final = 100_000
-_BEFORE_SENDING: Final = ("checkpoint Earned: after the commit", "receipt Earned Released: after the commit")
+_EARNING: Final = ("checkpoint Earned", "receipt Earned")
 
 Books = Mapping[str, Mapping[str, int]]
 
@@ -48,37 +49,29 @@ class Point:
     @property
     def before_sending(self) -> bool:
         """Whether the seller has written down what it earned, and its buyer has not heard of it."""
-        return self.node == "seller" and self.name in _BEFORE_SENDING
+        return self.node == "seller" and self.name.startswith(_EARNING) and self.name.endswith("after the commit")
 
     def __str__(self) -> str:
         return f"{self.node}, {self.name}" + (f" ({self.nth})" if self.nth > 1 else "")
 
 
-class ForkServer:
-    """Starts nodes in a moment: a process that has loaded everything, and forks."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @classmethod
-    @contextlib.asynccontextmanager
-    async def running(cls, path: Path) -> AsyncIterator["ForkServer"]:
-        """One that takes connections."""
-        command = (sys.executable, "-m", "tests.integration.crashing_node", str(path))
-        process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stdin=DEVNULL)
+@contextlib.contextmanager
+def fork_server(path: Path) -> Iterator[Path]:
+    """A process that has loaded everything, and forks a node for each connection to the socket at `path`."""
+    command = (sys.executable, "-m", "tests.integration.crashing_node", str(path))
+    with subprocess.Popen(command, stdout=PIPE, stdin=DEVNULL) as process:
         try:
             assert process.stdout is not None
-            assert await process.stdout.readline() == b"ready\n"
-            yield cls(path)
+            assert process.stdout.readline() == b"ready\n"
+            yield path
         finally:
             process.kill()
-            await process.communicate()
 
 
 class CrashingNode:
     """One node: a home, a ledger, an address, and a process that comes and goes."""
 
-    def __init__(self, name: str, folder: Path, place: Place | None, server: ForkServer, clock: Path) -> None:
+    def __init__(self, name: str, folder: Path, place: Place | None, server: Path, clock: Path) -> None:
         self.name, self._home, self._server, self._clock = name, Home(folder / name), server, clock
         self.did: Final = self._home.identity(SystemEntropy()).did
         self.port: Final = free_port()
@@ -107,7 +100,7 @@ class CrashingNode:
 
     async def start(self) -> None:
         """Fork its process, and wait until it is there."""
-        reader, self._writer = await asyncio.open_unix_connection(self._server.path)
+        reader, self._writer = await asyncio.open_unix_connection(self._server)
         self.killed_at, self._answers = None, asyncio.Queue()
         folder = self._home.folder
         settings = {"home": folder, "config": folder / "config.toml", "clock": self._clock, "log": folder / "log.txt"}
@@ -174,18 +167,25 @@ class Gone(Exception):
     """The node's process is not there (any more)."""
 
 
+@frozen
+class Reply:
+    """What a node answered its owner; headers by their names in small letters."""
+
+    status: int
+    headers: dict[str, str]
+    body: Any
+
+
 class Pair:
     """Two nodes that buy from each other."""
 
-    def __init__(
-        self, folder: Path, places: tuple[Place | None, Place | None], server: ForkServer, http: aiohttp.ClientSession
-    ) -> None:
-        """`places` of the buyer's ledger and of the seller's; None is the file in its home."""
-        self._clock, self._moved, self._http = folder / "clock", 0, http
+    def __init__(self, folder: Path, server: Path, place: Place | None = None) -> None:
+        """`place` is that of both ledgers, by default the files in their homes."""
+        self._clock, self._moved, self._http = folder / "clock", 0, aiohttp.ClientSession()
         self._unsent, self._may_be_unsent = 0, 0
         write_clock(self._clock, 0)
-        self.buyer = CrashingNode("buyer", folder, places[0], server, self._clock)
-        self.seller = CrashingNode("seller", folder, places[1], server, self._clock)
+        self.buyer = CrashingNode("buyer", folder, place, server, self._clock)
+        self.seller = CrashingNode("seller", folder, place, server, self._clock)
         self.nodes: Final = {"buyer": self.buyer, "seller": self.seller}
         self.buyer.configure(self.seller)
         self.seller.configure(self.buyer)
@@ -196,6 +196,7 @@ class Pair:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
+        await self._http.close()
 
     async def start(self) -> None:
         """Start whoever is not running, and let both meet."""
@@ -207,6 +208,11 @@ class Pair:
         """End both in good order."""
         await asyncio.gather(*(node.stop() for node in self.nodes.values()))
 
+    def move_clock(self, seconds: int) -> None:
+        """Let so many seconds pass for both; negative ones set the clock back."""
+        self._moved += seconds
+        write_clock(self._clock, self._moved)
+
     async def books(self) -> tuple[Books, Books]:
         """What the buyer says of what it bought and sold, and what the seller says of the same."""
         mine = (await self.buyer.do("books", peer=self.seller.did))["books"]
@@ -217,28 +223,52 @@ class Pair:
 
     async def order(self, by: CrashingNode, tokens: int) -> None:
         """Ask a node for an answer that the other one sells."""
+        await self.ask(by, tokens, "X-IdleMesh-Degrade", "never")
+
+    async def ask(self, node: CrashingNode, tokens: int, header: str, value: str) -> Reply | None:
+        """Ask a node for an answer; None if it is gone."""
         body = {"model": "auto", "prompt": PROMPT, "max_tokens": tokens, "temperature": 1}
-        await self._post(by, "/v1/completions", body, {"X-IdleMesh-Degrade": "never"})
+        return await self._call("POST", node, "/v1/completions", body, {header: value})
+
+    async def receipts(self, node: CrashingNode) -> Reply:
+        """The receipts that a node lists."""
+        reply = await self._call("GET", node, "/node/v1/receipts")
+        assert reply is not None
+        return reply
+
+    async def status(self, node: CrashingNode) -> Any:
+        """What a node says that it does now."""
+        reply = await self._call("GET", node, "/node/v1/status")
+        assert reply is not None
+        return reply.body
 
     async def ask_to_settle(self) -> None:
         """The buyer's owner says that it has paid."""
-        await self._post(self.buyer, f"/node/v1/settlements/{self.seller.did}/{_SETTLED}/ask")
+        await self._call("POST", self.buyer, f"/node/v1/settlements/{self.seller.did}/{_SETTLED}/ask")
 
     async def confirm(self) -> None:
         """The seller's owner says that it has arrived."""
-        await self._post(self.seller, f"/node/v1/settlements/{self.buyer.did}/{_SETTLED}/confirm")
+        await self._call("POST", self.seller, f"/node/v1/settlements/{self.buyer.did}/{_SETTLED}/confirm")
 
     async def net(self) -> None:
         """The buyer's owner sets off what both owe."""
-        await self._post(self.buyer, f"/node/v1/nettings/{self.seller.did}")
+        await self._call("POST", self.buyer, f"/node/v1/nettings/{self.seller.did}")
 
-    async def _post(
-        self, node: CrashingNode, path: str, body: object = None, headers: Mapping[str, str] | None = None
-    ) -> None:
+    async def _call(
+        self,
+        method: str,
+        node: CrashingNode,
+        path: str,
+        body: object = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply | None:
         authorized = {"Authorization": f"Bearer {node.token}", **(headers or {})}
-        with contextlib.suppress(aiohttp.ClientError):
-            async with self._http.post(node.url + path, json=body, headers=authorized) as response:
-                await response.read()
+        try:
+            async with self._http.request(method, node.url + path, json=body, headers=authorized) as response:
+                sent = {name.lower(): value for name, value in response.headers.items()}
+                return Reply(response.status, sent, await response.json())
+        except aiohttp.ClientError:
+            return None
 
     # What must become true
 
@@ -278,8 +308,7 @@ class Pair:
     async def _recovered(self) -> Books:
         with contextlib.suppress(Differ):
             return await self.agree(_QUICKLY_S)
-        self._moved += EXPIRY_S
-        write_clock(self._clock, self._moved)
+        self.move_clock(EXPIRY_S)
         for node in self.nodes.values():
             await node.do("sweep")
         return await self.agree()
@@ -379,6 +408,12 @@ async def crash(pair: Pair, stage: Stage, point: Point) -> bool:
     reached = await victim.dies(_REACHED_S)
     if not reached:
         await victim.do("seen")
+    await finish(pair, stage, point, before)
+    return reached
+
+
+async def finish(pair: Pair, stage: Stage, point: Point, before: Books) -> None:
+    """After what happened at a point, let both finish the stage, and check their books."""
     await pair.start()
     # What only owners can know is done again by them, until it is there.
     for _ in range(_TRIES):
@@ -387,7 +422,6 @@ async def crash(pair: Pair, stage: Stage, point: Point) -> bool:
         await stage.run(pair, before)
     now = await pair.recover(point)
     assert stage.is_right(before, now), f"{stage.name}, {point}: {before} became {now}"
-    return reached
 
 
 async def check_ledger(node: CrashingNode) -> None:

@@ -15,6 +15,7 @@ import functools
 import gc
 import json
 import os
+import resource
 import signal
 import socket
 import struct
@@ -23,6 +24,7 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from inspect import isawaitable
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, Final
@@ -32,9 +34,10 @@ from sqlalchemy.engine.default import DefaultDialect
 
 import node.app
 from ledger.account import AccountKey
+from ledger.codec import Malformed
 from ledger.database import Database, postgres  # noqa: F401 - so that no node has to import the driver
 from ledger.effects import EffectPlanned, EffectTold
-from ledger.events import AccountChanged, Event, Observed, RecordKept, decode_events
+from ledger.events import AccountChanged, Event, InvalidEvents, Observed, RecordKept, decode_events
 from ledger.records import Fingerprint
 from node.app import Node, run_node
 from node.config import load_config
@@ -54,6 +57,7 @@ from node.models.template import TemplateRenderer
 from node.models.vocab import open_vocab
 from node.ports import SystemClock
 from node.wire.client import HttpPeer
+from node.wire.messages import Refused, Unreachable
 from verify.calibration import BINS, STRATA, Calibration
 
 # What a node hands to its peers and takes from them; each is a moment before and one after.
@@ -85,12 +89,16 @@ class Points:
         self._line = line
         self._lock = threading.Lock()
         self._fatal: tuple[str, int] | None = None
+        self._disk = False
         self._passed: list[str] | None = None
 
-    def watch(self, fatal: tuple[str, int] | None) -> None:
-        """From now on; `fatal` is a point's name and which of those of this name."""
+    def watch(self, fatal: tuple[str, int] | None, disk: bool = False) -> None:
+        """From now on; `fatal` is a point's name and which of those of this name.
+
+        `disk`: the process survives it, and its disk takes nothing more until `let_write`.
+        """
         with self._lock:
-            self._fatal, self._passed = fatal, []
+            self._fatal, self._disk, self._passed = fatal, disk, []
 
     def seen(self) -> list[str]:
         """The points passed, in order; nothing is watched any more."""
@@ -104,9 +112,19 @@ class Points:
             if self._passed is None:
                 return
             self._passed.append(name)
-            if self._fatal == (name, Counter(self._passed)[name]):
-                self._line.say(killed=name)
-                os.kill(os.getpid(), signal.SIGKILL)
+            if self._fatal != (name, Counter(self._passed)[name]):
+                return
+            if self._disk:
+                let_write(False)
+                return
+            self._line.say(killed=name)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def let_write(on: bool) -> None:
+    """Whether this process may write to files: the kernel refuses each byte beyond a limit of 0, whatever the disk."""
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most if on else 0, most))
 
 
 def watch_database(points: Points) -> None:
@@ -114,8 +132,8 @@ def watch_database(points: Points) -> None:
     written: dict[sa.Connection, str] = {}
     committing = threading.local()
 
-    def before(connection: sa.Connection, clause: Any, many: Any, one: Any, *_: Any) -> None:
-        name = _name_of(clause, [*many, one])
+    def before(connection: sa.Connection, _: Any, statement: str, rows: Any, *__: Any) -> None:
+        name = _name_of(statement, rows)
         if name is not None and connection not in written:
             written[connection] = name
             points.reach(f"{name}: before the first row")
@@ -137,20 +155,27 @@ def watch_database(points: Points) -> None:
 
     original: Callable[[DefaultDialect, Any], None] = DefaultDialect.do_commit
     _replace(DefaultDialect, "do_commit", commit)
-    sa.event.listen(sa.Engine, "before_execute", before)
+    sa.event.listen(sa.Engine, "before_cursor_execute", before)
     sa.event.listen(sa.Engine, "commit", before_commit)
     sa.event.listen(sa.Engine, "rollback", rolled_back)
 
 
-def _name_of(clause: object, rows: Sequence[Any]) -> str | None:
-    """What a statement writes: the events of an entry, or else its table; None if it writes nothing."""
-    if not isinstance(clause, sa.Insert | sa.Update | sa.Delete):
+def _name_of(statement: str, rows: Any) -> str | None:
+    """What a statement writes: the events of its entries, or else its table; None if it writes nothing."""
+    words = statement.split(maxsplit=3)
+    if words[0] not in ("INSERT", "UPDATE", "DELETE"):
         return None
-    payloads = [row["payload"] for row in rows if isinstance(row, dict) and "payload" in row]
-    events = dict.fromkeys(_event_name(event) for payload in payloads for event in decode_events(payload))
-    if events:
-        return " ".join([name for name in events if name not in _FIRST_TIME] or events)
-    return f"{type(clause).__name__.lower()} {clause.table}"
+    # One row, or a list of them; each a tuple, whatever the driver.
+    values = [value for row in (rows if isinstance(rows, list) else [rows]) for value in row]
+    events = dict.fromkeys(name for value in values if isinstance(value, bytes) for name in _events_in(value))
+    return " ".join([name for name in events if name not in _FIRST_TIME] or events) or " ".join(words[:3])
+
+
+def _events_in(value: bytes) -> list[str]:
+    try:
+        return [_event_name(event) for event in decode_events(value)]
+    except InvalidEvents:
+        return []
 
 
 def _event_name(event: Event) -> str:
@@ -273,15 +298,20 @@ class Controlled:
         match command["do"]:
             case "watch":
                 fatal = command["fatal"]
-                self._points.watch(None if fatal is None else (fatal[0], fatal[1]))
+                self._points.watch(None if fatal is None else (fatal[0], fatal[1]), command.get("disk", False))
+            case "write":
+                let_write(command["on"])
             case "seen":
                 return {"seen": self._points.seen()}
             case "sweep":
                 for one in self._sweeps:
-                    await one.sweep()
+                    swept = one.sweep()
+                    if isawaitable(swept):
+                        await swept
             case "refresh":
                 for did in self._node.peers.dids:
-                    await self._node.peers.refresh(did)
+                    with contextlib.suppress(Refused, Unreachable, Malformed):  # as the node itself takes it
+                        await self._node.peers.refresh(did)
             case "books":
                 return {"books": self._books(command["peer"])}
             case "idle":
@@ -352,10 +382,6 @@ def _be_a_node(connection: socket.socket) -> None:
         await _run(settings, line, points, arrived.get)
 
     try:
-        if settings.get("fatal"):
-            points.watch(tuple(settings["fatal"]))
-        elif settings.get("watched"):
-            points.watch(None)
         asyncio.run(run())
     except BaseException as error:
         with contextlib.suppress(OSError):

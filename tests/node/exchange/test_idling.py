@@ -234,3 +234,8 @@ async def test_this_machine_can_be_watched() -> None:
 def test_a_node_without_a_price_says_that_it_sells_nothing() -> None:
     assert selling_now(False, None)["state"] == "off"
     assert selling_now(True, None)["state"] == "selling"
+
+
+def test_a_node_whose_ledger_is_in_trouble_says_that_it_sells_nothing_and_why() -> None:
+    paused = selling_now(True, None, "the disk is full")
+    assert (paused["state"], paused["words"]) == ("paused", "paused: the disk is full; resumes by itself")

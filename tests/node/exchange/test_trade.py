@@ -246,6 +246,14 @@ async def test_an_offer_says_what_runs_here(tokenizer: Tokenizer, clock: ManualC
     assert (said.engine, said.price, said.endpoints) == (engine.fingerprint, PRICE, ("http://192.0.2.7:8080",))
 
 
+async def test_an_offer_is_made_anew_when_the_clock_is_set_back(tokenizer: Tokenizer, clock: ManualClock) -> None:
+    store = await Store.open(tokenizer, clock)
+    ahead = await store.offer()
+    clock.advance(-24 * 3_600)
+
+    assert (await store.offer()).record.issued == ahead.record.issued - 24 * 3_600
+
+
 async def test_an_offer_is_made_anew_at_half_its_life_and_the_old_one_is_still_honoured(
     tokenizer: Tokenizer, clock: ManualClock
 ) -> None:

@@ -43,6 +43,18 @@ def test_an_older_offer_gives_back_the_one_that_stands(offers: OfferBook, make_o
     assert offers.take(older.raw, older.signer, now) == newer
 
 
+def test_an_offer_of_the_future_gives_way_once_the_clock_is_set_back(
+    offers: OfferBook, make_offer: MakeOffer, now: int
+) -> None:
+    ahead = make_offer(issued=now, expires=now + 3_600, sequence=2)
+    offers.take(ahead.raw, ahead.signer, now)
+    right = now - 24 * 3_600
+    anew = make_offer(issued=right, expires=right + 3_600, sequence=1)
+
+    assert offers.take(anew.raw, anew.signer, right) == anew
+    assert offers.standing(right) == [anew]
+
+
 def test_sellers_and_models_stand_side_by_side(offers: OfferBook, make_offer: MakeOffer, now: int) -> None:
     made = [make_offer(seller, model=bytes([model]) * 32) for seller in (1, 2) for model in (1, 2)]
     for offer in made:
