@@ -22,6 +22,8 @@ from node.wire.messages import Refused
 
 # Of the newest states in the journal; a peer that was not met for longer is met anew.
 _LOOK_BACK: Final = 500
+# Of our own among them, which are kept where something differed or was cut.
+_CHECKED: Final = 50
 # How often the state of one peer is put on disk at most, however often it comes.
 _KEPT_EVERY_MS: Final = 60_000
 _RETRY_S: Final = 5
@@ -169,9 +171,9 @@ async def _has(journal: Journal, me: str, signed: Signed[AccountState]) -> bool:
 
 async def stored_cut(journal: Journal, me: str) -> tuple[Cut, int] | None:
     """The last cut of a journal that was found, and the entry that tells of it."""
-    for record in await journal.list_records(AccountState.kind, _LOOK_BACK):
-        signed = open_record(record.raw, AccountState)
-        if signed.signer == me and not await _has(journal, me, signed):
+    states = [(open_record(r.raw, AccountState), r) for r in await journal.list_records(AccountState.kind, _LOOK_BACK)]
+    for signed, record in [(signed, record) for signed, record in states if signed.signer == me][:_CHECKED]:
+        if not await _has(journal, me, signed):
             told = await _entry(journal, me, record.sequence)
             found_ms = told.time_ms if told is not None else 0
             cut = Cut(Did(signed.record.peer), signed.record.sequence, record.sequence - 1, found_ms)
