@@ -242,6 +242,22 @@ async def test_what_a_buyer_that_was_restored_has_lost_comes_back_from_its_selle
 
 
 @pytest.mark.parametrize("seed", [1, 2], ids=["seller", "buyer"])
+async def test_a_long_answer_with_all_its_checkpoints_comes_back_once(pair: Pair, seed: int) -> None:
+    await pair.buy()
+    old = await pair.copy(seed)
+    await pair.restart(seed)
+    await pair.customer.order(await pair.customer.meet(pair.line), max_tokens=250)
+    await pair.meet()
+    await pair.roll_back(seed, old)
+
+    await pair.meet()
+
+    total = ONE + price_of(5, 250)
+    for account in (pair.ours, pair.theirs):
+        assert (account.owed, account.authorized, account.reserved) == (total, total, 0)
+
+
+@pytest.mark.parametrize("seed", [1, 2], ids=["seller", "buyer"])
 async def test_a_node_that_has_lost_its_whole_ledger_gets_it_back_in_several_rounds(
     pair: Pair, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
