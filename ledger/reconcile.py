@@ -183,10 +183,11 @@ def recovered_by_payer(proof: Proof, account: Account) -> list[Change]:
     return [*changes, promised]
 
 
-def recovered_by_payee(proof: Proof, account: Account, at_most: int) -> list[Change]:
+def recovered_by_payee(proof: Proof, account: Account, at_most: int | None) -> list[Change]:
     """What follows from a receipt or checkpoint of ours that our journal has lost.
 
-    `at_most` is all that the payer says we have earned: what it does not say cannot have been lost. Raises NotOurs.
+    `at_most`, where the account may have forgotten the order and the journal dropped it, is all that the payer says we
+    have earned: so nothing counts twice. Raises NotOurs.
     """
     order, offer, key = proof.order, proof.offer, account.key
     if order is None or not _fits(order, proof.acknowledgement.record.order, key):
@@ -200,7 +201,7 @@ def recovered_by_payee(proof: Proof, account: Account, at_most: int) -> list[Cha
         raise NotOurs("there is no receipt or checkpoint of ours for what it asks")
     known = account.orders.get(order.digest)
     earned = known.earned if known else 0
-    total = min(cost, earned + max(at_most - account.earned, 0))
+    total = cost if at_most is None else min(cost, earned + max(at_most - account.earned, 0))
     return [Recovered(order.digest, order.record.max_cost, order.record.expires, max(total, earned))]
 
 

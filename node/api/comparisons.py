@@ -7,7 +7,8 @@ from typing import Any
 from ledger.identity import Did
 from ledger.money import Amount
 from ledger.reconcile import Difference
-from node.exchange.heads import Cut, Met
+from node.exchange.heads import Met
+from node.exchange.meetings import Cut
 
 
 def comparison_rows(met: Mapping[Did, Met], cut: Cut | None) -> dict[str, Any]:

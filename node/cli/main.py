@@ -25,12 +25,13 @@ from node.demo.tour import Tour, TourFailed
 from node.engine.calibration import TooSmall, Unlike
 from node.engine.port import EngineError
 from node.engine.recordings import BadRecording
-from node.exchange.heads import stored_cut, stored_meetings
+from node.exchange.book import Book
+from node.exchange.heads import stored_meetings
 from node.home import Home, HomeError, NotRunning, open_home
 from node.models.catalogue import NameTaken
 from node.models.gguf import BadModelFile
 from node.owner_client import CallFailed, OwnerClient
-from node.ports import SystemEntropy
+from node.ports import SystemClock, SystemEntropy
 from node.serve import say_started_json, serve
 from verify.calibration import BadCalibration
 
@@ -282,13 +283,13 @@ async def _accounts_from_disk(home: Home) -> dict[str, Any]:
     place = ledger_place(home)
     if isinstance(place, Path) and not place.exists():
         raise CommandFailed(f"there is no ledger in {home.folder} yet: start a node with `idlemesh up`")
-    me = home.identity(SystemEntropy()).did
+    identity = home.identity(SystemEntropy())
     with home.lock():
-        database = await Database.open(place, me)
+        database = await Database.open(place, identity.did)
         try:
-            cut = await stored_cut(database, me)
-            compared = comparison_rows(await stored_meetings(database, me), cut[0] if cut else None)
-            return await account_rows(database, me) | compared
+            meetings = (await Book.open(database, identity, SystemClock())).experience.meetings
+            compared = comparison_rows(await stored_meetings(database, meetings), meetings.cut)
+            return await account_rows(database, identity.did) | compared
         finally:
             await database.close()
 

@@ -15,6 +15,7 @@ from ledger.changes import Released
 from ledger.events import AccountChanged, Event, Fact, Observed
 from ledger.money import Unit
 from ledger.records import Outcome
+from node.exchange.meetings import Meetings
 from node.exchange.plain import plain, read
 from verify.evidence import CONTEXT_BYTES, Evidence
 from verify.reputation import Event as Conduct
@@ -134,6 +135,7 @@ class Experience:
         self._contexts: dict[tuple[str, bytes], set[bytes]] = {}
         self._due: dict[bytes, Due] = {}  # by order
         self._agreed: dict[bytes, deque[Agreed]] = {}  # by model, oldest first
+        self.meetings = Meetings()
 
     def copy(self) -> "Experience":
         """All of it as it is now; what is taken later moves only one of the two."""
@@ -143,6 +145,7 @@ class Experience:
         copy._contexts = {key: set(seen) for key, seen in self._contexts.items()}
         copy._due = dict(self._due)
         copy._agreed = {model: deque(scores, _AGREED) for model, scores in self._agreed.items()}
+        copy.meetings = self.meetings.copy()
         return copy
 
     def to_plain(self) -> dict[str, Any]:
@@ -153,6 +156,7 @@ class Experience:
             "contexts": [[*key, b"".join(sorted(self._contexts[key]))] for key in sorted(self._contexts)],
             "due": [[order, plain(self._due[order])] for order in sorted(self._due)],
             "agreed": [[model, plain(tuple(self._agreed[model]))] for model in sorted(self._agreed)],
+            "meetings": self.meetings.to_plain(),
         }
 
     @classmethod
@@ -173,6 +177,7 @@ class Experience:
             read(bytes, model): deque((read(Agreed, one) for one in scores), _AGREED)
             for model, scores in written["agreed"]
         }
+        found.meetings = Meetings.from_plain(written["meetings"])
         return found
 
     def agreed(self, model: bytes) -> Sequence[Agreed]:
@@ -201,6 +206,7 @@ class Experience:
             match event:
                 case Observed():
                     self._observe(event)
+                    self.meetings.take(event)
                 case AccountChanged(change=Released(order)):
                     self._due.pop(order, None)
 

@@ -9,19 +9,18 @@ import contextlib
 import logging
 from typing import Final
 
-from attrs import define, frozen
+from attrs import define
 
 from ledger.codec import Malformed
-from ledger.events import Observed
-from ledger.identity import Did
+from ledger.identity import Did, parse_did
 from ledger.journal import Entry, Journal, genesis
 from ledger.reconcile import Difference, accounts_between, differences, follows
 from ledger.records import AccountState, Signed, open_record
+from node.exchange import meetings
 from node.exchange.book import Book, kept
+from node.exchange.meetings import Cut, Meetings
 from node.wire.messages import Refused
 
-# Of the newest states in the journal; a peer that was not met for longer is met anew.
-_LOOK_BACK: Final = 500
 # How often the state of one peer is put on disk at most, however often it comes.
 _KEPT_EVERY_MS: Final = 60_000
 _RETRY_S: Final = 5
@@ -31,23 +30,12 @@ _GIVEN: Final = 4
 _log = logging.getLogger(__name__)
 
 
-@frozen
-class Cut:
-    """Entries that this node had signed and that its journal does not have any more."""
-
-    peer: Did  # who showed it
-    sequence: int  # of the lost head
-    entries: int  # what the journal had when it was found
-    found_ms: int
-
-
 @define
 class Met:
     """One counterparty: its newest state, and ours of the same moment where the two differed."""
 
     theirs: Signed[AccountState]
     ours: Signed[AccountState] | None = None
-    sequence: int = 0  # the entry that keeps a state of it
     kept_ms: int | None = None  # when it was put on disk, if in this run
     kept: Signed[AccountState] | None = None  # which one
     differed: bool = False  # whether ours was kept with it
@@ -70,11 +58,10 @@ class Heads:
 
     async def open(self) -> None:
         """Take up what the journal holds."""
-        self._met = await stored_meetings(self._book.journal, self._book.me)
-        found = await stored_cut(self._book.journal, self._book.me)
-        if found is not None:
-            self.cut, kept_by = found
-            self._compared = {peer for peer, met in self._met.items() if met.sequence > kept_by}
+        folded = self._book.experience.meetings
+        self._met = await stored_meetings(self._book.journal, folded)
+        self.cut = folded.cut
+        self._compared = {parse_did(peer) for peer in folded.after_cut}
 
     def last(self, peer: Did) -> bytes:
         """The last state that a peer gave, to be shown to it; empty if there is none."""
@@ -122,12 +109,12 @@ class Heads:
             peer,
             signed.record.sequence,
         )
-        found = Observed(self._book.me, "cut", {"sequence": signed.record.sequence, "entries": head})
-        await self._book.post(found, records=(kept(signed),))
+        await self._book.post(meetings.cut(self._book.me, self.cut), records=(kept(signed),))
 
     async def _has(self, signed: Signed[AccountState]) -> bool:
         """Whether our chain has the head that a state of ours names."""
-        return await _has(self._book.journal, self._book.me, signed)
+        entry = await _entry(self._book.journal, self._book.me, signed.record.sequence)
+        return entry is not None and follows(signed, entry)
 
     def may_work_with(self, peer: Did) -> Refused | None:
         """Why no new work may start with a peer, if none may."""
@@ -148,7 +135,9 @@ class Heads:
         soon = met.kept_ms is not None and 0 <= now - met.kept_ms < _KEPT_EVERY_MS
         if (news and not soon) or (met.differed and met.ours is None):
             met.kept_ms, met.kept, met.differed = now, theirs, met.ours is not None
-            await self._book.post(records=tuple(kept(state) for state in (theirs, met.ours) if state is not None))
+            states = tuple(state for state in (theirs, met.ours) if state is not None)
+            told = meetings.compared(peer, theirs.digest, met.ours.digest if met.ours is not None else b"")
+            await self._book.post(told, records=tuple(map(kept, states)))
 
 
 async def _entry(journal: Journal, me: str, sequence: int) -> Entry | None:
@@ -162,34 +151,16 @@ async def _entry(journal: Journal, me: str, sequence: int) -> Entry | None:
     return None
 
 
-async def _has(journal: Journal, me: str, signed: Signed[AccountState]) -> bool:
-    entry = await _entry(journal, me, signed.record.sequence)
-    return entry is not None and follows(signed, entry)
-
-
-async def stored_cut(journal: Journal, me: str) -> tuple[Cut, int] | None:
-    """The last cut of a journal that was found, and the entry that tells of it."""
-    for record in await journal.list_records(AccountState.kind, _LOOK_BACK):
-        signed = open_record(record.raw, AccountState)
-        if signed.signer == me and not await _has(journal, me, signed):
-            told = await _entry(journal, me, record.sequence)
-            found_ms = told.time_ms if told is not None else 0
-            cut = Cut(Did(signed.record.peer), signed.record.sequence, record.sequence - 1, found_ms)
-            return cut, record.sequence
-    return None
-
-
-async def stored_meetings(journal: Journal, me: str) -> dict[Did, Met]:
-    """The newest state of each counterparty in a journal, with ours where the two differed."""
+async def stored_meetings(journal: Journal, folded: Meetings) -> dict[Did, Met]:
+    """The last state of each counterparty, with ours where the two differed, as far as they are kept."""
     found: dict[Did, Met] = {}
-    ours: dict[tuple[str, int], Signed[AccountState]] = {}
-    for record in await journal.list_records(AccountState.kind, _LOOK_BACK):
-        signed = open_record(record.raw, AccountState)
-        if signed.signer == me:
-            ours[signed.record.peer, record.sequence] = signed
-        elif signed.signer not in found:
-            found[signed.signer] = Met(signed, sequence=record.sequence, kept=signed)
-    for peer, met in found.items():
-        met.ours = ours.get((peer, met.sequence))
-        met.differed = met.ours is not None
+    for peer, one in folded.compared.items():
+        theirs, ours = await _state(journal, one.theirs), await _state(journal, one.ours)
+        if theirs is not None and theirs.signer == peer:
+            found[theirs.signer] = Met(theirs, ours, kept=theirs, differed=ours is not None)
     return found
+
+
+async def _state(journal: Journal, digest: bytes) -> Signed[AccountState] | None:
+    record = await journal.record(digest) if digest else None
+    return open_record(record.raw, AccountState) if record is not None and record.kind == AccountState.kind else None

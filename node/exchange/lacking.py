@@ -46,6 +46,7 @@ class Parcel:
     def __init__(self) -> None:
         self._records: dict[bytes, tuple[str, bytes]] = {}
         self._bytes = 0
+        self.walked = 0  # acknowledgements that were looked through for it
 
     def add(self, records: Sequence[tuple[str, bytes]]) -> bool:
         """All of these or none; whether they fit."""
@@ -89,7 +90,7 @@ class Lacking:
         `last` is our own last acknowledgement, as `last_of` gives it.
         """
         if said.authorized < account.authorized or (said.acknowledged and said.acknowledged != last):
-            for acknowledgement in await self._after(account, said):
+            for acknowledgement in await self._after(account, said, parcel):
                 if not parcel.add(await self._with_its_order(acknowledgement)):
                     break
         if account.key.rail == RAIL:
@@ -114,10 +115,11 @@ class Lacking:
             )
             parcel.add([(Netting.kind, raw) for raw in pair or ()])
 
-    async def _after(self, account: Account, said: Totals) -> list[Signed[Acknowledgement]]:
+    async def _after(self, account: Account, said: Totals, parcel: Parcel) -> list[Signed[Acknowledgement]]:
         """Those after the one that the other party names, oldest first."""
         found: list[Signed[Acknowledgement]] = []
         async for acknowledgement in self._trail(account.key, _LOOK_BACK):
+            parcel.walked += 1
             if acknowledgement.digest == said.acknowledged:
                 return found[::-1]
             found.append(acknowledgement)

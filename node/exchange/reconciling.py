@@ -50,6 +50,8 @@ _AT_ONCE: Final = 4
 _RATE: Final = 2.0
 _BURST: Final = 2.0 * MAX_ROUNDS
 _PEERS: Final = 4_096
+# So many acknowledgements that are looked through count as one comparison more.
+_PER_WALK: Final = 200
 
 
 class Counterpart(Protocol):
@@ -115,7 +117,7 @@ class Reconciler:
         whole = await self.heads.shown(peer, answered.last)
         news = await self.taking.take(peer, answered.records, _earned(theirs, self._book.me))
         await self.heads.heard(peer, theirs, ours)
-        return _Exchange(theirs, nonce, news, whole, await self._lacks(theirs))
+        return _Exchange(theirs, nonce, news, whole, (await self._lacks(theirs)).records)
 
     # Whoever is asked
 
@@ -140,10 +142,11 @@ class Reconciler:
             last = self.heads.last(peer)
             await self.heads.shown(peer, asked.last)
             await self.heads.heard(peer, theirs, ours)
-            lacks = await self._lacks(theirs)
+            parcel = await self._lacks(theirs)
+        self._charge(peer, parcel.walked / _PER_WALK)
         self._sessions[nonce] = theirs
         _bound(self._sessions, _SESSIONS)
-        return encode_answered(Answered(ours.raw, last, lacks))
+        return encode_answered(Answered(ours.raw, last, parcel.records))
 
     def _known_nonce(self, raw: bytes) -> tuple[bytes, Signed[AccountState]]:
         """A state under a nonce of ours that was not used yet. Raises Malformed."""
@@ -167,15 +170,19 @@ class Reconciler:
             await self.taking.take(session.signer, handed, _earned(session, self._book.me))
 
     def _check_rate(self, peer: Did) -> None:
-        """Raises Refused. A node that has no account here shares its rate with all such."""
+        """Raises Refused."""
+        if self._charge(peer, 1) < 0:
+            raise Refused("too_many_requests", "accounts were compared often enough: wait a moment", 1)
+
+    def _charge(self, peer: Did, cost: float) -> float:
+        """What is left of a peer's rate. A node that has no account here shares its rate with all such."""
         known = accounts_between(self._book.journal.books.accounts.values(), self._book.me, peer)
         who, now = peer if known else "", self._book.now()
         left, since = self._rates.pop(who, (_BURST, now))
-        left = min(_BURST, left + max(now - since, 0) * _RATE)
-        self._rates[who] = (max(left - 1, 0), now)
+        left = min(_BURST, left + max(now - since, 0) * _RATE) - cost
+        self._rates[who] = (max(left, 0), now)
         _bound(self._rates, _PEERS)
-        if left < 1:
-            raise Refused("too_many_requests", "accounts were compared often enough: wait a moment", 1)
+        return left
 
     # Both
 
@@ -197,13 +204,13 @@ class Reconciler:
             raise Malformed("the state is for another node, or is not of this moment")
         return theirs
 
-    async def _lacks(self, theirs: Signed[AccountState]) -> Handed:
+    async def _lacks(self, theirs: Signed[AccountState]) -> Parcel:
         """The records that a peer lacks, by what it says."""
         parcel, said = Parcel(), by_key(theirs)
         for account in accounts_between(self._book.journal.books.accounts.values(), self._book.me, theirs.signer):
             totals = said.get(account.key) or totals_of(Account(account.key), b"")
             await self._lacking.collect(account, await self._lacking.last_of(account), totals, parcel)
-        return parcel.records
+        return parcel
 
 
 @frozen

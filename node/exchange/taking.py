@@ -21,6 +21,8 @@ from ledger.codec import Malformed
 from ledger.events import AccountChanged
 from ledger.identity import Did
 from ledger.journal import Kept
+from ledger.rails.credit import check_voucher
+from ledger.rails.port import VoucherRefused
 from ledger.reconcile import (
     Claim,
     NotOurs,
@@ -43,7 +45,7 @@ from ledger.records import (
     Signed,
     open_record,
 )
-from node.exchange.book import Book, kept
+from node.exchange.book import REMEMBERED_S, Book, kept
 from node.wire.messages import Handed, Refused
 
 # Checking a signature takes a fraction of a millisecond; after so many of them others have their turn.
@@ -115,7 +117,7 @@ class Taking:
                     news += await self._as_payer(peer, proof)
                 elif acknowledgement.signer == peer:
                     news += await self._as_payee(peer, proof, said_earned)
-            except (NotOurs, InvalidChange, AccountError, Refused) as error:
+            except (NotOurs, InvalidChange, AccountError, VoucherRefused) as error:
                 _log.warning("%s handed back an acknowledgement that counts for nothing: %s", peer, error)
         return news + await self._agreements(peer, opened)
 
@@ -135,9 +137,16 @@ class Taking:
         if (key.payer, key.payee) != (peer, self._book.me):
             return 0
         if proof.claim is not None and await self._book.journal.record(proof.claim.digest) is None:
-            changes = recovered_by_payee(proof, self._book.journal.books.account(key), said_earned.get(key, 0))
+            forgotten = proof.order is not None and proof.order.record.expires < self._book.now() - REMEMBERED_S
+            at_most = said_earned.get(key, 0) if forgotten else None
+            changes = recovered_by_payee(proof, self._book.journal.books.account(key), at_most)
             await self._post(key, changes, _records_of(proof, key, with_acknowledgement=False))
-        await self.paid(proof.acknowledgement.raw)
+        try:
+            await self.paid(proof.acknowledgement.raw)
+        except Refused:
+            # Its order may be gone for good; the promise in it stands.
+            promised = check_voucher(opened_voucher(proof.acknowledgement), self._book.journal.books.account(key))
+            await self._post(key, [promised], [kept(proof.acknowledgement, proof.acknowledgement.record.order)])
         return 1
 
     async def _post(self, key: AccountKey, changes: list[Change], records: list[Kept]) -> None:

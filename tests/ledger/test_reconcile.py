@@ -271,9 +271,9 @@ def test_the_payee_s_own_receipt_brings_back_what_it_earned_and_no_promise() -> 
     assert (account(*changes).owed, account(*changes).authorized) == (COST, 0)
 
 
-def test_the_payee_gets_back_no_more_than_the_payer_says_it_has_earned() -> None:
+def test_where_it_may_have_forgotten_the_payee_gets_back_no_more_than_the_payer_says_it_has_earned() -> None:
     known = account(*DONE)
-    for at_most, counted in ((COST, 0), (COST + 10, 10), (10**6, COST)):
+    for at_most, counted in ((COST, 0), (COST + 10, 10), (10**6, COST), (None, COST)):
         (change,) = recovered_by_payee(proof(), known, at_most)
         assert apply(known, change).earned == COST + counted
 

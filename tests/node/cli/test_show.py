@@ -45,8 +45,8 @@ def test_an_audit_that_could_check_nothing_is_told_from_one_that_is_undecided(
 
 
 def compared(**said: Any) -> dict[str, Any]:
-    body = {"chain": "intact", "entries": 3, "balanced": True, "accounts": [], "comparisons": [], "cut": None}
-    return body | said
+    body = {"chain": "intact", "entries": 3, "balanced": True, "accounts": [], "effects": [], "comparisons": []}
+    return body | {"cut": None} | said
 
 
 @pytest.mark.parametrize(("payee", "shown"), [("did:key:z6Mk", "what you owe"), ("did:key:z6Mx", "what they owe")])

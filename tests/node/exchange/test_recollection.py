@@ -16,8 +16,9 @@ from ledger.database import Database
 from ledger.events import AccountChanged, Books, Event
 from ledger.identity import Identity
 from ledger.statement import DAY_MS
-from node.exchange import experience
+from node.exchange import experience, meetings
 from node.exchange.book import Book
+from node.exchange.meetings import Cut
 from node.exchange.recollection import BadRecollection, Recollection
 from verify.evidence import Evidence
 
@@ -48,6 +49,8 @@ def bought(n: int) -> list[Event]:
         experience.audited(seller, MODEL, "honest", evidence, [bytes([n % 256]) * 8, bytes([n % 5]) * 8]),
         experience.word(seller, MODEL, order(n), order(n + 1), "agreed"),
         experience.checking(seller, "uusd", 5),
+        meetings.compared(seller, order(n), order(n + 1) if n % 2 else b""),
+        *([meetings.cut(ME, Cut(seller, n, n - 1, 900 + n))] if n == 30 else []),
         AccountChanged(key, Authorized(paid)),
         *([AccountChanged(key, Released(order(n)))] if n % 3 else [experience.due(seller, order(n), 7, "late")]),
     ]
@@ -86,6 +89,8 @@ class TestWritingDown:
             assert found.experience.contexts(seller, MODEL) == WRITTEN.experience.contexts(seller, MODEL)
         assert found.experience.agreed(MODEL) == WRITTEN.experience.agreed(MODEL)
         assert found.experience.due(order(57)) == experience.Due(7, "late")
+        assert found.experience.meetings.cut == Cut(SELLERS[0], 30, 29, 930)
+        assert found.experience.meetings.after_cut == set(SELLERS)
         assert found.turnover.on(14, "payer", "authorized") == {"uusd": 28}
         assert found.spent_on_checking(14, "uusd") == 20
 

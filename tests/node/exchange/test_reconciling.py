@@ -1,20 +1,24 @@
 """Two nodes compare their accounts: what one of them has lost comes back, and nothing else moves."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import copy as copying
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from attrs import define, evolve, field
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from ledger.account import Account
-from ledger.changes import Settled
+from ledger.changes import Earned, Granted, Released, Reserved, Settled, VoucherReceived
 from ledger.codec import Malformed
 from ledger.database import Database
 from ledger.events import AccountChanged
 from ledger.identity import Did, Identity
-from ledger.journal import replay
+from ledger.journal import MemoryJournal, replay
 from ledger.reconcile import totals_of
 from ledger.records import (
     AccountState,
@@ -27,7 +31,8 @@ from ledger.records import (
 )
 from node.exchange import lacking
 from node.exchange.book import Book
-from node.exchange.heads import stored_meetings
+from node.exchange.heads import Met, stored_meetings
+from node.exchange.netting import Netter
 from node.exchange.reconciling import MAX_ROUNDS, Counterpart, Reconciler
 from node.exchange.settling import Settling
 from node.models.tokenizer import Tokenizer
@@ -165,6 +170,12 @@ async def pair(tmp_path: Path, tokenizer: Tokenizer, clock: ManualClock) -> Asyn
         yield pair
 
 
+async def remembered(book: Book) -> dict[Did, Met]:
+    """What a restart would know of the last comparisons."""
+    again = await Book.open(book.journal, book.identity, ManualClock())
+    return await stored_meetings(book.journal, again.experience.meetings)
+
+
 async def digests(book: Book, kind: str) -> set[bytes]:
     return {record.digest for record in await book.journal.list_records(kind, 1_000)}
 
@@ -180,7 +191,7 @@ async def test_two_that_agree_hand_nothing_over_and_keep_each_others_heads(pair:
         state = open_record(record.raw, AccountState)
         assert (state.signer, state.record.peer) == (other, book.me)
         assert (state.record.sequence, state.record.head) == (heads[other].sequence, heads[other].hash)
-        assert (await stored_meetings(book.journal, book.me))[Did(other)].differences == []
+        assert (await remembered(book))[Did(other)].differences == []
     pair.agree_on(1)
 
 
@@ -234,6 +245,22 @@ async def test_what_a_buyer_that_was_restored_has_lost_comes_back_from_its_selle
     record = await pair.customer.book.journal.record(new)
     assert record is not None
     assert open_record(record.raw, Acknowledgement).record.previous in before
+
+
+@pytest.mark.parametrize("seed", [1, 2], ids=["seller", "buyer"])
+async def test_a_long_answer_with_all_its_checkpoints_comes_back_once(pair: Pair, seed: int) -> None:
+    await pair.buy()
+    old = await pair.copy(seed)
+    await pair.restart(seed)
+    await pair.customer.order(await pair.customer.meet(pair.line), max_tokens=250)
+    await pair.meet()
+    await pair.roll_back(seed, old)
+
+    await pair.meet()
+
+    total = ONE + price_of(5, 250)
+    for account in (pair.ours, pair.theirs):
+        assert (account.owed, account.authorized, account.reserved) == (total, total, 0)
 
 
 @pytest.mark.parametrize("seed", [1, 2], ids=["seller", "buyer"])
@@ -317,6 +344,151 @@ async def test_settlements_come_back_with_both_signatures(pair: Pair, seed: int)
 
     assert pair.ours.settled == pair.theirs.settled == 8
     pair.agree_on(1)
+
+
+@pytest.mark.parametrize("seed", [1, 2], ids=["seller", "buyer"])
+async def test_nettings_come_back_in_both_directions(pair: Pair, seed: int) -> None:
+    await pair.buy()
+    there, back = pair.ours.key, pair.customer.book.debt_of(SELLER.did, "uusd").key
+    order = bytes(32)
+    for book in (pair.customer.book, pair.store.book):
+        changes = Granted(99, 99, 1), Reserved(order, 7, 9), Earned(order, 7), Released(order), VoucherReceived(7)
+        await book.post(*(AccountChanged(back, change) for change in changes))
+    old = await pair.copy(seed)
+    await pair.restart(seed)
+    helper = Netter(pair.store.book, lambda _: None)
+    await Netter(pair.customer.book, lambda _: helper).ask(SELLER.did)
+    await pair.meet()
+    await pair.roll_back(seed, old)
+
+    await pair.meet()
+
+    for book in (pair.customer.book, pair.store.book):
+        assert [book.journal.books.account(key).netted for key in (there, back)] == [7, 7]
+
+
+# Any history
+
+
+def copied(journal: MemoryJournal) -> MemoryJournal:
+    """What it holds by now."""
+    copy = MemoryJournal("")
+    copy.__dict__.update({name: copying.copy(value) for name, value in journal.__dict__.items()})
+    return copy
+
+
+class Story:
+    """A seller and a buyer whose ledgers may be put back at any time; what was signed for is noted apart."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self._clock = tokenizer, ManualClock()
+        self._entropy = SeededEntropy(5)
+        self.copies: dict[int, list[MemoryJournal]] = {1: [], 2: []}
+        self.signed = [0, 0]  # the highest promise and settlement that there ever was
+        self.unheard = False  # whether an acknowledgement went down with the buyer's ledger before it was heard
+
+    async def begin(self) -> None:
+        for seed, identity in ((1, SELLER), (2, BUYER)):
+            await self.start(seed, MemoryJournal(identity.did))
+
+    async def start(self, seed: int, journal: MemoryJournal) -> None:
+        if seed == 1:
+            self.store = await Store.open(self._tokenizer, self._clock, journal=journal, entropy=self._entropy)
+            self.sellers = Reconciler(self.store.book, self._entropy, lambda _: self.buyers, lambda _k, _d: None)
+            await self.sellers.heads.open()
+            self.sellers.taking.paid = self.store.seller.acknowledge
+        else:
+            entropy, policy = self._entropy, NO_AUDITS
+            self.customer = await Customer.open(
+                self._tokenizer, self._clock, journal=journal, entropy=entropy, policy=policy
+            )
+            promised = self.customer.settler.promised
+            self.buyers = Reconciler(self.customer.book, entropy, lambda _: self.sellers, promised)
+            await self.buyers.heads.open()
+
+    def journal(self, seed: int) -> MemoryJournal:
+        journal = (self.store.book if seed == 1 else self.customer.book).journal
+        assert isinstance(journal, MemoryJournal)
+        return journal
+
+    async def buy(self, deaf: bool) -> None:
+        line = Deaf(self.store.seller) if deaf else Line(self.store.seller)
+        await self.customer.order(await self.customer.meet(line), max_tokens=10)
+
+    async def settle(self) -> None:
+        """All that is promised is paid by other means."""
+        payee = Settling(self.store.book, lambda _: None)
+        account = self.customer.owes(SELLER.did)
+        if amount := min(account.unsettled, self.store.owed_by(BUYER.did).unsettled):
+            payer = Settling(self.customer.book, lambda _: payee)
+            await payer.ask(SELLER.did, uusd(amount))
+            await payee.confirm(BUYER.did, uusd(amount))
+            await payer.ask(SELLER.did, uusd(amount))
+
+    async def put_back(self, seed: int, number: int) -> None:
+        """To one of the copies. The other side must then give back what is lost, before anything else is done."""
+        if copies := self.copies[seed]:
+            if seed == 2:
+                ours = await digests(self.customer.book, Acknowledgement.kind)
+                self.unheard |= bool(ours - await digests(self.store.book, Acknowledgement.kind))
+                await self.customer.close()
+            await self.start(seed, copied(copies[number % len(copies)]))
+
+    async def tell(self, steps: Sequence[tuple[str, int]]) -> None:
+        """Each step; after those that lose something, accounts are compared."""
+        for step, number in steps:
+            match step:
+                case "buy":
+                    await self.buy(deaf=False)
+                case "deaf":
+                    await self.buy(deaf=True)
+                case "settle":
+                    await self.settle()
+                case "copy":
+                    seed = 1 + number % 2
+                    self.copies[seed].append(copied(self.journal(seed)))
+                case "put back":
+                    await self.put_back(1 + number % 2, number // 2)
+                    await self.compare()
+            self.signed = [max(one, other) for one, other in zip(self.signed, self.most(), strict=True)]
+        await self.compare()
+        await self.customer.close()
+
+    def most(self) -> tuple[int, int]:
+        """The highest promise and the highest settled total that either of the two knows."""
+        both = self.customer.owes(SELLER.did), self.store.owed_by(BUYER.did)
+        return max(one.authorized for one in both), max(one.settled for one in both)
+
+    async def compare(self) -> None:
+        known = self.most()
+        await self.buyers.meet(SELLER.did)
+        ours, theirs = self.customer.owes(SELLER.did), self.store.owed_by(BUYER.did)
+        assert (ours.authorized, ours.settled) == (theirs.authorized, theirs.settled) == known
+        assert all(one <= ever for one, ever in zip(known, self.signed, strict=True))
+        assert ours.owed <= ours.authorized <= theirs.owed
+        if not self.unheard:
+            assert ours.owed == ours.authorized == theirs.owed
+            assert [met.differences for met in self.buyers.heads.met().values()] in ([], [[]])
+        for seed, did in ((1, SELLER.did), (2, BUYER.did)):
+            journal = self.journal(seed)
+            assert replay(did, [entry async for entry in journal.entries()]) == journal.books
+
+
+STEPS = st.tuples(st.sampled_from(["buy", "deaf", "settle", "copy", "copy", "put back", "put back"]), st.integers(0, 7))
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(STEPS, min_size=3, max_size=9))
+@example([("copy", 1), ("deaf", 0), ("copy", 0), ("put back", 1), ("buy", 0), ("put back", 0)])
+def test_whatever_copies_ledgers_are_put_back_to_both_agree_on_all_that_either_still_knows(
+    tokenizer: Tokenizer, steps: list[tuple[str, int]]
+) -> None:
+    async def tell() -> None:
+        story = Story(tokenizer)
+        await story.begin()
+        await story.tell(steps)
+
+    asyncio.run(tell())
 
 
 # A journal that was cut
@@ -412,7 +584,7 @@ async def test_what_cannot_be_healed_is_kept_with_both_signatures(pair: Pair) ->
 
     for book, (ours, theirs) in ((pair.customer.book, (0, 7)), (pair.store.book, (7, 0))):
         other = SELLER.did if book.me == BUYER.did else BUYER.did
-        met = (await stored_meetings(book.journal, book.me))[other]
+        met = (await remembered(book))[other]
         assert [(d.key, d.what, d.ours, d.theirs) for d in met.differences] == [(key, "settled", ours, theirs)]
         assert met.ours is not None
         assert (met.ours.signer, met.theirs.signer) == (book.me, other)
@@ -429,7 +601,7 @@ async def test_a_difference_that_is_gone_is_not_shown_any_more(pair: Pair) -> No
     await pair.meet()
 
     for book in (pair.customer.book, pair.store.book):
-        assert [met.differences for met in (await stored_meetings(book.journal, book.me)).values()] == [[]]
+        assert [met.differences for met in (await remembered(book)).values()] == [[]]
 
 
 async def test_nothing_is_judged_while_an_order_is_open(pair: Pair) -> None:
