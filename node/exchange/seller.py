@@ -16,7 +16,7 @@ from attrs import frozen
 
 from ledger import codec
 from ledger.account import AboveWindow, Account, AccountError, Reservation
-from ledger.changes import Acknowledged, Admitted, Disputed, Granted, Released, VoucherReceived
+from ledger.changes import Acknowledged, Admitted, Disputed, Granted, VoucherReceived
 from ledger.events import AccountChanged, Event
 from ledger.exposure import AboveExposure, check_exposure
 from ledger.identity import Did, NotADid, parse_did
@@ -121,9 +121,9 @@ class Seller:
         self._drop_stale_stands()
         for key, account in self._book.journal.books.accounts.items():
             if key.payee == self._book.me:
-                left = [d for d, r in account.orders.items() if r.open and d not in self._running]
-                if left:
-                    await self._book.post(*(AccountChanged(key, Released(order)) for order in left))
+                await self._book.let_go(
+                    key, {d for d, r in account.orders.items() if r.open and d not in self._running}
+                )
 
     # What a peer may ask for
 

@@ -11,7 +11,7 @@ latest acknowledgements for each seller.
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from attrs import frozen
@@ -306,18 +306,10 @@ class Settler:
         await ready()
         await self._recover_orders(left)
 
-    async def _recover_orders(self, left: list[tuple[AccountKey, bytes]]) -> None:
-        for key, order in left:
-            # Accounts may have been compared meanwhile, and the order's end found there.
-            reservation = self._book.journal.books.account(key).orders.get(order)
-            if reservation is not None and reservation.open:
-                await self._recover_order(key, order)
-
     async def sweep(self) -> None:
         """Close the orders that have expired and of which nothing ever came."""
-        for key, order in self._open_orders(before=self._book.now() - 2 * CLOCK_SKEW_S):
-            if self._book.experience.due(order) is None:
-                await self._recover_order(key, order)
+        expired = self._open_orders(before=self._book.now() - 2 * CLOCK_SKEW_S)
+        await self._recover_orders([(key, order) for key, order in expired if self._book.experience.due(order) is None])
 
     def _open_orders(self, before: int | None) -> list[tuple[AccountKey, bytes]]:
         return [
@@ -330,12 +322,22 @@ class Settler:
             and (before is None or reservation.expires < before)
         ]
 
-    async def _recover_order(self, key: AccountKey, digest: bytes) -> None:
-        delivery = await self._left_behind(digest)
-        if delivery is not None:
-            await self.settle(delivery)
-        elif self._is_over(key, digest):
-            await self._book.post(AccountChanged(key, Released(digest)))
+    async def _recover_orders(self, orders: Sequence[tuple[AccountKey, bytes]]) -> None:
+        """Settle what came of them; those that are over and brought nothing go."""
+        nothing: dict[AccountKey, set[bytes]] = {}
+        for key, order in orders:
+            # Accounts may have been compared meanwhile, and the order's end found there.
+            delivery = await self._left_behind(order) if self._is_open(key, order) else None
+            if delivery is not None:
+                await self.settle(delivery)
+            elif self._is_open(key, order) and self._is_over(key, order):
+                nothing.setdefault(key, set()).add(order)
+        for key, left in nothing.items():
+            await self._book.let_go(key, left)
+
+    def _is_open(self, key: AccountKey, digest: bytes) -> bool:
+        reservation = self._book.journal.books.account(key).orders.get(digest)
+        return reservation is not None and reservation.open
 
     def _is_over(self, key: AccountKey, digest: bytes) -> bool:
         return self._book.journal.books.account(key).orders[digest].expires < self._book.now() - CLOCK_SKEW_S

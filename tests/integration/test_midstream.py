@@ -79,6 +79,10 @@ async def test_an_answer_of_600_tokens_goes_through_a_window_of_128(network: Net
     books = await settled(buyer, seller)
     assert books.earned == books.authorized == said.usage.prompt_tokens + 2 * 600 > 3 * WINDOW
     assert 0 < await watching <= WINDOW
+    for node in (buyer, seller):
+        async with owner_of(node) as owner:
+            (receipt,) = await owner.receipts(10)
+        assert (receipt["accepted"], receipt["paid"]) == (True, receipt["cost"])
 
 
 async def test_many_answers_at_once_share_one_window(network: Network) -> None:
