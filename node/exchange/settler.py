@@ -84,6 +84,7 @@ class Settler:
         self._policy = policy
         self._dial = dial
         self._locks: dict[Did, asyncio.Lock] = {}
+        self._promising: dict[Did, asyncio.Lock] = {}  # held for a moment only, unlike the other while it is audited
         self._unsent: dict[Did, list[Signed[Acknowledgement]]] = {}
         self._latest: dict[tuple[str, str], bytes] = {}  # by (payee, unit): the acknowledgement before the next one
         self._sending: set[Did] = set()
@@ -104,7 +105,8 @@ class Settler:
         async with self._locks.setdefault(seller, asyncio.Lock()):
             chosen = self._plan(seller) if audited else _NO_AUDIT
             verdict = await self._audit(delivery) if chosen.audit and chosen.before_payment else None
-            await self._acknowledge(delivery, verdict)
+            async with self._promising.setdefault(seller, asyncio.Lock()):
+                await self._acknowledge(delivery, verdict)
         self._hand_over(seller)
         if chosen.audit and not chosen.before_payment:
             self._start(self._audit_later(delivery))
@@ -143,7 +145,7 @@ class Settler:
         try:
             while due := self._to_pay.pop(order, None):
                 terms, checkpoint = due
-                async with self._locks.setdefault(terms.seller, asyncio.Lock()):
+                async with self._promising.setdefault(terms.seller, asyncio.Lock()):
                     await self._acknowledge_checkpoint(terms, checkpoint)
                 self._hand_over(terms.seller)
         finally:
