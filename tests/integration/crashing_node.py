@@ -278,7 +278,8 @@ class Controlled:
                 return {"seen": self._points.seen()}
             case "sweep":
                 for one in self._sweeps:
-                    await one.sweep()
+                    if isinstance(swept := one.sweep(), Awaitable):  # the pool's is done at once
+                        await swept
             case "refresh":
                 for did in self._node.peers.dids:
                     await self._node.peers.refresh(did)

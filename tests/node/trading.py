@@ -384,7 +384,6 @@ class Mains(Database):
             await super().append(*events, **rest)
         raise PowerCut
 
-
     async def unplug(self) -> None:
         """What the kernel does when the process is gone: files and locks are let go, and nothing is written."""
         self._closed = True
