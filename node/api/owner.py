@@ -1,7 +1,7 @@
 """`/node/v1`: what the owner's commands ask of a running node."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from aiohttp import web
@@ -156,7 +156,7 @@ class OwnerDoor:
         said = receipt.record
         records = await self._book.journal.records_of(said.order)
         order = next((open_record(r.raw, Order) for r in records if r.kind == Order.kind), None)
-        acks = [open_record(r.raw, Acknowledgement) for r in records if r.kind == Acknowledgement.kind]
+        acks = _acknowledgements(records, receipt.digest)
         verdicts = [open_record(r.raw, Verdict) for r in records if r.kind == Verdict.kind]
         return {
             "id": receipt.digest.hex(),
@@ -203,8 +203,9 @@ class OwnerDoor:
         found = await self._find(request, Checkpoint.kind)
         cut = found.kind == Checkpoint.kind
         said = open_record(found.raw, Checkpoint).record.order if cut else open_record(found.raw, Receipt).record.order
-        records = {r.kind: r.raw for r in await self._book.journal.records_of(said)}
-        order = open_record(records[Order.kind], Order)
+        records = await self._book.journal.records_of(said)
+        order = open_record(next(r.raw for r in records if r.kind == Order.kind), Order)
+        acks = _acknowledgements(records, found.digest)
         offer = await self._book.journal.record(order.record.offer)
         if offer is None:
             raise ApiError(404, "the offer of this receipt is not kept here any more", code="offer_gone")
@@ -217,7 +218,7 @@ class OwnerDoor:
             order=order.raw,
             receipt=None if cut else found.raw,
             checkpoint=found.raw if cut else None,
-            acknowledgement=records.get(Acknowledgement.kind),
+            acknowledgement=acks[-1].raw if acks else None,
             salt=material[0].salt if material else None,
             prompt=material[0].prompt + material[0].claimed if material else None,
             answer=material[1] if material else None,
@@ -254,6 +255,12 @@ class OwnerDoor:
         return web.Response(
             body=encode_snapshot(await self._book.journal.snapshot()), content_type="application/octet-stream"
         )
+
+
+def _acknowledgements(records: Sequence[Kept], of: bytes) -> list[Signed[Acknowledgement]]:
+    """Those of an order's records that answer this receipt or checkpoint, oldest first."""
+    acks = [open_record(record.raw, Acknowledgement) for record in records if record.kind == Acknowledgement.kind]
+    return [ack for ack in acks if ack.record.of == of]
 
 
 async def chain_file(journal: Journal, me: str) -> AsyncIterator[bytes]:

@@ -6,7 +6,7 @@ other nodes is always as of the last durable entry.
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
 from nacl.exceptions import CryptoError
@@ -14,14 +14,14 @@ from nacl.secret import SecretBox
 
 from ledger import codec
 from ledger.account import Account, AccountKey, Reservation
-from ledger.changes import Forgotten
+from ledger.changes import Expired, Forgotten, Released
 from ledger.commitments import ids_bytes, ids_from_bytes
 from ledger.database import LedgerError
 from ledger.events import AccountChanged, Event
 from ledger.identity import Identity
 from ledger.journal import Journal, Kept, Material, Nonce, Remembered, Replay
 from ledger.money import Unit
-from ledger.records import Record, Signed
+from ledger.records import CLOCK_SKEW_S, Record, Signed
 from ledger.statement import DAY_MS
 from node.exchange.recollection import BadRecollection, Recollection
 from node.ports import Clock
@@ -140,6 +140,20 @@ class Book:
         """What an open order may still cost: what is due, once it has ended."""
         due = self.experience.due(order)
         return reservation.rest if due is None else min(reservation.rest, max(due.owed - reservation.earned, 0))
+
+    async def let_go(self, key: AccountKey, orders: Collection[bytes]) -> None:
+        """Close open orders of an account that came to nothing: in one word where they, and no others, expired."""
+        if not orders:
+            return
+        account = self.journal.books.account(key)
+        before = 1 + max(account.orders[order].expires for order in orders)
+        # What a buyer's clock has just let expire may be admitted in the meantime.
+        is_over = before <= self.now() - 2 * CLOCK_SKEW_S
+        older = (order for order, reserved in account.orders.items() if reserved.open and reserved.expires < before)
+        if is_over and all(order in orders for order in older):
+            await self.post(AccountChanged(key, Expired(before)))
+        else:
+            await self.post(*(AccountChanged(key, Released(order)) for order in orders))
 
     async def sweep(self) -> None:
         """Drop nonces and token ids past their time, and orders that are long closed.

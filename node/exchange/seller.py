@@ -4,7 +4,7 @@ Theory of operation. It implements `wire.peer.Peer`, so HTTP and a direct call r
 one durable entry (nonce, order, reservation of its highest cost), or refused with a typed reason. From then on it is a
 `Sale`: ids go out as the engine gives them, as far as the buyer's window bears them, a Checkpoint after every 64th, and
 the Receipt is on disk before it is sent. A buyer that cancels or hangs up stops the engine at once; it owes the input
-and what was sent. Prekeys live in memory only, and go soon after their offer.
+and what was sent.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from attrs import frozen
 
 from ledger import codec
 from ledger.account import AboveWindow, Account, AccountError, Reservation
-from ledger.changes import Acknowledged, Admitted, Disputed, Granted, Released, VoucherReceived
+from ledger.changes import Acknowledged, Admitted, Disputed, Granted, VoucherReceived
 from ledger.events import AccountChanged, Event
 from ledger.exposure import AboveExposure, check_exposure
 from ledger.identity import Did, NotADid, parse_did
@@ -45,15 +45,14 @@ from ledger.records import (
 from node.exchange import experience
 from node.exchange.book import RAIL, Book, kept
 from node.exchange.delivering import Delivering
-from node.exchange.sale import Sale, Stand, Ware, check_fit, check_grammar
+from node.exchange.sale import Sale, Ware, check_fit, check_grammar
+from node.exchange.stands import Stands
 from node.exchange.windows import Windows
 from node.ports import Entropy
 from node.wire.frames import AnswerWriter, ReceiptFrame, ScoreFrame
 from node.wire.messages import MAX_SEALED, Refused, decode_request
-from node.wire.sealing import KEY_BYTES, CannotOpen, KeyPair, RequestBinding, open_request, sellers_answer_key
+from node.wire.sealing import CannotOpen, RequestBinding, open_request, sellers_answer_key
 
-# Short enough that a stolen prekey opens little, long enough that buyers need not ask all the time.
-OFFER_LIFETIME_S: Final = 3600
 GRANT_LIFETIME_S: Final = 24 * 3600
 RETRY_AFTER_BUSY_S: Final = 2
 _SLOT_WAIT_S: Final = 0.25
@@ -104,11 +103,10 @@ class Seller:
         self._may_work_with = may_work_with
         self._named = frozenset(named)
         self._book = book
-        self._entropy = entropy
         self._wares = {ware.engine.manifest.digest: ware for ware in wares}
         self._credit = credit
         self._tokenizer_file = tokenizer_file
-        self._stands: dict[bytes, Stand] = {}
+        self._stands = Stands(book, entropy, list(self._wares.values()))
         self._running: dict[bytes, Sale] = {}
         self._sweeping: set[asyncio.Future[None]] = set()
         self.url = ""
@@ -118,66 +116,18 @@ class Seller:
 
         Prekeys of offers that are over go, too.
         """
-        self._drop_stale_stands()
+        self._stands.sweep()
         for key, account in self._book.journal.books.accounts.items():
             if key.payee == self._book.me:
-                left = [d for d, r in account.orders.items() if r.open and d not in self._running]
-                if left:
-                    await self._book.post(*(AccountChanged(key, Released(order)) for order in left))
+                await self._book.let_go(
+                    key, {d for d, r in account.orders.items() if r.open and d not in self._running}
+                )
 
     # What a peer may ask for
 
     async def offers(self) -> list[bytes]:
         """The open offers; made anew when half of their life is over. None while nothing may be sold."""
-        if self._may_sell() is not None:
-            return []
-        now = self._book.now()
-        self._drop_stale_stands()
-        fresh = {
-            s.offer.record.model: s
-            for s in self._stands.values()
-            if s.offer.record.expires > now + OFFER_LIFETIME_S // 2
-        }
-        for model, ware in self._wares.items():
-            if model not in fresh and ware.is_unchanged():
-                stand = self._make_stand(ware, now)
-                self._stands[stand.offer.digest] = fresh[model] = stand
-        return [stand.offer.raw for stand in fresh.values() if stand.ware.is_unchanged()]
-
-    def _drop_stale_stands(self) -> None:
-        """Offers that are over go, and their prekeys with them; those of the future too, once the clock is set back."""
-        self._stands = {digest: stand for digest, stand in self._stands.items() if not self._is_over(stand)}
-
-    def _is_over(self, stand: Stand) -> bool:
-        offer, now = stand.offer.record, self._book.now()
-        return offer.expires + CLOCK_SKEW_S < now or offer.issued > now + CLOCK_SKEW_S
-
-    def _make_stand(self, ware: Ware, now: int) -> Stand:
-        prekey = KeyPair.from_seed(self._entropy.bytes(KEY_BYTES))
-        manifest = ware.engine.manifest
-        offer = Offer(
-            endpoints=(self.url,) if self.url else (),
-            model=manifest.digest,
-            tokenizer=manifest.tokenizer,
-            name=ware.name,
-            architecture=manifest.architecture,
-            parameters=manifest.parameters,
-            quantization=manifest.quantization,
-            context=ware.engine.context,
-            engine=ware.engine.fingerprint,
-            price=ware.price,
-            rails=(RAIL,),
-            slots=ware.engine.slots,
-            speed=0,
-            first_token_ms=0,
-            prekey=prekey.public,
-            sequence=self._book.now_ms(),
-            issued=now,
-            expires=now + OFFER_LIFETIME_S,
-            jurisdiction=ware.elsewhere.jurisdiction if ware.elsewhere else None,
-            retention=ware.elsewhere.retention if ware.elsewhere else None,
-        )
-        return Stand(sign(offer, self._book.identity), ware, prekey)
+        return self._stands.offers(self.url) if self._may_sell() is None else []
 
     async def grant(self, buyer: str, unit: str) -> bytes:
         """How much credit a buyer has here. Asking changes nothing."""
@@ -272,7 +222,8 @@ class Seller:
             await self._book.post(*events, records=(kept(ack, said.order),))
         except AccountError as error:
             raise Refused("malformed", f"the acknowledgement does not fit the account: {error}") from None
-        self._windows.paid(account.key)
+        if received.total > account.authorized:
+            self._windows.paid(account.key)
 
     async def _check_count(self, order: bytes) -> None:
         """Check that an order may be acknowledged once more. Raises Refused."""
@@ -366,8 +317,8 @@ class Seller:
         """
         if (refusal := self._may_sell() or self._may_work_with(order.signer)) is not None:
             raise refusal
-        stand = self._stands.get(order.record.offer)
-        if stand is None or self._is_over(stand) or not stand.ware.is_unchanged():
+        stand = self._stands.open_one(order.record.offer)
+        if stand is None:
             raise Refused("unknown_offer", "this offer is not open any more: ask for the offers again")
         try:
             request = decode_request(

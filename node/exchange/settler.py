@@ -11,7 +11,7 @@ latest acknowledgements for each seller.
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from attrs import frozen
@@ -84,6 +84,7 @@ class Settler:
         self._policy = policy
         self._dial = dial
         self._locks: dict[Did, asyncio.Lock] = {}
+        self._promising: dict[Did, asyncio.Lock] = {}  # held for a moment only, unlike the other while it is audited
         self._unsent: dict[Did, list[Signed[Acknowledgement]]] = {}
         self._latest: dict[tuple[str, str], bytes] = {}  # by (payee, unit): the acknowledgement before the next one
         self._sending: set[Did] = set()
@@ -107,7 +108,8 @@ class Settler:
             async with self._locks.setdefault(seller, asyncio.Lock()):
                 chosen = self._plan(seller) if audited else _NO_AUDIT
                 verdict = await self._audit(delivery) if chosen.audit and chosen.before_payment else None
-                await self._acknowledge(delivery, verdict)
+                async with self._promising.setdefault(seller, asyncio.Lock()):
+                    await self._acknowledge(delivery, verdict)
         finally:
             self._settling.discard(order)
         self._hand_over(seller)
@@ -148,7 +150,7 @@ class Settler:
         try:
             while due := self._to_pay.pop(order, None):
                 terms, checkpoint = due
-                async with self._locks.setdefault(terms.seller, asyncio.Lock()):
+                async with self._promising.setdefault(terms.seller, asyncio.Lock()):
                     await self._acknowledge_checkpoint(terms, checkpoint)
                 self._hand_over(terms.seller)
         finally:
@@ -311,13 +313,6 @@ class Settler:
         await ready()
         await self._recover_orders(left)
 
-    async def _recover_orders(self, left: list[tuple[AccountKey, bytes]]) -> None:
-        for key, order in left:
-            # Accounts may have been compared meanwhile, and the order's end found there.
-            reservation = self._book.journal.books.account(key).orders.get(order)
-            if reservation is not None and reservation.open and order not in self._settling:
-                await self._recover_order(key, order)
-
     async def sweep(self) -> None:
         """Settle what was delivered and could not be settled, and close expired orders of which nothing ever came."""
         expired = set(self._open_orders(before=self._book.now() - 2 * CLOCK_SKEW_S))
@@ -337,12 +332,22 @@ class Settler:
             and (before is None or reservation.expires < before)
         ]
 
-    async def _recover_order(self, key: AccountKey, digest: bytes) -> None:
-        delivery = await self._left_behind(digest)
-        if delivery is not None:
-            await self.settle(delivery)
-        elif self._is_over(key, digest):
-            await self._book.post(AccountChanged(key, Released(digest)))
+    async def _recover_orders(self, orders: Sequence[tuple[AccountKey, bytes]]) -> None:
+        """Settle what came of them; those that are over and brought nothing go."""
+        nothing: dict[AccountKey, set[bytes]] = {}
+        for key, order in orders:
+            # Accounts may have been compared meanwhile, and the order's end found there.
+            delivery = await self._left_behind(order) if self._is_open(key, order) else None
+            if delivery is not None:
+                await self.settle(delivery)
+            elif self._is_open(key, order) and self._is_over(key, order):
+                nothing.setdefault(key, set()).add(order)
+        for key, left in nothing.items():
+            await self._book.let_go(key, left)
+
+    def _is_open(self, key: AccountKey, digest: bytes) -> bool:
+        reservation = self._book.journal.books.account(key).orders.get(digest)
+        return reservation is not None and reservation.open and digest not in self._settling
 
     def _is_over(self, key: AccountKey, digest: bytes) -> bool:
         return self._book.journal.books.account(key).orders[digest].expires < self._book.now() - CLOCK_SKEW_S

@@ -1,11 +1,17 @@
 """An answer in the making that can give its engine's slot back, and go on later where it stands."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
+from typing import Final
 
 from attrs import evolve
 
-from node.engine.port import Engine, Job, Piece
+from node.engine.port import Engine, EngineBusy, Job, Piece
+
+# After a rest there may be no slot at once; then it is asked for again, so often and after so many seconds.
+_TRIES: Final = 120
+_AGAIN_S: Final = 0.25
 
 
 class Work:
@@ -23,12 +29,23 @@ class Work:
         """The pieces as they come; after a rest it goes on by itself. Raises EngineError."""
         async with contextlib.aclosing(self):
             while not self._ended:
-                self._running = self._running or self._engine.generate(self._rest_of_job())
-                piece = await anext(self._running, None)
+                piece = await self._next()
                 if piece is None:
                     return
                 self._given += piece.ids
                 yield piece
+
+    async def _next(self) -> Piece | None:
+        for _ in range(_TRIES if self._given and self._running is None else 0):
+            with contextlib.suppress(EngineBusy):
+                return await self._asked()
+            self._running = None
+            await asyncio.sleep(_AGAIN_S)
+        return await self._asked()
+
+    async def _asked(self) -> Piece | None:
+        self._running = self._running or self._engine.generate(self._rest_of_job())
+        return await anext(self._running, None)
 
     @property
     def _ended(self) -> bool:

@@ -137,8 +137,9 @@ class Supply:
             offer=offer,
             reputation=score(standing.history),
             condemned=standing.history.condemned,
-            available=Amount(account.available, said.price.unit),
-            window=Amount(account.window_left, said.price.unit),
+            # What this node disputes still counts as owed at the seller.
+            available=Amount(max(account.available - account.disputed, 0), said.price.unit),
+            window=Amount(max(account.window_left - account.disputed, 0), said.price.unit),
             paid_on_the_way=self._buyer.pays_on_the_way(offer.signer),
             tokens_per_s=standing.speed.tokens_per_s,
             first_token_ms=standing.speed.first_token_ms,

@@ -24,7 +24,6 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from inspect import isawaitable
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, Final
@@ -305,8 +304,7 @@ class Controlled:
                 return {"seen": self._points.seen()}
             case "sweep":
                 for one in self._sweeps:
-                    swept = one.sweep()
-                    if isawaitable(swept):
+                    if isinstance(swept := one.sweep(), Awaitable):  # the pool's is done at once
                         await swept
             case "refresh":
                 for did in self._node.peers.dids:

@@ -13,7 +13,7 @@ from ledger.commitments import SALT_BYTES
 from ledger.identity import Identity
 from ledger.records import CLOCK_SKEW_S, Order, Receipt, open_record, sign
 from node.engine.port import Job
-from node.exchange.seller import OFFER_LIFETIME_S
+from node.exchange.stands import OFFER_LIFETIME_S
 from node.models.tokenizer import Tokenizer
 from node.ports import ManualClock
 from node.wire.frames import ReceiptFrame

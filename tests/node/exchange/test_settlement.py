@@ -6,14 +6,15 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from ledger.changes import Granted, Reserved
-from ledger.events import AccountChanged
+from ledger.changes import Change, Expired, Granted, Released, Reserved
+from ledger.events import AccountChanged, decode_events
 from ledger.identity import Identity
 from ledger.journal import Entry, MemoryJournal
 from ledger.money import Unit
 from ledger.rails.credit import name as credit_rail
 from ledger.records import Acknowledgement, Cancel, Receipt, Signed, Voucher, digest_of, open_record, sign
 from node.engine.port import Job
+from node.exchange.book import Book
 from node.exchange.buyer import Buyer
 from node.exchange.delivery import Delivery
 from node.exchange.purchase import NotPlaced
@@ -680,6 +681,31 @@ async def test_orders_that_expired_and_came_to_nothing_are_swept_away(tokenizer:
     await customer.settler.sweep()
 
     assert (customer.owes(store.did).reserved, customer.owes(store.did).owed) == (0, 0)
+    assert [type(change) for change in await last_changes(customer.book)] == [Expired]
+
+
+async def last_changes(book: Book) -> list[Change]:
+    """The changes of the newest entry."""
+    *_, entry = [entry async for entry in book.journal.entries()]
+    return [event.change for event in decode_events(entry.payload) if isinstance(event, AccountChanged)]
+
+
+async def test_an_expired_order_is_swept_away_also_beside_an_older_one_that_is_answered(
+    tokenizer: Tokenizer, clock: ManualClock
+) -> None:
+    store, customer = await Store.open(tokenizer, clock), await Customer.open(tokenizer, clock)
+    purchase = customer.buy(await customer.meet(store.seller), max_tokens=50)
+    await anext(purchase.tokens())
+    stranded = Reserved(bytes(32), 50, int(clock.now()) + 601)
+    await customer.book.post(AccountChanged(customer.owes(store.did).key, stranded))
+
+    clock.advance(3_600)
+    await customer.settler.sweep()
+
+    assert await last_changes(customer.book) == [Released(bytes(32))]
+    await purchase.outcome()
+    await customer.settled()
+    assert customer.owes(store.did).authorized == price_of(5, 50)
 
 
 async def test_the_sweep_leaves_an_answer_that_takes_long_alone(tokenizer: Tokenizer, clock: ManualClock) -> None:
