@@ -18,6 +18,7 @@ from ledger.identity import Did, Identity
 from ledger.money import Amount
 from ledger.records import Offer, Signed
 from node.api.connections import Bounds, serving
+from node.api.disputes import DisputesDoor
 from node.api.mesh import MeshDoor
 from node.api.openai import OpenAiDoor
 from node.api.owner import OwnerDoor
@@ -33,6 +34,7 @@ from node.engine.port import Engine
 from node.exchange.auditor import Auditor
 from node.exchange.book import Book
 from node.exchange.buyer import Buyer
+from node.exchange.disputes import Disputes
 from node.exchange.idling import IdleWatch, reader, selling_now
 from node.exchange.netting import Netter
 from node.exchange.panel import Market, Panel
@@ -177,14 +179,16 @@ async def run_node(
 
         owner = OwnerDoor(book, gateway, peers, auditor, seller.offers if seller else _no_offers, selling, running)
         settling, netter = Settling(book, dialled.get), Netter(book, dialled.get)
-        app = build_app(door, MeshDoor(seller, settling, netter), owner, keys, clock)
+        disputes = Disputes(book, dialled.get, settler.give_way)
+        app = build_app(door, MeshDoor(seller, settling, netter, disputes), owner, keys, clock)
         app.add_routes(SettlementsDoor(settling, netter).routes())
+        app.add_routes(DisputesDoor(disputes, book.me).routes())
         await stack.enter_async_context(serving(app, listener, Bounds(trusted=is_loopback)))
         # At the end this comes first: what is being sold is cut in good order, and paid up to its last checkpoint.
         for remote in elsewhere:
             stack.push_async_callback(remote.close)
         stack.push_async_callback(own.pool.close)
-        _in_background(stack, _sweep(book, settler, settling, seller, own.pool))
+        _in_background(stack, _sweep(book, settler, settling, disputes, seller, own.pool))
         if seller is not None and watch is not None:
             _in_background(stack, watch.run(seller.hand_back))
         home.announce(Running(url, keys.token, book.me))
@@ -301,7 +305,9 @@ async def _no_offers() -> list[bytes]:
     return []
 
 
-async def _sweep(book: Book, settler: Settler, settling: Settling, seller: Seller | None, pool: Pool) -> None:
+async def _sweep(
+    book: Book, settler: Settler, settling: Settling, disputes: Disputes, seller: Seller | None, pool: Pool
+) -> None:
     while True:
         await asyncio.sleep(_SWEEP_S)
         try:
@@ -309,6 +315,7 @@ async def _sweep(book: Book, settler: Settler, settling: Settling, seller: Selle
             await book.sweep()
             await settler.sweep()
             await settling.sweep()
+            await disputes.sweep()
             if seller is not None:
                 await seller.sweep()
         except Exception:  # noqa: BLE001 - the sweep must outlive any one failure

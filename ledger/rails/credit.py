@@ -21,14 +21,15 @@ def capacity(account: Account) -> int:
 
 
 def make_voucher(identity: Identity, account: Account, total: int) -> Signed[Voucher]:
-    """The payer's promise of a growing total.
+    """The payer's promise of a growing total; one that it has given may be signed again.
 
     Raises AuthorizedFell, AboveOwed (the guards of `Authorized`), WrongSigner.
     """
     key = account.key
     if identity.did != key.payer:
         raise WrongSigner(key.payer, identity.did)
-    apply(account, Authorized(total))  # for its guards: what we sign, we must be able to write down
+    if total != account.authorized:
+        apply(account, Authorized(total))  # for its guards: what we sign, we must be able to write down
     network, channel = _NOWHERE
     return sign(Voucher(key.payer, key.payee, name, network, channel, key.unit, total), identity)
 

@@ -14,6 +14,7 @@ from node.api.owner import account_rows
 from node.cli import accounts as settling
 from node.cli import ask as asking
 from node.cli import calibrate as calibrating
+from node.cli import disputes as disputing
 from node.cli import show
 from node.cli.client import call
 from node.cli.ledger import ledger, ledger_place
@@ -270,6 +271,11 @@ def net(peer: settling.PeerArgument, home: HomeOption = None, as_json: JsonOptio
     Example: idlemesh net did:key:z6Mk...
     """
     settling.net(open_home(home), peer, as_json)
+
+
+app.command()(disputing.disputes)
+app.command()(disputing.resolve)
+app.command()(disputing.forgive)
 
 
 async def _accounts_from_disk(home: Home) -> dict[str, Any]:

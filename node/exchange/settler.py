@@ -11,15 +11,16 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from attrs import frozen
+from attrs import define, evolve, frozen
 
 from ledger import codec
-from ledger.account import AccountKey, apply
-from ledger.changes import Authorized, Earned, Released
+from ledger.account import Account, AccountKey, apply
+from ledger.changes import Acknowledged, Authorized, Earned, Released
 from ledger.events import AccountChanged
 from ledger.identity import Did, parse_did
 from ledger.rails.credit import make_voucher
 from ledger.records import CLOCK_SKEW_S, Acknowledgement, Receipt, Signed, Voucher, open_record, sign
+from ledger.waivers import Dispute
 from node.exchange import experience
 from node.exchange.auditor import Audit, Auditor
 from node.exchange.book import Book, kept
@@ -51,6 +52,16 @@ class AuditPolicy:
 
     rate: float = 0.05
     first: int = 8
+
+
+@define
+class Unpayable(Exception):
+    """What was acknowledged of the order is not kept here any more, and there is nothing to add to."""
+
+    order: bytes
+
+    def __str__(self) -> str:
+        return f"the records of order {self.order.hex()[:16]} are not kept here any more: settle it by other means"
 
 
 class Settler:
@@ -150,7 +161,9 @@ class Settler:
         amount = 0 if condemned else delivery.owed
         earned = Earned(order, amount)
         after = apply(account, earned)
-        voucher = make_voucher(self._book.identity, after, after.owed)
+        # What was forgiven after it was promised stays promised: that covers work to come.
+        total = max(after.owed, after.authorized)
+        voucher = make_voucher(self._book.identity, after, total)
         acknowledgement = sign(
             Acknowledgement(
                 order=order,
@@ -166,11 +179,46 @@ class Settler:
         await self._book.post(
             AccountChanged(account.key, earned),
             AccountChanged(account.key, Released(order)),
-            AccountChanged(account.key, Authorized(after.owed)),
+            *_authorized(after, total),
             records=(kept(acknowledgement, order),),
         )
         self._latest[account.key.payee, account.key.unit] = acknowledgement.digest
         self._unsent.setdefault(terms.seller, []).append(acknowledgement)
+
+    async def give_way(self, dispute: Dispute, amount: int) -> None:
+        """Acknowledge `amount` in all for a disputed order of ours. Durable on return, sent soon after.
+
+        Raises AccountError, Unpayable.
+        """
+        key, order, seller = dispute.key, dispute.order, parse_did(dispute.key.payee)
+        async with self._locks.setdefault(seller, asyncio.Lock()):
+            last = await self._last_word(order)
+            granted = Acknowledged(order, amount)
+            after = apply(self._book.journal.books.account(key), granted)
+            total = max(after.owed, after.authorized)
+            whole = amount == after.orders[order].asked
+            said = evolve(
+                last,
+                accepted=whole,
+                reason="" if whole else last.reason,
+                amount=amount,
+                previous=self._latest.get((key.payee, key.unit)),
+                voucher=make_voucher(self._book.identity, after, total).raw,
+            )
+            acknowledgement = sign(said, self._book.identity)
+            await self._book.post(
+                AccountChanged(key, granted), *_authorized(after, total), records=(kept(acknowledgement, order),)
+            )
+            self._latest[key.payee, key.unit] = acknowledgement.digest
+            self._unsent.setdefault(seller, []).append(acknowledgement)
+        self._hand_over(seller)
+
+    async def _last_word(self, order: bytes) -> Acknowledgement:
+        """What this node said last of an order. Raises Unpayable."""
+        for record in reversed(await self._book.journal.records_of(order)):
+            if record.kind == Acknowledgement.kind:
+                return open_record(record.raw, Acknowledgement).record
+        raise Unpayable(order)
 
     async def _send(self, seller: Did, peer: Peer) -> None:
         """Hand over what is unsent, oldest first, until the seller has all of it."""
@@ -294,3 +342,8 @@ class Settler:
                 if acknowledgement.signer == self._book.me and len(ours) < _SENT_AGAIN:
                     ours.append((acknowledgement, voucher))
         return [one for ours in latest.values() for one in reversed(ours)]
+
+
+def _authorized(account: Account, total: int) -> list[AccountChanged]:
+    """The change of a voucher for this total; none where as much was promised before."""
+    return [AccountChanged(account.key, Authorized(total))] if total > account.authorized else []
