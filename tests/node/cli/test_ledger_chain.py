@@ -85,11 +85,33 @@ def test_a_ledger_is_not_imported_over_another(idlemesh: Idlemesh, sold: Path, s
     assert idlemesh("ledger", "verify", "--home", sold).out == before
 
 
-def test_nothing_is_imported_into_a_server(idlemesh: Idlemesh, sold: Path, spare: Path) -> None:
-    (spare / "config.toml").write_text('[ledger]\nurl = "postgresql+asyncpg://me@127.0.0.1:1/ledger"\n')
+def test_a_ledger_is_imported_into_a_server_once(
+    idlemesh: Idlemesh, sold: Path, spare: Path, postgres_url: str
+) -> None:
+    (spare / "config.toml").write_text(f"[ledger]\nurl = {json.dumps(postgres_url)}\n")
+    written = idlemesh("ledger", "export", spare / "file", "--home", sold, "--json").json()
+    taken = idlemesh("ledger", "import", spare / "file", "--home", spare, "--json").json()
+    assert taken == {"entries": DAYS + 1, "head": written["head"]}
+    verified = [idlemesh("ledger", "verify", "--home", home, "--json").json() for home in (sold, spare)]
+    assert verified[0] == verified[1]
+    assert not (spare / "ledger.db").exists()
     said = idlemesh("ledger", "import", spare / "file", "--home", spare)
     assert said.status == 1
-    assert "take ledger.url out of" in said.err
+    assert "two chains cannot be joined: import into an empty database" in said.err
+
+
+def test_a_file_that_was_cut_off_leaves_nothing_in_a_server(
+    idlemesh: Idlemesh, sold: Path, spare: Path, postgres_url: str
+) -> None:
+    (spare / "config.toml").write_text(f"[ledger]\nurl = {json.dumps(postgres_url)}\n")
+    idlemesh("ledger", "export", spare / "file", "--home", sold)
+    whole = (spare / "file").read_bytes()
+    (spare / "file").write_bytes(whole[:-1])
+    said = idlemesh("ledger", "import", spare / "file", "--home", spare)
+    assert said.status == 1
+    assert "was cut off" in said.err
+    (spare / "file").write_bytes(whole)
+    assert idlemesh("ledger", "import", spare / "file", "--home", spare).status == 0
 
 
 def test_a_ledger_in_a_server_is_moved_into_a_file(idlemesh: Idlemesh, tmp_path: Path, bare_postgres_url: str) -> None:
