@@ -11,12 +11,14 @@ from ledger.chainfile import NotAChainFile
 from ledger.database import Database, LedgerError
 from ledger.journal import BrokenChain
 from node.api.owner import account_rows
+from node.backup import NotABackup
 from node.cli import accounts as settling
 from node.cli import ask as asking
 from node.cli import calibrate as calibrating
 from node.cli import disputes as disputing
 from node.cli import show
 from node.cli.client import call
+from node.cli.keys import key
 from node.cli.ledger import ledger, ledger_place
 from node.cli.options import HomeOption, JsonOption
 from node.cli.output import CommandFailed, fail, print_json
@@ -40,7 +42,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-key = typer.Typer(help="Keys of this node. Example: idlemesh key api", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(key, name="key")
 app.add_typer(ledger, name="ledger")
 
@@ -58,6 +59,7 @@ _EXPECTED: Final = (
     EngineError,
     NameTaken,
     BadRecording,
+    NotABackup,
     NotAChainFile,
     LedgerError,
     TooSmall,
@@ -402,16 +404,6 @@ def demo(
         print_json(figures)
     if not figures["ok"]:
         raise typer.Exit(1)
-
-
-@key.command("api")
-def key_api(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Print the key that clients need where the node listens beyond this machine; made at the first time.
-
-    Example: idlemesh key api
-    """
-    made = open_home(home).make_api_key()
-    print_json({"api_key": made}) if as_json else typer.echo(made)
 
 
 def _plain(receipt: str) -> str:
