@@ -38,6 +38,7 @@ from node.exchange.disputes import Disputes
 from node.exchange.idling import IdleWatch, reader, selling_now
 from node.exchange.netting import Netter
 from node.exchange.panel import Market, Panel
+from node.exchange.retaining import Retention
 from node.exchange.seller import Credit, Seller, Ware
 from node.exchange.settler import AuditPolicy, Settler
 from node.exchange.settling import Settling
@@ -129,6 +130,7 @@ async def run_node(
         stack.enter_context(home.lock())
         listener = stack.enter_context(contextlib.closing(_listen(config.node.host, config.node.port)))
         book = await _open_book(stack, config.ledger.place(home.ledger), home.identity(entropy), clock)
+        book.token_ids_s = config.retention.token_ids_s
         renderer = TemplateRenderer()
         stack.push_async_callback(renderer.close)
         await renderer.start()
@@ -180,6 +182,7 @@ async def run_node(
         owner = OwnerDoor(book, gateway, peers, auditor, seller.offers if seller else _no_offers, selling, running)
         settling, netter = Settling(book, dialled.get), Netter(book, dialled.get)
         disputes = Disputes(book, dialled.get, settler.give_way)
+        retention = Retention(book, config.retention.records)
         app = build_app(door, MeshDoor(seller, settling, netter, disputes), owner, keys, clock)
         app.add_routes(SettlementsDoor(settling, netter).routes())
         app.add_routes(DisputesDoor(disputes, book.me).routes())
@@ -188,7 +191,7 @@ async def run_node(
         for remote in elsewhere:
             stack.push_async_callback(remote.close)
         stack.push_async_callback(own.pool.close)
-        _in_background(stack, _sweep(book, settler, settling, disputes, seller, own.pool))
+        _in_background(stack, _sweep(book, settler, settling, disputes, retention, seller, own.pool))
         if seller is not None and watch is not None:
             _in_background(stack, watch.run(seller.hand_back))
         home.announce(Running(url, keys.token, book.me))
@@ -306,7 +309,13 @@ async def _no_offers() -> list[bytes]:
 
 
 async def _sweep(
-    book: Book, settler: Settler, settling: Settling, disputes: Disputes, seller: Seller | None, pool: Pool
+    book: Book,
+    settler: Settler,
+    settling: Settling,
+    disputes: Disputes,
+    retention: Retention,
+    seller: Seller | None,
+    pool: Pool,
 ) -> None:
     while True:
         await asyncio.sleep(_SWEEP_S)
@@ -316,6 +325,7 @@ async def _sweep(
             await settler.sweep()
             await settling.sweep()
             await disputes.sweep()
+            await retention.sweep()
             if seller is not None:
                 await seller.sweep()
         except Exception:  # noqa: BLE001 - the sweep must outlive any one failure

@@ -22,7 +22,7 @@ from typing import Any, Final, Self
 import sqlalchemy as sa
 from attrs import evolve, frozen
 
-from ledger.database import schema
+from ledger.database import retention, schema
 from ledger.database.errors import Conflict, LedgerCorrupt, LedgerInUse
 from ledger.database.lane import Lane
 from ledger.database.opening import Opened, enter, entries_after, verify
@@ -251,6 +251,20 @@ class Database:
 
         async with self._turn:
             await self._writer.run(drop)
+
+    async def records_before(
+        self, time_ms: int, kinds: Sequence[str], after: tuple[int, bytes], limit: int
+    ) -> Sequence[Kept]:
+        """Records of entries from before a time. See `Journal.records_before`."""
+        rows = await self._read(retention.records_before(self._chain, time_ms, kinds, after, limit))
+        return [schema.kept_of(row) for row in rows]
+
+    async def drop_records(self, digests: Sequence[bytes]) -> None:
+        """Drop records. See `Journal.drop_records`."""
+        async with self._turn:
+            await self._writer.run(lambda connection: retention.drop_records(connection, self._chain, digests))
+            for digest in digests:
+                self._lately.pop(digest, None)
 
     async def _read(self, query: sa.Select[Any]) -> list[Any]:
         return await self._reader.run(lambda connection: list(connection.execute(query)))

@@ -18,6 +18,7 @@ from ledger.database.errors import LedgerCorrupt, LedgerOutdated
 from ledger.database.schema import chains, entry_of, journal, kept_of, records, select_entries, select_kept
 from ledger.events import Books, Event, RecordKept
 from ledger.journal import BrokenChain, Entry, Kept, Replay, genesis
+from ledger.retention import Gaps
 
 # Entries read at a time, so that memory stays flat however long the journal is.
 BATCH: Final = 1_000
@@ -113,7 +114,7 @@ def entries_after(chain: int, sequence: int) -> sa.Select[Any]:
 
 def verify(connection: sa.Connection, chain_id: str, chain: int) -> Opened:
     """Check the whole chain, and every record against it; rebuild the books. Raises LedgerCorrupt."""
-    replayed, told = Replay(chain_id), 0
+    replayed, told, gaps = Replay(chain_id), 0, Gaps()
     while rows := connection.execute(entries_after(chain, replayed.head.sequence)).all():
         entries = [entry_of(row) for row in rows]
         stored = _records_between(connection, chain, entries[0].sequence, entries[-1].sequence)
@@ -122,7 +123,10 @@ def verify(connection: sa.Connection, chain_id: str, chain: int) -> Opened:
                 events = replayed.add(entry)
             except BrokenChain as error:
                 raise LedgerCorrupt(error.sequence, error.why) from error
-            told += _compare(entry.sequence, events, stored.get(entry.sequence, []))
+            told += _compare(entry.sequence, events, stored.get(entry.sequence, []), gaps)
+            gaps.take(events)
+    if (gap := gaps.first) is not None:
+        raise LedgerCorrupt(gap.sequence, str(gap))
     for table, expected in ((journal, replayed.head.sequence), (records, told)):
         count = _count(connection, chain, table)
         if count != expected:
@@ -150,10 +154,12 @@ def _records_between(connection: sa.Connection, chain: int, first: int, last: in
     return found
 
 
-def _compare(sequence: int, events: Iterable[Event], stored: Iterable[Kept]) -> int:
-    """Compare an entry's records with those stored under it; returns how many there are."""
+def _compare(sequence: int, events: Iterable[Event], stored: Iterable[Kept], gaps: Gaps) -> int:
+    """Compare an entry's records with those stored under it; returns how many are stored."""
     told = {event for event in events if isinstance(event, RecordKept)}
-    differences = told ^ {RecordKept(kept.kind, kept.digest, kept.order) for kept in stored}
-    for odd in differences:
+    found = {RecordKept(kept.kind, kept.digest, kept.order) for kept in stored}
+    for odd in found - told:
         raise LedgerCorrupt(sequence, f"{odd.kind} {odd.digest.hex()[:16]} is not stored as the journal tells")
-    return len(told)
+    for missing in told - found:
+        gaps.miss(sequence, missing.digest)
+    return len(found)

@@ -74,6 +74,8 @@ def verify(home: HomeOption = None, as_json: JsonOption = False) -> None:
         print_json(body)
         return
     typer.echo(f"The journal is whole: {body['entries']} entries, {body['records']} records, each as it was written.")
+    if body["dropped"]:
+        typer.echo(f"{body['dropped']} more records were dropped by the owner's retention; the journal names each.")
     typer.echo(f"Its head is {body['head']}; every counterparty's postings sum to zero.")
 
 
@@ -85,7 +87,8 @@ async def _verify(home: Home) -> dict[str, Any]:
         statement.add(told.entry.sequence, told.entry.time_ms, told.events)
     if not statement.balanced:
         raise CommandFailed("the postings do not sum to zero: this is a fault of the program, please report it")
-    return {"entries": reader.head.sequence, "records": records, "head": reader.head.hash.hex(), "balanced": True}
+    entries, head = reader.head.sequence, reader.head.hash.hex()
+    return {"entries": entries, "records": records, "dropped": reader.dropped, "head": head, "balanced": True}
 
 
 @ledger.command()

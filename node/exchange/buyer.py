@@ -70,8 +70,6 @@ _CANCEL_AGAIN_S: Final = 0.1
 _ASK_AGAIN_S: Final = 3.0
 # How long the end of the stream may take after its last frame.
 _END_S: Final = 1.0
-# Token ids of an order are kept so long for audits and exports.
-MATERIAL_LIFETIME_S: Final = 7 * 24 * 3600
 
 _log = logging.getLogger(__name__)
 
@@ -236,9 +234,7 @@ class Buyer:
         return self._book.debt_to(terms.seller, terms.offer.record.price.unit).key
 
     def _material(self, terms: Terms, ids: tuple[int, ...]) -> Material:
-        return self._book.sealed_material(
-            terms.order.digest, terms.request, ids, self._book.now() + MATERIAL_LIFETIME_S
-        )
+        return self._book.sealed_material(terms.order.digest, terms.request, ids)
 
 
 async def _matcher(ask: Ask, tokenizer: Tokenizer) -> Matcher | None:

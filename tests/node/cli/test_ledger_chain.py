@@ -16,6 +16,7 @@ from ledger.changes import Earned, Granted, Released, Reserved, Settled, Voucher
 from ledger.database import Database, Place
 from ledger.events import AccountChanged, Event
 from ledger.journal import Kept
+from ledger.retention import dropped
 from ledger.statement import DAY_MS
 from node.home import Home
 from node.ports import SystemEntropy
@@ -62,6 +63,31 @@ def test_a_whole_ledger_is_verified(idlemesh: Idlemesh, sold: Path) -> None:
     body = idlemesh("ledger", "verify", "--home", sold, "--json").json()
     assert (body["entries"], body["records"], body["balanced"]) == (DAYS + 1, 2 * (DAYS - 1), True)
     assert "sum to zero" in idlemesh("ledger", "verify", "--home", sold).out
+
+
+async def drop_the_first(home: Home) -> None:
+    """What retention does: an entry names the records, and then they go."""
+    me = home.identity(SystemEntropy()).did
+    async with await Database.open(home.ledger, me) as database:
+        records = await database.records_of((1).to_bytes(32, "big"))
+        digests = [record.digest for record in records]
+        await database.append([dropped(me, digests)], time_ms=DAYS * DAY_MS)
+        await database.drop_records(digests)
+
+
+def test_what_was_dropped_is_said_and_is_no_damage_also_after_a_move(
+    idlemesh: Idlemesh, sold: Path, spare: Path
+) -> None:
+    shutil.copy(sold / "ledger.db", spare / "ledger.db")
+    asyncio.run(drop_the_first(Home(spare)))
+    body = idlemesh("ledger", "verify", "--home", spare, "--json").json()
+    assert (body["records"], body["dropped"]) == (2 * (DAYS - 2), 2)
+    assert "2 more records were dropped" in idlemesh("ledger", "verify", "--home", spare).out
+    assert idlemesh("ledger", "export", spare / "file", "--home", spare).status == 0
+    (spare / "ledger.db").unlink()
+    assert idlemesh("ledger", "import", spare / "file", "--home", spare).status == 0
+    assert idlemesh("ledger", "verify", "--home", spare, "--json").json() == body
+    assert "The journal is whole" in idlemesh("accounts", "--home", spare).out
 
 
 def test_an_exported_ledger_is_imported_as_it_was(idlemesh: Idlemesh, sold: Path, spare: Path) -> None:
