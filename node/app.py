@@ -324,10 +324,10 @@ async def _sweep(
             await book.sweep()
             await settler.sweep()
             await settling.sweep()
-            await disputes.sweep()
-            await retention.sweep()
             if seller is not None:
                 await seller.sweep()
+            await disputes.sweep()
+            await retention.sweep()
         except Exception:  # noqa: BLE001 - the sweep must outlive any one failure
             _log.exception("sweeping failed; it is tried again in a minute")
 

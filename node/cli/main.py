@@ -229,52 +229,10 @@ def accounts(home: HomeOption = None, as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
-def settle(
-    peer: settling.PeerArgument,
-    amount: settling.AmountArgument,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Ask a peer to count a payment that you made by other means (cash, a transfer, a favour). Again does no harm.
-
-    Example: idlemesh settle did:key:z6Mk... 5usd
-    """
-    settling.ask(open_home(home), peer, amount, as_json)
-
-
-@app.command()
-def settlements(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Show what peers say they have paid, and you have not confirmed yet.
-
-    Example: idlemesh settlements
-    """
-    settling.waiting(open_home(home), as_json)
-
-
-@app.command()
-def confirm(
-    peer: settling.PeerArgument,
-    amount: settling.AmountArgument,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Confirm that a peer's payment has arrived: it counts on both sides, once.
-
-    Example: idlemesh confirm did:key:z6Mk... 5usd
-    """
-    settling.confirm(open_home(home), peer, amount, as_json)
-
-
-@app.command()
-def net(peer: settling.PeerArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Set off what you and a peer owe each other: help for help, without money.
-
-    Example: idlemesh net did:key:z6Mk...
-    """
-    settling.net(open_home(home), peer, as_json)
-
-
+app.command()(settling.settle)
+app.command()(settling.settlements)
+app.command()(settling.confirm)
+app.command()(settling.net)
 app.command()(disputing.disputes)
 app.command()(disputing.resolve)
 app.command()(disputing.forgive)

@@ -220,10 +220,9 @@ class Disputes:
         now = self._book.now()
         if now < self._asked.get(key, now - _FORGIVENESS_S) + _FORGIVENESS_S:
             return
-        account = self._book.journal.books.account(key)
-        asked = sign(ask_forgiveness(account, now), self._book.identity)
-        said = open_record(await line.forgiveness(asked.raw), Forgiveness)
         self._asked[key] = now
+        asked = sign(ask_forgiveness(self._book.journal.books.account(key), now), self._book.identity)
+        said = open_record(await line.forgiveness(asked.raw), Forgiveness)
         account = self._book.journal.books.account(key)
         change = take_forgiveness(said, account)
         if said.record.total > account.forgiven:
