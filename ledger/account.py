@@ -11,17 +11,20 @@ latest sight counts), so a message that comes twice or late does no harm. Two fa
 
     change               family  guard                                           effect
     -------------------  ------  ----------------------------------------------  --------------------------------
-    Reserved             act     order unknown;                                  order opened
+    Admitted             act     order unknown; first <= amount;                 order opened, first drawn
                                  max(owed + reserved + amount, authorized)
                                    <= capacity;
-                                 owed + reserved + amount - due <= window
-    Earned               act     order open; its earned <= total <= its amount   earned grows, reserved shrinks
+                                 owed + ahead + first - due <= window
+    Reserved             act     as Admitted with all of the amount as first     order opened, all drawn
+    Drawn                act     order open; its drawn <= total <= its amount;   the order's drawn = total
+                                 owed + ahead, with this - due <= window
+    Earned               act     order open; its earned <= total <= its drawn    earned grows, reserved shrinks
     Released             act     order known                                     order closed, its rest free
     Expired              act     -                                               as Released, of each order that
                                                                                  expired
     Forgotten            act     -                                               old orders dropped that are
                                                                                  closed and not in dispute
-    Authorized           act     authorized <= total <= owed                     authorized = total
+    Authorized           act     authorized <= total <= owed, or = authorized    authorized = total
     Forgiven             act     amount <= owed - authorized - disputed          forgiven grows, owed shrinks
     Claimed              act     claimed <= total <= min(owed, authorized)       claimed = total
     Granted              fact    - (an older sequence is ignored)                limit and window set
@@ -32,14 +35,16 @@ latest sight counts), so a message that comes twice or late does no harm. Two fa
                                                                                  the rest is in dispute
     Resolved             fact    order disputed before; what is claimed stays    its cost is total at most, the
                                  owed (a higher total is ignored)                rest is waived: owed shrinks
+    Recovered            fact    total <= the order's amount                     order known and closed,
+                                                                                 earned at least total
     VoucherReceived      fact    - (a lower total is ignored)                    authorized = total, even above
                                                                                  owed
     ForgivenessReceived  fact    what is claimed stays owed (a lower total       forgiven = total, owed shrinks
                                  is ignored)
     Settled, Netted      fact    - (a lower total is ignored)                    settled, netted = total
 
-    an order:  unknown --Reserved--> open --Released, Expired--> closed --Forgotten--> unknown
-                                     Earned*                     Acknowledged*
+    an order:  unknown --Admitted,-> open --Released, Expired--> closed --Forgotten--> unknown
+                         Reserved    Drawn*, Earned*             Acknowledged*
                                      Acknowledged*                 |     ^
                                                             Disputed     Resolved to what is granted,
                                                                    v     Acknowledged up to what is asked
@@ -48,6 +53,10 @@ latest sight counts), so a message that comes twice or late does no harm. Two fa
     the rail:  credit                 lightning, stablecoin    one that is not known here
     capacity:  limit + settled        funded - withdrawn       0
                + netted
+
+An order reserves its whole cost of the capacity, and draws from the window only what is delivered before the next pay:
+`ahead` is what open orders have drawn and not earned. So an answer may cost more than the window, if it is paid as it
+goes.
 
 The payer's `Authorized` is the payee's `VoucherReceived`: one promises no more than it owes, the other takes
 what it is promised. So are `Forgiven` and `ForgivenessReceived`: the payee's act, and its growing total at the
@@ -58,6 +67,10 @@ has closed its orders, and its buyer acknowledges the last checkpoint later.
 In a dispute each side keeps its own count of the order, the payee what it asks and the payer what it grants. The
 payee's word only falls (`Resolved`) and the payer's only grows (`Acknowledged`); both books take the lower of the two
 once each has heard the other, in whatever order they hear it.
+
+A journal that was cut or restored from an older copy has lost signatures of ours that the other side still has. They
+are facts: orders come back by `Recovered`, the payer's promises by `VoucherReceived`, which may leave more authorized
+than is owed; then the promise stands, and covers work to come.
 
 What bears no signature of ours is no fact, and is refused like an act: an acknowledgement of an order that was never
 opened, or above what it reserved; a dispute of an order that is open; forgiveness of what we have claimed.
@@ -70,10 +83,12 @@ from attrs import define, field, frozen
 
 from ledger.changes import (
     Acknowledged,
+    Admitted,
     Authorized,
     Change,
     Claimed,
     Disputed,
+    Drawn,
     Earned,
     Expired,
     Forgiven,
@@ -83,6 +98,7 @@ from ledger.changes import (
     Granted,
     InvalidUnit,
     Netted,
+    Recovered,
     Released,
     Reserved,
     Resolved,
@@ -172,7 +188,7 @@ class AboveCapacity(AccountError):
 
 @define
 class AboveWindow(AccountError):
-    """The order costs more than the unpaid work that is borne at a time."""
+    """What is drawn is more than the unpaid work that is borne at a time."""
 
     amount: int
     left: int
@@ -203,6 +219,30 @@ class AboveReservation(AccountError):
 
     def __str__(self) -> str:
         return f"order {self.order.hex()[:16]} reserved {self.amount}, less than {self.total}: dispute the rest"
+
+
+@define
+class AboveDrawn(AccountError):
+    """An order earns at most what it has drawn from the window."""
+
+    order: bytes
+    drawn: int
+    total: int
+
+    def __str__(self) -> str:
+        return f"order {self.order.hex()[:16]} has drawn {self.drawn}: draw {self.total} before it is delivered"
+
+
+@define
+class DrawnFell(AccountError):
+    """What an order has drawn only grows."""
+
+    order: bytes
+    drawn: int
+    total: int
+
+    def __str__(self) -> str:
+        return f"order {self.order.hex()[:16]} has drawn {self.drawn}, and cannot go back to {self.total}"
 
 
 @define
@@ -292,7 +332,7 @@ class AccountKey:
 
 @frozen(slots=False)
 class Reservation:
-    """What one order may cost at most, what of it is delivered, and whether more may come.
+    """What one order may cost at most, what of it is drawn from the window and delivered, and whether more may come.
 
     `granted` is the most that its payer has acknowledged. Where it disputed the rest, `asked` is what it was asked for,
     and `at_most` what the payee has come down to.
@@ -305,11 +345,17 @@ class Reservation:
     granted: int = 0
     asked: int | None = None
     at_most: int | None = None
+    drawn: int = 0
 
     @property
     def rest(self) -> int:
         """What the order may still earn."""
         return self.amount - self.earned if self.open else 0
+
+    @property
+    def ahead(self) -> int:
+        """What it may deliver before it draws again."""
+        return max(self.drawn - self.earned, 0) if self.open else 0
 
     @property
     def waived(self) -> int:
@@ -407,19 +453,14 @@ class Account:
         return max(self.owed + self.reserved - self.capacity, self.authorized - self.capacity, 0)
 
     @property
-    def capacity_left(self) -> int:
-        """What a further order may cost before it outgrows the collateral."""
+    def available(self) -> int:
+        """The most that a further order may cost in all before it outgrows the collateral."""
         return 0 if self.shortfall else self.capacity - self.owed - self.reserved
 
     @property
     def window_left(self) -> int:
-        """What a further order may cost before more work is unpaid than is borne at a time."""
-        return max(self.window + self.due - self.owed - self.reserved, 0)
-
-    @property
-    def available(self) -> int:
-        """The most that a further order may cost, as `Reserved` admits it; 0 also where it admits nothing."""
-        return min(self.capacity_left, self.window_left)
+        """What may still be drawn before more work is unpaid than is borne at a time."""
+        return max(self.window + self.due - self.owed - self.orders.ahead, 0)
 
     @property
     def due(self) -> int:
@@ -430,8 +471,12 @@ class Account:
 def apply(account: Account, change: Change) -> Account:
     """The account after a change. Raises AccountError, one subclass for each broken guard."""
     match change:
+        case Admitted(order, amount, first, expires):
+            return _admit(account, order, Reservation(amount, expires, drawn=first))
         case Reserved(order, amount, expires):
-            return _reserve(account, order, Reservation(amount, expires))
+            return _admit(account, order, Reservation(amount, expires, drawn=amount))
+        case Drawn(order, total):
+            return _draw(account, order, total)
         case Earned(order, total):
             return _earn(account, order, total)
         case Released(order):
@@ -467,6 +512,8 @@ def apply(account: Account, change: Change) -> Account:
             return _dispute(account, order, asked, granted)
         case Resolved(order, total):
             return _resolve(account, order, total)
+        case Recovered(order, amount, expires, total):
+            return _recover(account, order, Reservation(amount, expires, open=False), total)
         case VoucherReceived(total):
             return evolve(account, authorized=max(account.authorized, total))
         case ForgivenessReceived(total):
@@ -487,23 +534,46 @@ def _with_order(account: Account, order: bytes, reservation: Reservation) -> Acc
     return evolve(account, orders=account.orders.with_one(order, reservation))
 
 
-def _reserve(account: Account, order: bytes, reservation: Reservation) -> Account:
+def _admit(account: Account, order: bytes, reservation: Reservation) -> Account:
     if order in account.orders:
         raise OrderKnown(order)
+    if reservation.drawn > reservation.amount:
+        raise AboveReservation(order, reservation.amount, reservation.drawn)
     debt = account.owed + account.reserved + reservation.amount
     if max(debt, account.authorized) > account.capacity:
-        raise AboveCapacity(reservation.amount, account.capacity_left)
-    if debt - account.due > account.window:
-        raise AboveWindow(reservation.amount, account.window_left)
-    return _with_order(account, order, reservation)
+        raise AboveCapacity(reservation.amount, account.available)
+    return _with_drawn(account, order, reservation, reservation.drawn)
 
 
-def _earn(account: Account, order: bytes, total: int) -> Account:
+def _draw(account: Account, order: bytes, total: int) -> Account:
+    reservation = _known_open(account, order)
+    if total < reservation.drawn:
+        raise DrawnFell(order, reservation.drawn, total)
+    if total > reservation.amount:
+        raise AboveReservation(order, reservation.amount, total)
+    return _with_drawn(account, order, evolve(reservation, drawn=total), total - reservation.drawn)
+
+
+def _with_drawn(account: Account, order: bytes, reservation: Reservation, more: int) -> Account:
+    moved = _with_order(account, order, reservation)
+    if moved.orders.ahead > account.orders.ahead and moved.owed + moved.orders.ahead - moved.due > moved.window:
+        raise AboveWindow(more, account.window_left)
+    return moved
+
+
+def _known_open(account: Account, order: bytes) -> Reservation:
     reservation = _known(account, order)
     if not reservation.open:
         raise OrderClosed(order)
+    return reservation
+
+
+def _earn(account: Account, order: bytes, total: int) -> Account:
+    reservation = _known_open(account, order)
     if total < reservation.earned:
         raise EarnedFell(order, reservation.earned, total)
+    if reservation.drawn < total <= reservation.amount:
+        raise AboveDrawn(order, reservation.drawn, total)
     return _with_earned(account, order, total)
 
 
@@ -543,6 +613,11 @@ def _acknowledge(account: Account, order: bytes, total: int) -> Account:
     return _with_order(moved, order, evolve(moved.orders[order], granted=max(total, reservation.granted)))
 
 
+def _recover(account: Account, order: bytes, lost: Reservation, total: int) -> Account:
+    known = evolve(account.orders.get(order, lost), open=False)
+    return _with_earned(_with_order(account, order, known), order, max(total, known.earned))
+
+
 def _dispute(account: Account, order: bytes, asked: int, granted: int) -> Account:
     reservation = _known(account, order)
     if reservation.open:
@@ -566,7 +641,7 @@ def _resolve(account: Account, order: bytes, total: int) -> Account:
 def _authorize(account: Account, total: int) -> Account:
     if total < account.authorized:
         raise AuthorizedFell(account.authorized, total)
-    if total > account.owed:
+    if total > max(account.owed, account.authorized):
         raise AboveOwed(account.owed, total)
     return evolve(account, authorized=total)
 

@@ -92,11 +92,29 @@ def _order() -> bytes:
 
 @frozen
 class Reserved:
-    """Act: admit an order that may cost up to `amount`; `expires` is the order's own."""
+    """Act: admit an order that may cost up to `amount`, and draw all of it; `expires` is the order's own."""
 
     order: bytes = _order()
     amount: int = _amount()
     expires: int = _amount()
+
+
+@frozen
+class Admitted:
+    """Act: admit an order that may cost up to `amount`, and draw `first` for what is delivered before any pay."""
+
+    order: bytes = _order()
+    amount: int = _amount()
+    first: int = _amount()
+    expires: int = _amount()
+
+
+@frozen
+class Drawn:
+    """Act: this order may deliver up to `total` by now. What is drawn and not paid is bounded by the window."""
+
+    order: bytes = _order()
+    total: int = _amount()
 
 
 @frozen
@@ -207,8 +225,21 @@ class Resolved:
 
 
 @frozen
+class Recovered:
+    """Fact: a signature of ours that our journal has lost says that this order was taken, and has cost `total`.
+
+    It came back from the other side, after our journal was cut or restored from an older copy.
+    """
+
+    order: bytes = _order()
+    amount: int = _amount()
+    expires: int = _amount()
+    total: int = _amount()
+
+
+@frozen
 class VoucherReceived:
-    """Fact at the payee: the payer signed a voucher for this total."""
+    """Fact: the payer signed a voucher for this total; at the payer itself one that its journal had lost."""
 
     total: int = _amount()
 
@@ -234,7 +265,7 @@ class Netted:
     total: int = _amount()
 
 
-Act = Reserved | Earned | Released | Expired | Forgotten | Authorized | Forgiven | Claimed
+Act = Reserved | Admitted | Drawn | Earned | Released | Expired | Forgotten | Authorized | Forgiven | Claimed
 Fact = (
     Granted
     | Funded
@@ -242,6 +273,7 @@ Fact = (
     | Acknowledged
     | Disputed
     | Resolved
+    | Recovered
     | VoucherReceived
     | ForgivenessReceived
     | Settled

@@ -9,6 +9,7 @@ from attrs import define, field, frozen
 from ledger import codec, quick
 from ledger.account import Account, AccountKey, apply
 from ledger.changes import Change, InvalidChange, decode_change, encode_change
+from ledger.effects import EffectPlanned, EffectTold, Tracked, decode_effect, encode_effect, follow
 from ledger.money import Unit
 from ledger.records import DIGEST_BYTES
 
@@ -76,15 +77,28 @@ class Observed:
     facts: Mapping[str, Fact] = field(factory=dict, validator=_are_facts)
 
 
-Event = AccountChanged | RecordKept | Observed
+Event = AccountChanged | RecordKept | Observed | EffectPlanned | EffectTold
 
 
 def encode_events(events: Iterable[Event]) -> bytes:
     """An entry's payload. Raises InvalidEvents when it would be larger than an entry may be."""
-    payload = codec.encode([_to_map(event) for event in events])
+    spelled = [_spelled(event) for event in events]
+    payload = quick.spell_head(4, len(spelled)) + b"".join(spelled)
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise InvalidEvents(f"{len(payload)} bytes in one entry, of at most {MAX_PAYLOAD_BYTES}: append in parts")
     return payload
+
+
+def _spelled(event: Event) -> bytes:
+    match event:
+        case AccountChanged(key, change):
+            spelled = quick.spell_change(change)
+            if spelled is not None:
+                return _ACCOUNT_1 + quick.spell_account_key(key) + _ACCOUNT_2 + spelled
+        case RecordKept(kind, digest, order):
+            of_order = b"X\x20" + order if order is not None else b"\xf6"
+            return _RECORD_1 + quick.spell_text(kind) + _RECORD_2 + of_order + _RECORD_3 + digest
+    return codec.encode(_to_map(event))
 
 
 def decode_events(payload: bytes) -> tuple[Event, ...]:
@@ -114,6 +128,8 @@ def _to_map(event: Event) -> dict[str, Any]:
             return {"event": "record", "kind": kind, "digest": digest, "order": order}
         case Observed(subject, what, facts):
             return {"event": "observed", "subject": subject, "what": what, "facts": dict(facts)}
+        case EffectPlanned() | EffectTold():
+            return encode_effect(event)
 
 
 def _from_map(plain: object) -> Event:
@@ -131,6 +147,8 @@ def _from_map(plain: object) -> Event:
         case {"event": "observed", "subject": str(subject), "what": str(what), "facts": dict(facts), **rest}:
             if not rest:
                 return Observed(subject, what, facts)
+        case {"event": "effect" | "fate"}:
+            return decode_effect(cast(Mapping[str, Any], plain))
     raise InvalidEvents(f"{str(plain)[:200]} is no event known here")
 
 
@@ -213,11 +231,16 @@ def _sealed(accounts: Mapping[AccountKey, Account]) -> Mapping[AccountKey, Accou
     return MappingProxyType(dict(accounts))
 
 
+def _sealed_effects(effects: Mapping[AccountKey, Tracked]) -> Mapping[AccountKey, Tracked]:
+    return MappingProxyType(dict(effects))
+
+
 @frozen(hash=False)
 class Books:
-    """Every account, as it is after some entry."""
+    """Every account, as it is after some entry, and the effects that are under way or bear watching, by account."""
 
     accounts: Mapping[AccountKey, Account] = field(factory=dict, converter=_sealed)
+    effects: Mapping[AccountKey, Tracked] = field(factory=dict, converter=_sealed_effects)
 
     def account(self, key: AccountKey) -> Account:
         """An account; one that nothing has happened to yet is empty."""
@@ -225,13 +248,26 @@ class Books:
 
     def apply(self, events: Iterable[Event]) -> "Books":
         """The books after these events: all of them, or none. Raises AccountError."""
-        accounts = dict(self.accounts)
-        advance(accounts, events)
-        return Books(accounts)
+        accounts, effects = dict(self.accounts), dict(self.effects)
+        advance(accounts, effects, events)
+        return Books(accounts, effects)
 
 
-def advance(accounts: dict[AccountKey, Account], events: Iterable[Event]) -> None:
-    """Move accounts in place, event by event. Raises AccountError; what came before it stays moved."""
+def advance(accounts: dict[AccountKey, Account], effects: dict[AccountKey, Tracked], events: Iterable[Event]) -> None:
+    """Move accounts and effects in place, event by event. Raises AccountError; what came before it stays moved."""
     for event in events:
         if isinstance(event, AccountChanged):
             accounts[event.key] = apply(accounts.get(event.key) or Account(event.key), event.change)
+        elif isinstance(event, EffectPlanned | EffectTold):
+            _follow(accounts, effects, event)
+
+
+def _follow(
+    accounts: Mapping[AccountKey, Account], effects: dict[AccountKey, Tracked], event: EffectPlanned | EffectTold
+) -> None:
+    key = event.effect.account if isinstance(event, EffectPlanned) else event.account
+    tracked = follow(effects.get(key), event, accounts.get(key) or Account(key))
+    if tracked is None:
+        effects.pop(key, None)
+    else:
+        effects[key] = tracked

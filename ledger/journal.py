@@ -13,12 +13,13 @@ moment, one append after another, so of two orders that race for the last credit
 """
 
 import hashlib
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
 from attrs import define, evolve, field, frozen
 
 from ledger.account import Account, AccountError, AccountKey
+from ledger.effects import Tracked
 from ledger.events import Books, Event, InvalidEvents, RecordKept, advance, decode_events, encode_events
 from ledger.records import digest_of
 
@@ -104,12 +105,14 @@ class Replay:
     def __init__(self, chain_id: str) -> None:
         self.head = genesis(chain_id)
         self._accounts: dict[AccountKey, Account] = {}
+        self._effects: dict[AccountKey, Tracked] = {}
 
     @classmethod
     def after(cls, head: Entry, books: Books) -> "Replay":
         """One that goes on from an entry after which the books are known, for instance from a snapshot."""
         resumed = cls("")
         resumed.head, resumed._accounts = head, dict(books.accounts)
+        resumed._effects = dict(books.effects)
         return resumed
 
     def add(self, entry: Entry) -> tuple[Event, ...]:
@@ -117,16 +120,20 @@ class Replay:
         check_link(self.head, entry)
         try:
             events = decode_events(entry.payload)
-            advance(self._accounts, events)
+            advance(self._accounts, self._effects, events)
         except (InvalidEvents, AccountError) as error:
             raise BrokenChain(entry.sequence, str(error)) from error
         self.head = entry
         return events
 
+    def account(self, key: AccountKey) -> Account:
+        """An account after the entries so far."""
+        return self._accounts.get(key) or Account(key)
+
     @property
     def books(self) -> Books:
         """The books after the entries so far."""
-        return Books(self._accounts)
+        return Books(self._accounts, self._effects)
 
 
 def replay(chain_id: str, entries: Iterable[Entry]) -> Books:
@@ -174,8 +181,56 @@ class Material:
     expires: int
 
 
+class Accounts(Protocol):
+    """Every account as it is after some entry: Books, or a Replay that has come there."""
+
+    def account(self, key: AccountKey) -> Account:
+        """An account; one that nothing has happened to yet is empty."""
+
+
+class Follower(Protocol):
+    """Something that follows from a journal and is kept in step with it, as experience is."""
+
+    def take(self, time_ms: int, events: Iterable[Event], accounts: Accounts) -> None:
+        """Take what the next entry says but for the records that it keeps, and the accounts after it."""
+
+    def freeze(self) -> Callable[[], bytes]:
+        """Hold on to all of it as it is now; what comes back writes that down, in any thread."""
+
+
+@frozen
+class Remembered:
+    """What a follower had written down when a snapshot was taken, after the entry `head` and with these books."""
+
+    head: Entry
+    books: Books
+    raw: bytes = field(repr=False)
+
+
+@frozen
+class StoredSnapshot:
+    """A snapshot as it is stored: bytes of the books (`ledger.snapshot`), and what the follower wrote down, if any."""
+
+    sequence: int
+    books: bytes = field(repr=False)
+    memory: bytes | None = field(default=None, repr=False)
+
+
 class Journal(Protocol):
     """One node's durable memory."""
+
+    @property
+    def remembered(self) -> Remembered | None:
+        """What the last follower had made of the journal up to some entry; None where nothing of it is usable."""
+
+    async def snapshot(self) -> StoredSnapshot | None:
+        """The snapshot that is stored now, unchecked. Raises BadSnapshot where that cannot even be read."""
+
+    def follow(self, follower: Follower, resumed: bool = False) -> None:
+        """Have each entry from now on taken, in order, before its append returns. There is one follower.
+
+        It has taken all entries so far, from `remembered` on if it is `resumed`.
+        """
 
     @property
     def head(self) -> Entry:
@@ -255,6 +310,20 @@ class MemoryJournal:
         self._records: dict[bytes, Kept] = {}
         self._nonces: dict[tuple[str, bytes], Nonce] = {}
         self._materials: dict[bytes, Material] = {}
+        self._follower: Follower | None = None
+
+    @property
+    def remembered(self) -> Remembered | None:
+        """Nothing: there are no snapshots."""
+        return None
+
+    async def snapshot(self) -> StoredSnapshot | None:
+        """None."""
+        return None
+
+    def follow(self, follower: Follower, resumed: bool = False) -> None:
+        """Have each entry from now on taken. See `Journal.follow`."""
+        self._follower = follower
 
     async def append(
         self,
@@ -267,6 +336,7 @@ class MemoryJournal:
     ) -> Entry:
         """Write all of this, or nothing. See `Journal.append`."""
         fresh = {record.digest: record for record in records if record.digest not in self._records}
+        events = tuple(events)
         entry, books = draft(self.head, self.books, events, fresh.values(), time_ms)
         used = dict(self._nonces)
         for nonce in nonces:
@@ -277,6 +347,8 @@ class MemoryJournal:
         self._entries.append(entry)
         self._records |= {digest: evolve(kept, sequence=entry.sequence) for digest, kept in fresh.items()}
         self._materials |= {material.order: material for material in materials}
+        if self._follower is not None:
+            self._follower.take(time_ms, events, books)
         return entry
 
     async def entries(self, after: int = 0) -> AsyncIterator[Entry]:

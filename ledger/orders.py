@@ -2,7 +2,8 @@
 
 Theory of operation. An account moves with every change, and the one before it must stay as it was; copying all of its
 orders each time makes a busy account slow. Here they lie in buckets by the first bits of their digests: a copy with
-one order changed copies that bucket and the list of buckets. What open orders may still earn is kept as a sum.
+one order changed copies that bucket and the list of buckets. What open orders may still earn, and what of it is drawn,
+is kept as sums.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,11 +13,15 @@ _BUCKETS: Final = 64
 
 
 class Earning(Protocol):
-    """What an order may still earn."""
+    """What an order may still earn, in the account's unit."""
 
     @property
     def rest(self) -> int:
-        """In the account's unit."""
+        """In all."""
+
+    @property
+    def ahead(self) -> int:
+        """Before it draws again."""
 
 
 V = TypeVar("V", bound=Earning)
@@ -25,7 +30,7 @@ V = TypeVar("V", bound=Earning)
 class Orders(Mapping[bytes, V], Generic[V]):
     """An immutable map from an order's digest to its reservation, ordered by bucket and then by age."""
 
-    __slots__ = ("_buckets", "_count", "rest")
+    __slots__ = ("_buckets", "_count", "ahead", "rest")
 
     def __init__(self, orders: Mapping[bytes, V] | Iterable[tuple[bytes, V]] = ()) -> None:
         buckets: list[dict[bytes, V]] = [{} for _ in range(_BUCKETS)]
@@ -34,6 +39,7 @@ class Orders(Mapping[bytes, V], Generic[V]):
         self._buckets = buckets  # neither the list nor what is in it is changed after this
         self._count = sum(map(len, buckets))
         self.rest = sum(value.rest for value in self.values())
+        self.ahead = sum(value.ahead for value in self.values())
 
     def with_one(self, order: bytes, value: V) -> "Orders[V]":
         """The same with one order added, or put in the place of the one of its digest."""
@@ -46,6 +52,7 @@ class Orders(Mapping[bytes, V], Generic[V]):
         changed._buckets = buckets
         changed._count = self._count + (before is None)
         changed.rest = self.rest + value.rest - (before.rest if before is not None else 0)
+        changed.ahead = self.ahead + value.ahead - (before.ahead if before is not None else 0)
         return changed
 
     def __getitem__(self, order: bytes) -> V:

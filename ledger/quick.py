@@ -1,9 +1,10 @@
-"""Reading the parts of a journal's entries at a speed at which years can be replayed.
+"""Reading and spelling the parts of a journal's entries at a speed at which years can be replayed.
 
 Theory of operation. What a journal holds is in deterministic CBOR, so each event of a known shape has one spelling: the
 same bytes around its values. Here those bytes are looked for, instead of decoding everything into maps, looking at each
 value and encoding it again to compare. A reader returns None at whatever is spelled otherwise, and the caller decodes
-it the general way, which also says what is wrong with it. So nothing is accepted here that would be refused there.
+it the general way, which also says what is wrong with it. So nothing is accepted here that would be refused there. In
+the same way a change is spelled by putting its values between these bytes.
 """
 
 import re
@@ -74,6 +75,63 @@ def _all_kinds() -> tuple[re.Pattern[bytes], dict[int, _ChangeKind]]:
 
 
 _CHANGES, _KINDS = _all_kinds()
+
+
+def _around(kind: type[Change]) -> tuple[tuple[bytes, str | None], ...]:
+    """What is spelled before each value of a change, and which field the value is of; at the end, of none."""
+    of_type = {attribute.name: attribute.type for attribute in fields(kind)}
+    pieces: list[tuple[bytes, str | None]] = []
+    before = bytes([0xA0 + len(of_type) + 1])
+    for name in sorted(["change", *of_type], key=_key_order):
+        before += codec.encode(name)
+        if name == "change":
+            before += codec.encode(kind.__name__)
+        else:
+            pieces.append((before + (_DIGEST_HEAD if of_type[name] is bytes else b""), name))
+            before = b""
+    return (*pieces, (before, None))
+
+
+_DIGEST_HEAD: Final = bytes([0x58, ORDER_DIGEST_BYTES])
+_AROUND: Final = {kind: _around(kind) for kind in get_args(Change) if _spelling(kind) is not None}
+
+
+def spell_change(change: Change) -> bytes | None:
+    """A change in its one spelling; None for one of a kind that has to be encoded the general way."""
+    around = _AROUND.get(type(change))
+    if around is None:
+        return None
+    spelled = b""
+    for before, name in around:
+        value: Any = getattr(change, name) if name else b""
+        spelled += before + (value if type(value) is bytes else spell_head(0, value))
+    return spelled
+
+
+def spell_head(major: int, argument: int) -> bytes:
+    """The head of a value (RFC 8949, 3), its argument in the shortest form."""
+    first = major << 5
+    if argument < 24:
+        return bytes([first + argument])
+    if argument < 256:
+        return bytes([first + 24, argument])
+    if argument < 65_536:
+        return bytes([first + 25]) + argument.to_bytes(2, "big")
+    if argument < 2**32:
+        return bytes([first + 26]) + argument.to_bytes(4, "big")
+    return bytes([first + 27]) + argument.to_bytes(8, "big")
+
+
+@lru_cache(_REMEMBERED)
+def spell_account_key(key: AccountKey) -> bytes:
+    """The parts of an account's key, as an array."""
+    return codec.encode([key.payer, key.payee, key.rail, key.unit])
+
+
+def spell_text(text: str) -> bytes:
+    """A text. Raises UnicodeEncodeError."""
+    raw = text.encode()
+    return spell_head(3, len(raw)) + raw
 
 
 def change(raw: bytes, at: int) -> tuple[Change, int] | None:

@@ -33,7 +33,7 @@ MAX_SCORED: Final = 4_096
 
 Privacy = Literal["public", "internal", "confidential", "restricted"]
 PRIVACY_LEVELS: Final[tuple[Privacy, ...]] = get_args(Privacy)
-Finish = Literal["stop", "length", "cancelled", "cut"]
+Finish = Literal["stop", "length", "cancelled", "cut", "unpaid"]
 Outcome = Literal["honest", "dishonest", "undecided"]
 
 
@@ -76,6 +76,11 @@ def _digest_if_any(value: bytes | None) -> None:
         _sized(DIGEST_BYTES, DIGEST_BYTES)(value)
 
 
+def _digest_or_empty(value: bytes) -> None:
+    if value:
+        _sized(DIGEST_BYTES, DIGEST_BYTES)(value)
+
+
 def _word_if_any(value: str | None) -> None:
     if value is not None:
         _sized(1, 64)(value)
@@ -91,6 +96,7 @@ Seconds = Annotated[int, _between(0, MAX_AMOUNT)]
 Milliseconds = Annotated[int, _between(0, MAX_AMOUNT)]
 Seed = Annotated[int, _between(0, 2**64 - 1)]
 Digest = Annotated[bytes, _sized(DIGEST_BYTES, DIGEST_BYTES)]
+DigestOrNone = Annotated[bytes, _digest_or_empty]
 Bytes16 = Annotated[bytes, _sized(16, 16)]
 DidText = Annotated[str, _did]
 Name = Annotated[str, _sized(1, 128)]
@@ -372,6 +378,52 @@ class Forgiveness:
 
 
 @frozen(field_transformer=_ranges)
+class Totals:
+    """One account as one of its two parties sees it; the counters are those of `ledger.account`."""
+
+    payer: DidText
+    payee: DidText
+    rail: Name
+    unit: Unit
+    authorized: Money
+    earned: Money
+    waived: Money
+    forgiven: Money
+    settled: Money
+    netted: Money
+    reserved: Money
+    disputed: Money
+    # The digest of the last acknowledgement up to which the signer has all of this account; empty: it has none.
+    acknowledged: DigestOrNone
+
+
+# Both directions, each rail and unit.
+MAX_ACCOUNTS: Final = 16
+
+
+def _few_accounts(value: tuple[Totals, ...]) -> None:
+    _sized(0, MAX_ACCOUNTS)(value)
+
+
+@frozen(field_transformer=_ranges)
+class AccountState:
+    """What the signer's books say of its accounts with `peer`, and where its journal's chain ends by now.
+
+    `nonce` is the peer's, so that it knows that this was said just now.
+    """
+
+    kind: ClassVar[str] = "state"
+    limit: ClassVar[int] = 8_192
+
+    peer: DidText
+    nonce: Bytes16
+    sequence: Count
+    head: Digest
+    accounts: Annotated[tuple[Totals, ...], _few_accounts]
+    issued_ms: Milliseconds
+
+
+@frozen(field_transformer=_ranges)
 class Cancel:
     """Stop an order; `tokens` is how many of its tokens the signer has seen (a buyer) or sent (a seller: a cut)."""
 
@@ -443,6 +495,7 @@ Record = (
     | Netting
     | Resolution
     | Forgiveness
+    | AccountState
     | Cancel
     | Score
     | Verdict

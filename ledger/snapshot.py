@@ -1,15 +1,17 @@
 """The books as bytes, so that a start need not replay years: what they were after one entry, and which entry that was.
 
     snapshot = deterministic CBOR of
-      {"format": 1, "chain": did:key, "sequence": n, "hash": the entry's,
-       "accounts": [{"key": [payer, payee, rail, unit], "counters": {name: n, ...}, "orders": [...]}, ...]}
+      {"format": 2, "chain": did:key, "sequence": n, "hash": the entry's,
+       "accounts": [{"key": [payer, payee, rail, unit], "counters": {name: n, ...}, "orders": [...]}, ...],
+       "effects": [{"account": [payer, payee, rail, unit], "key": bytes, "kind": name, "state": name, ...}, ...]}
     order    = {"order": digest, "state": {name: n, ...}}
     file     = snapshot, then its SHA-256
 
-Theory of operation. Accounts are ordered by their keys, orders by their digests, and what is as in an empty account is
-left out: so equal books have equal bytes, on every machine. A snapshot is a copy and never the truth. It is used only
-if the chain holds the entry that it names, and whoever doubts it replays from the genesis; `check` does. The digest at
-the end finds torn and rotten files, not forgers: those need the journal's own hash for what they would say.
+Theory of operation. Accounts and effects are ordered by the accounts' keys, orders by their digests, and what is as in
+an empty account is left out: so equal books have equal bytes, on every machine. A snapshot is a copy and never the
+truth. It is used only if the chain holds the entry that it names, and whoever doubts it replays from the genesis;
+`check` does. The digest at the end finds torn and rotten files, not forgers: those need the journal's own hash for what
+they would say.
 """
 
 import hashlib
@@ -20,7 +22,8 @@ from attrs import define, fields, frozen
 
 from ledger import codec
 from ledger.account import Account, AccountKey, Reservation
-from ledger.changes import ORDER_DIGEST_BYTES, InvalidUnit
+from ledger.changes import ORDER_DIGEST_BYTES, InvalidChange
+from ledger.effects import Tracked, decode_tracked, encode_tracked
 from ledger.events import Books
 from ledger.journal import Entry
 from ledger.orders import Orders
@@ -28,7 +31,7 @@ from ledger.orders import Orders
 # Some 400 bytes for each account and 100 for each order: far more than one node deals with.
 MAX_BYTES: Final = 256 * 2**20
 _MAX_ITEMS: Final = 16 * 2**20
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _DIGEST_BYTES: Final = hashlib.sha256().digest_size
 # Counters are sums of amounts, so they may outgrow any one amount.
 _MOST: Final = 2**63 - 1
@@ -65,7 +68,7 @@ def take(chain: str, head: Entry, books: Books) -> Snapshot:
 
 def encode(snapshot: Snapshot) -> bytes:
     """A snapshot as a file's bytes; equal books have equal bytes. Raises BadSnapshot where they are too many."""
-    accounts = snapshot.books.accounts
+    accounts, effects = snapshot.books.accounts, snapshot.books.effects
     raw = codec.encode(
         {
             "format": _FORMAT,
@@ -73,6 +76,7 @@ def encode(snapshot: Snapshot) -> bytes:
             "sequence": snapshot.sequence,
             "hash": snapshot.hash,
             "accounts": [_account_map(accounts[key]) for key in sorted(accounts, key=_parts)],
+            "effects": [encode_tracked(effects[key]) for key in sorted(effects, key=_parts)],
         }
     )
     if len(raw) + _DIGEST_BYTES > MAX_BYTES:
@@ -89,7 +93,7 @@ def decode(raw: bytes, chain: str) -> Snapshot:
         raise BadSnapshot("its bytes do not match the digest at their end: it is torn or damaged")
     try:
         snapshot = _snapshot(codec.decode(body, MAX_BYTES, _MAX_ITEMS))
-    except (codec.Malformed, InvalidUnit) as error:
+    except (codec.Malformed, InvalidChange) as error:
         raise BadSnapshot(str(error)) from None
     if snapshot.chain != chain:
         raise BadSnapshot(f"it is of the chain of {snapshot.chain[:80]}, and this node is {chain}")
@@ -142,15 +146,21 @@ _WHOLE_ORDER: Final = {"amount": int, "expires": int} | _ORDER_FIELDS
 def _snapshot(body: object) -> Snapshot:
     match body:
         case {
-            "format": 1,
+            "format": 2,
             "chain": str(chain),
             "sequence": int(sequence),
             "hash": bytes(hash_),
             "accounts": list(accounts),
+            "effects": list(effects),
             **rest,
         } if not rest and 0 <= sequence <= _MOST and len(hash_) == _DIGEST_BYTES:
             read = [_account(account) for account in accounts]
-            return Snapshot(chain, sequence, hash_, Books({account.key: account for account in read}))
+            followed = [_effect(effect) for effect in effects]
+            books = Books(
+                {account.key: account for account in read},
+                {tracked.effect.account: tracked for tracked in followed},
+            )
+            return Snapshot(chain, sequence, hash_, books)
     raise BadSnapshot("it is of another format or version")
 
 
@@ -165,6 +175,12 @@ def _account(body: object) -> Account:
             key = AccountKey(payer, payee, rail, unit)  # type: ignore[arg-type] # checked by AccountKey
             return Account(key, **_checked(counters, _COUNTERS), orders=Orders(map(_order, orders)))
     raise BadSnapshot("something in it is no account")
+
+
+def _effect(body: object) -> Tracked:
+    if not isinstance(body, dict):
+        raise BadSnapshot("something in it is no effect")
+    return decode_tracked(body)
 
 
 def _order(body: object) -> tuple[bytes, Reservation]:

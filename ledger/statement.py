@@ -27,14 +27,14 @@ unit, times milliseconds since 1970, days whole days since 1970 in UTC.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, Self, get_args
 
 from attrs import evolve, frozen
 
 from ledger.account import Account, AccountKey, apply
 from ledger.changes import Change
 from ledger.events import AccountChanged, Event
-from ledger.money import Amount, Unit
+from ledger.money import UNITS, Amount, Unit
 
 Role = Literal["payee", "payer"]
 Counter = Literal["earned", "waived", "forgiven", "authorized", "settled", "netted", "funded", "withdrawn"]
@@ -250,6 +250,23 @@ class Turnover:
     def __init__(self, me: str) -> None:
         self._bookkeeper = Bookkeeper(me)
         self._sums: dict[tuple[int, Role, Counter, Unit], int] = {}
+
+    @classmethod
+    def resumed(cls, me: str, accounts: Iterable[Account], sums: Mapping[Any, int]) -> Self:
+        """One that goes on from earlier `sums` and the accounts as they were then. Raises ValueError at odd cells."""
+        turnover = cls(me)
+        for account in accounts:
+            turnover._bookkeeper.see(account)
+        for day, role, counter, unit in sums:
+            if type(day) is not int or role not in get_args(Role) or counter not in COUNTERS or unit not in UNITS:
+                raise ValueError(f"{str((day, role, counter, unit))[:80]} is nothing that a sum is kept of")
+        turnover._sums.update(sums)
+        return turnover
+
+    @property
+    def sums(self) -> dict[tuple[int, Role, Counter, Unit], int]:
+        """A copy of what it has counted: amounts by day since 1970, role, counter and unit."""
+        return dict(self._sums)
 
     def take(self, time_ms: int, events: Iterable[Event]) -> None:
         """Take the events of the next entry. Raises AccountError."""

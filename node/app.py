@@ -16,9 +16,12 @@ from attrs import field, frozen
 from ledger.database import Database, Place
 from ledger.identity import Did, Identity
 from ledger.money import Amount
+from ledger.rails import credit
+from ledger.rails.port import Rail
 from ledger.records import Offer, Signed
 from node.api.connections import Bounds, serving
 from node.api.disputes import DisputesDoor
+from node.api.effects import EffectsDoor
 from node.api.mesh import MeshDoor
 from node.api.openai import OpenAiDoor
 from node.api.owner import OwnerDoor
@@ -35,11 +38,14 @@ from node.exchange.auditor import Auditor
 from node.exchange.book import Book
 from node.exchange.buyer import Buyer
 from node.exchange.disputes import Disputes
+from node.exchange.effects import EffectDriver
 from node.exchange.idling import IdleWatch, reader, selling_now
 from node.exchange.netting import Netter
 from node.exchange.panel import Market, Panel
+from node.exchange.reconciling import Reconciler
 from node.exchange.retaining import Retention
-from node.exchange.seller import Credit, Seller, Ware
+from node.exchange.sale import Ware
+from node.exchange.seller import Credit, Seller
 from node.exchange.settler import AuditPolicy, Settler
 from node.exchange.settling import Settling
 from node.gateway.gateway import Gateway
@@ -59,6 +65,8 @@ from node.ports import Clock, Entropy, SystemClock, SystemEntropy
 from node.wire.client import HttpPeer
 from node.wire.messages import Refused
 
+# What was open at a stop is settled once the peers have answered, or after so long.
+_PEERS_ANSWER_S: Final = 15.0
 # How often nonces and token ids past their time are dropped, and orders that came to nothing are closed.
 _SWEEP_S: Final = 60.0
 
@@ -91,6 +99,7 @@ class Node:
     gateway: Gateway
     peers: NamedPeers
     settler: Settler
+    effects: EffectDriver
     own: OwnModels
     token: str = field(repr=False)
 
@@ -119,8 +128,9 @@ async def run_node(
     clock: Clock | None = None,
     entropy: Entropy | None = None,
     say: Say = lambda _: None,
+    rails: Sequence[Rail] = (credit,),
 ) -> AsyncIterator[Node]:
-    """Run a node until the context is left; `say` is told what takes time at the start.
+    """Run a node until the context is left; `say` is told what takes time at the start, `rails` can move money.
 
     Raises HomeError, BadModelFile, BadConfig, NameTaken, EngineError, LedgerCorrupt, each with advice.
     """
@@ -148,9 +158,12 @@ async def run_node(
         policy = AuditPolicy(config.audit.rate, config.audit.first)
         settler = Settler(book, entropy, auditor, policy, dialled.get)
         stack.push_async_callback(settler.close)
-        buyer = Buyer(book, entropy, settler.settle, config.buy.patience)
+        buyer = Buyer(book, entropy, settler.settle, config.buy.patience, settler)
         stack.push_async_callback(buyer.close)
-        peers = NamedPeers(book.identity.did, dialled, tokenizers, clock, buyer.take_grant)
+        reconciler = Reconciler(book, entropy, dialled.get, settler.promised)
+        await reconciler.heads.open()
+        fit = reconciler.heads.may_work_with
+        peers = NamedPeers(book.identity.did, dialled, tokenizers, clock, buyer.take_grant, reconciler.meet, fit)
         names = [model.name for model in own.models]
         sold = [model.engine.manifest.digest for model in own.models if model.price is not None]
         elsewhere = await open_remotes(config, home, session, tokenizers, names, sold)
@@ -158,19 +171,20 @@ async def run_node(
         local = [_local(model) for model in own.models]
         supply = Supply(book, local, own.catalogue, peers, buyer, remotes)
         gateway = Gateway(supply, entropy, _policy(config))
-        helping = Buyer(book, entropy, settler.settle_help, config.buy.patience)
+        helping = Buyer(book, entropy, settler.settle_help, config.buy.patience, settler)
         stack.push_async_callback(helping.close)
         auditor.panel = Panel(book, entropy, helping, _help(config, supply, peers))
         if watch is not None:
             await watch.look()
         may_sell = watch.may_sell if watch is not None else _always
         wares = [*_wares(own), *(remote.ware for remote in elsewhere if remote.ware is not None)]
-        seller = _seller(book, entropy, config, wares, tokenizers, dialled, may_sell)
+        seller = _seller(book, entropy, config, wares, tokenizers, dialled, may_sell, fit)
         if seller is not None:
+            reconciler.taking.paid = seller.acknowledge
             seller.url = "" if is_wildcard(config.node.host) else _url(config.node.host, listener)
             await seller.sweep()
         url = _url("127.0.0.1" if is_wildcard(config.node.host) else config.node.host, listener)
-        await settler.recover()
+        await settler.recover(partial(peers.asked_once, _PEERS_ANSWER_S))
         peers.start()
         stack.push_async_callback(peers.close)
         door = OpenAiDoor(gateway, clock, entropy, config.api.privacy, config.api.route)
@@ -179,24 +193,28 @@ async def run_node(
         def running() -> dict[str, Any]:
             return {**own.status(), "remotes": remotes.status()}
 
-        owner = OwnerDoor(book, gateway, peers, auditor, seller.offers if seller else _no_offers, selling, running)
+        offers = seller.offers if seller else _no_offers
+        owner = OwnerDoor(book, gateway, peers, auditor, offers, selling, running, reconciler.heads)
         settling, netter = Settling(book, dialled.get), Netter(book, dialled.get)
         disputes = Disputes(book, dialled.get, settler.give_way)
         retention = Retention(book, config.retention.records)
-        app = build_app(door, MeshDoor(seller, settling, netter, disputes), owner, keys, clock)
+        app = build_app(door, MeshDoor(seller, settling, netter, disputes, reconciler), owner, keys, clock)
         app.add_routes(SettlementsDoor(settling, netter).routes())
         app.add_routes(DisputesDoor(disputes, book.me).routes())
+        effects = EffectDriver(book, entropy, rails)
+        app.add_routes(EffectsDoor(book, effects).routes())
         await stack.enter_async_context(serving(app, listener, Bounds(trusted=is_loopback)))
         # At the end this comes first: what is being sold is cut in good order, and paid up to its last checkpoint.
         for remote in elsewhere:
             stack.push_async_callback(remote.close)
         stack.push_async_callback(own.pool.close)
         _in_background(stack, _sweep(book, settler, settling, disputes, retention, seller, own.pool))
+        _in_background(stack, effects.run())
         if seller is not None and watch is not None:
             _in_background(stack, watch.run(seller.hand_back))
         home.announce(Running(url, keys.token, book.me))
         stack.callback(home.withdraw)
-        yield Node(url, book.identity.did, book, gateway, peers, settler, own, keys.token)
+        yield Node(url, book.identity.did, book, gateway, peers, settler, effects, own, keys.token)
 
 
 def _api_key(home: Home, config: Config) -> str | None:
@@ -278,6 +296,7 @@ def _seller(
     tokenizers: Tokenizers,
     named: Collection[str],
     may_sell: Callable[[], Refused | None],
+    may_work_with: Callable[[Did], Refused | None],
 ) -> Seller | None:
     """The selling side, if the owner named a price."""
     if not wares:
@@ -287,7 +306,7 @@ def _seller(
     window = sell.window or Amount(max(limit.value // 5, 1), limit.unit)
     exposure = sell.exposure or Amount(5 * window.value, window.unit)
     credit = {limit.unit: Credit(limit, window, exposure)}
-    return Seller(book, entropy, wares, credit, tokenizers.raw, named, may_sell)
+    return Seller(book, entropy, wares, credit, tokenizers.raw, named, may_sell, may_work_with, sell.patience)
 
 
 def _idle_watch(stack: contextlib.AsyncExitStack, config: Config) -> IdleWatch | None:

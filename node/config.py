@@ -22,9 +22,11 @@ from ledger.database import Place, check_place
 from ledger.identity import Did, parse_did
 from ledger.money import Amount, Price, parse_amount, parse_price
 from ledger.records import Privacy
+from node.exchange.seller import PATIENCE_S
 from node.market.candidates import Hardware, Limits, Remote, Route, Weights
 from node.market.idle import IdleRule, Window, parse_schedule
 from node.models.weights import KvType
+from node.wire.client import LEAST_PATIENCE_S
 from verify.attestation import UNDECLARED
 
 DEFAULT_PORT: Final = 8080
@@ -140,6 +142,7 @@ class SellSettings(_Section):
     open_credit: _AmountText | None = None  # None: enough for a demo, in the price's unit
     window: _AmountText | None = None  # None: a fifth of the open credit
     exposure: _AmountText | None = None  # None: five windows
+    patience: Annotated[float, Field(ge=LEAST_PATIENCE_S, le=600)] = PATIENCE_S  # seconds without pay, in mid-answer
 
 
 _Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]

@@ -13,7 +13,7 @@ from ledger.money import Price
 from node.config import BadConfig, Config, RemoteSettings
 from node.engine.completions import CompletionsClient, Endpoint
 from node.engine.remote import RemoteChat, RemoteEngine
-from node.exchange.seller import Elsewhere, Ware
+from node.exchange.sale import Elsewhere, Ware
 from node.gateway.remotes import Backend, Tokens
 from node.gateway.supply import quality
 from node.home import Home

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol, TypeVar
 import sqlalchemy as sa
 
 from ledger.database.errors import LedgerUnavailable, translated
+from ledger.database.filelock import FileLock
 
 # How long SQLite waits for another process (a backup, a shell) that holds the file.
 _BUSY_MS: Final = 5_000
@@ -68,10 +69,14 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 
 class SqliteLane:
-    """One thread with one connection of an engine, opened at the first piece of work. See `Lane`."""
+    """One thread with one connection of an engine, opened at the first piece of work. See `Lane`.
 
-    def __init__(self, engine: sa.Engine, *, writes: bool) -> None:
+    `lock` is let go when the lane is closed.
+    """
+
+    def __init__(self, engine: sa.Engine, *, writes: bool, lock: FileLock | None = None) -> None:
         self._engine = engine
+        self._lock = lock
         self._writes = writes
         self._connection: sa.Connection | None = None
         self._thread = ThreadPoolExecutor(1, "ledger-writer" if writes else "ledger-reader")
@@ -98,6 +103,8 @@ class SqliteLane:
                 await asyncio.get_running_loop().run_in_executor(self._thread, self._disconnect)
             finally:
                 self._thread.shutdown()
+                if self._lock is not None:
+                    self._lock.release()
 
     def _disconnect(self) -> None:
         if self._connection is not None:

@@ -1,5 +1,10 @@
-"""Before a ledger is used, its schema is brought up to date, and all of it is read and checked."""
+"""Before a ledger is used, its schema is brought up to date, and it is read and checked.
 
+Where a snapshot of the books is there that the chain bears out, reading goes on from its entry; else the whole chain is
+read, and every record compared with it.
+"""
+
+import logging
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
@@ -11,17 +16,23 @@ import alembic.config
 import alembic.script
 import sqlalchemy as sa
 from alembic.runtime.migration import MigrationContext
-from attrs import frozen
+from attrs import evolve, frozen
 
+from ledger import snapshot
+from ledger.database import snapshots
 from ledger.database.backup import back_up
 from ledger.database.errors import LedgerCorrupt, LedgerOutdated
 from ledger.database.schema import chains, entry_of, journal, kept_of, records, select_entries, select_kept
 from ledger.events import Books, Event, RecordKept
-from ledger.journal import BrokenChain, Entry, Kept, Replay, genesis
+from ledger.journal import BrokenChain, Entry, Kept, Remembered, Replay, check_link, genesis
 from ledger.retention import Gaps
+from ledger.snapshot import BadSnapshot, Snapshot
 
 # Entries read at a time, so that memory stays flat however long the journal is.
 BATCH: Final = 1_000
+_MOST: Final = 2**63 - 1
+
+_log = logging.getLogger(__name__)
 
 # Alembic keeps the upgrade under way in a module's globals: one at a time in a process.
 _UPGRADING: Final = Lock()
@@ -38,11 +49,17 @@ class Upgraded:
 
 @frozen
 class Opened:
-    """A chain that was verified: its number in the database, its last entry, and the books after it."""
+    """A chain that was checked: its number in the database, its last entry, and the books after it.
 
+    `snapshot` is the entry of the snapshot that this began from, 0 for none; `remembered` is what came with it.
+    """
+
+    chain_id: str
     chain: int
     head: Entry
     books: Books
+    snapshot: int = 0
+    remembered: Remembered | None = None
 
 
 def upgrade(connection: sa.Connection) -> Upgraded:
@@ -106,32 +123,124 @@ def enter(connection: sa.Connection, chain_id: str) -> int:
     return int(begun.scalar_one())
 
 
-def entries_after(chain: int, sequence: int) -> sa.Select[Any]:
+def entries_after(chain: int, sequence: int, limit: int = BATCH) -> sa.Select[Any]:
     """The next batch of a chain's rows in the journal."""
     following = select_entries(chain).where(journal.c.sequence > sequence)
-    return following.order_by(journal.c.sequence).limit(BATCH)
+    return following.order_by(journal.c.sequence).limit(limit)
 
 
-def verify(connection: sa.Connection, chain_id: str, chain: int) -> Opened:
-    """Check the whole chain, and every record against it; rebuild the books. Raises LedgerCorrupt."""
-    replayed, told, gaps = Replay(chain_id), 0, Gaps()
-    while rows := connection.execute(entries_after(chain, replayed.head.sequence)).all():
-        entries = [entry_of(row) for row in rows]
-        stored = _records_between(connection, chain, entries[0].sequence, entries[-1].sequence)
-        for entry in entries:
-            try:
-                events = replayed.add(entry)
-            except BrokenChain as error:
-                raise LedgerCorrupt(error.sequence, error.why) from error
-            told += _compare(entry.sequence, events, stored.get(entry.sequence, []), gaps)
-            gaps.take(events)
-    if (gap := gaps.first) is not None:
-        raise LedgerCorrupt(gap.sequence, str(gap))
+def resume(connection: sa.Connection, chain_id: str, chain: int) -> Opened:
+    """Go on from the stored snapshot, or else verify everything. Raises LedgerCorrupt."""
+    found = _snapshot(connection, chain_id, chain)
+    if found is None:
+        return verify(connection, chain_id, chain)
+    taken, memory = found
+    start = _entry_at(connection, chain, taken.sequence)
+    if not taken.follows(start):
+        _pass_over(BadSnapshot(f"it follows another entry {taken.sequence} than the journal has"))
+        return verify(connection, chain_id, chain)
+    _check_content(start)
+    replayed, gaps = Replay.after(start, taken.books), Gaps()
+    _read_on(connection, chain, replayed, gaps)
+    _check_no_gap(gaps)
+    remembered = None if memory is None else Remembered(start, taken.books, memory)
+    return Opened(chain_id, chain, replayed.head, replayed.books, taken.sequence, remembered)
+
+
+def verify_all(connection: sa.Connection, chain_id: str, chain: int) -> Opened:
+    """Check the whole chain, and the stored snapshot against it. Raises LedgerCorrupt; a wrong snapshot is dropped."""
+    found = _snapshot(connection, chain_id, chain)
+    return verify(connection, chain_id, chain, found[0] if found else None)
+
+
+def _snapshot(connection: sa.Connection, chain_id: str, chain: int) -> tuple[Snapshot, bytes | None] | None:
+    """The stored snapshot, and what was remembered with it; None where nothing of it is usable."""
+    try:
+        stored = snapshots.read(connection, chain)
+        if stored is None:
+            return None
+        taken = snapshot.decode(stored.books, chain_id)
+        if taken.sequence != stored.sequence:
+            raise BadSnapshot("it is stored under another entry than it names")
+    except BadSnapshot as error:
+        _pass_over(error)
+        return None
+    return taken, stored.memory
+
+
+def _pass_over(error: BadSnapshot) -> None:
+    _log.warning("the ledger's snapshot is passed over, and everything read instead: %s", error.why)
+
+
+def _entry_at(connection: sa.Connection, chain: int, sequence: int) -> Entry:
+    row = connection.execute(entries_after(chain, sequence - 1, 1)).first()
+    entry = entry_of(row) if row else genesis("")
+    _check_reaches(entry, sequence)
+    return entry
+
+
+def _check_reaches(found: Entry, sequence: int) -> None:
+    # The snapshot was written when its entry was on the disk: what is missing now was taken away.
+    if found.sequence < sequence:
+        raise LedgerCorrupt(None, f"it ends before entry {sequence}, which it had")
+
+
+def _check_content(entry: Entry) -> None:
+    """Check that an entry is what its own hash says. Raises LedgerCorrupt."""
+    try:
+        check_link(evolve(entry, sequence=entry.sequence - 1, hash=entry.previous), entry)
+    except BrokenChain as error:
+        raise LedgerCorrupt(error.sequence, error.why) from error
+
+
+def verify(connection: sa.Connection, chain_id: str, chain: int, taken: Snapshot | None = None) -> Opened:
+    """Check the whole chain, every record against it, and a snapshot; rebuild the books. Raises LedgerCorrupt."""
+    replayed, gaps, told, agreed = Replay(chain_id), Gaps(), 0, 0
+    if taken is not None:
+        told += _read_on(connection, chain, replayed, gaps, taken.sequence)
+        _check_reaches(replayed.head, taken.sequence)
+        try:
+            snapshot.check(taken, replayed.head, replayed.books)
+            agreed = taken.sequence
+        except BadSnapshot as error:
+            _pass_over(error)
+    told += _read_on(connection, chain, replayed, gaps)
+    _check_no_gap(gaps)
     for table, expected in ((journal, replayed.head.sequence), (records, told)):
         count = _count(connection, chain, table)
         if count != expected:
             raise LedgerCorrupt(None, f"{count} rows are in the {table.name}, and the chain tells of {expected}")
-    return Opened(chain, replayed.head, replayed.books)
+    return Opened(chain_id, chain, replayed.head, replayed.books, agreed)
+
+
+def _read_on(connection: sa.Connection, chain: int, replayed: Replay, gaps: Gaps, until: int = _MOST) -> int:
+    """Check what follows in the chain up to an entry, and its records; returns how many are stored.
+
+    Raises LedgerCorrupt.
+    """
+    told = 0
+    while rows := connection.execute(
+        entries_after(chain, replayed.head.sequence, min(BATCH, until - replayed.head.sequence))
+    ).all():
+        entries = [entry_of(row) for row in rows]
+        stored = _records_between(connection, chain, entries[0].sequence, entries[-1].sequence)
+        for entry in entries:
+            events = _add(replayed, entry)
+            told += _compare(entry.sequence, events, stored.get(entry.sequence, []), gaps)
+            gaps.take(events)
+    return told
+
+
+def _check_no_gap(gaps: Gaps) -> None:
+    if (gap := gaps.first) is not None:
+        raise LedgerCorrupt(gap.sequence, str(gap))
+
+
+def _add(replayed: Replay, entry: Entry) -> tuple[Event, ...]:
+    try:
+        return replayed.add(entry)
+    except BrokenChain as error:
+        raise LedgerCorrupt(error.sequence, error.why) from error
 
 
 def _is_of_one(connection: sa.Connection) -> bool:

@@ -5,6 +5,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from ledger.database.filelock import FileLock
 from ledger.database.lane import Lane, SqliteLane, make_engine
 from ledger.database.opening import Upgraded, upgrade
 
@@ -36,14 +37,13 @@ async def lanes_to(place: Place, chain_id: str) -> tuple[Lane, Lane]:
         from ledger.database import postgres
 
         return await postgres.lanes_to(str(place), chain_id)
-    engine = make_engine(place)
-    writer, reader = SqliteLane(engine, writes=True), SqliteLane(engine, writes=False)
+    writer = await _writer(place)
     try:
         await writer.run(upgrade)
     except BaseException:
         await writer.close()
         raise
-    return writer, reader
+    return writer, SqliteLane(make_engine(place), writes=False)
 
 
 async def upgrade_tables(place: Place) -> Upgraded:
@@ -52,8 +52,18 @@ async def upgrade_tables(place: Place) -> Upgraded:
         from ledger.database import postgres
 
         return await postgres.upgrade_tables(str(place))
-    lane = SqliteLane(make_engine(place), writes=True)
+    lane = await _writer(place)
     try:
         return await lane.run(upgrade)
     finally:
         await lane.close()
+
+
+async def _writer(file: str | Path) -> Lane:
+    """The lane that alone writes to a file of SQLite."""
+    lock = await FileLock.take(file)
+    try:
+        return SqliteLane(make_engine(file), writes=True, lock=lock)
+    except BaseException:
+        lock.release()
+        raise

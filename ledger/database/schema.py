@@ -6,7 +6,6 @@ Several chains may share one database: every row belongs to one, by its number i
 from typing import Any, Final
 
 import sqlalchemy as sa
-from attrs import evolve
 
 from ledger.database.errors import LedgerCorrupt
 from ledger.journal import Entry, Kept
@@ -73,6 +72,16 @@ materials: Final = sa.Table(
     sa.Index("materials_by_expiry", "chain", "expires"),
 )
 
+# A copy of what follows from the journal, one for each chain: `ledger.database.snapshots` reads and writes it.
+snapshots: Final = sa.Table(
+    "snapshots",
+    metadata,
+    _chain(),
+    sa.Column("sequence", sa.BigInteger, nullable=False),
+    sa.Column("books", sa.LargeBinary, nullable=False),
+    sa.Column("memory", sa.LargeBinary),
+)
+
 _ENTRY: Final = (journal.c.sequence, journal.c.time_ms, journal.c.payload, journal.c.previous, journal.c.hash)
 _KEPT: Final = (records.c.digest, records.c.kind, records.c.order, records.c.sequence, records.c.raw)
 
@@ -93,9 +102,28 @@ def row_of(chain: int, value: object, table: sa.Table) -> dict[str, object]:
     return {"chain": chain, **{name: getattr(value, name) for name in columns}}
 
 
+def row_of_entry(chain: int, entry: Entry) -> dict[str, object]:
+    """An entry's row."""
+    return {
+        "chain": chain,
+        "sequence": entry.sequence,
+        "time_ms": entry.time_ms,
+        "payload": entry.payload,
+        "previous": entry.previous,
+        "hash": entry.hash,
+    }
+
+
 def row_of_kept(chain: int, kept: Kept, entry: Entry) -> dict[str, object]:
     """A record's row, under the entry that mentions it."""
-    return row_of(chain, evolve(kept, sequence=entry.sequence), records)
+    return {
+        "chain": chain,
+        "digest": kept.digest,
+        "kind": kept.kind,
+        "order": kept.order,
+        "sequence": entry.sequence,
+        "raw": kept.raw,
+    }
 
 
 def entry_of(row: Any) -> Entry:

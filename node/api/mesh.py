@@ -10,9 +10,18 @@ from ledger import codec
 from ledger.records import Acknowledgement, Cancel, Forgiveness, Netting, Settlement
 from node.exchange.disputes import Payee as Waiving
 from node.exchange.netting import Helper
+from node.exchange.reconciling import Counterpart
 from node.exchange.settling import Payee
 from node.wire.client import CBOR
-from node.wire.messages import MAX_ENVELOPE, RefusalCode, Refused, decode_envelope, encode_refusal
+from node.wire.messages import (
+    MAX_ENVELOPE,
+    MAX_EXCHANGE,
+    MAX_HANDED_BYTES,
+    RefusalCode,
+    Refused,
+    decode_envelope,
+    encode_refusal,
+)
 from node.wire.peer import Peer
 
 _READ_S: Final = 30.0
@@ -52,7 +61,7 @@ def refusal_response(refusal: Refused) -> web.Response:
 
 
 class MeshDoor:
-    """Serves a seller over HTTP; without one, every question is refused. So with who settles, sets off and waives."""
+    """Serves a seller over HTTP; without one, every question is refused. So with the other four."""
 
     def __init__(
         self,
@@ -60,11 +69,13 @@ class MeshDoor:
         payee: Payee | None = None,
         helper: Helper | None = None,
         waiving: Waiving | None = None,
+        counterpart: Counterpart | None = None,
     ) -> None:
         self._seller = seller
         self._payee = payee
         self._helper = helper
         self._waiving = waiving
+        self._counterpart = counterpart
         self._downloads = 0
 
     def routes(self) -> list[web.RouteDef]:
@@ -82,6 +93,9 @@ class MeshDoor:
             web.post("/mesh/v1/settlements", self.settlement),
             web.post("/mesh/v1/nettings", self.netting),
             web.post("/mesh/v1/forgiveness", self.forgiveness),
+            web.get("/mesh/v1/challenge", self.challenge),
+            web.post("/mesh/v1/states", self.state),
+            web.post("/mesh/v1/records", self.hand_back),
         ]
 
     @property
@@ -153,6 +167,22 @@ class MeshDoor:
         if self._waiving is None:
             raise Refused("not_selling", "this node lets nothing go")
         return _cbor(await self._waiving.forgiveness(await _body(request, Forgiveness.limit)))
+
+    @property
+    def _comparing(self) -> Counterpart:
+        if self._counterpart is None:
+            raise Refused("not_selling", "this node compares no accounts")
+        return self._counterpart
+
+    async def challenge(self, _request: web.Request) -> web.Response:
+        return _cbor(await self._comparing.challenge())
+
+    async def state(self, request: web.Request) -> web.Response:
+        return _cbor(await self._comparing.state(await _body(request, MAX_EXCHANGE)))
+
+    async def hand_back(self, request: web.Request) -> web.Response:
+        await self._comparing.hand_back(await _body(request, MAX_HANDED_BYTES))
+        return web.Response(status=204)
 
     async def order(self, request: web.Request) -> web.StreamResponse:
         """Stream an answer; the status is sent with its first bytes, so that a refusal can still have its own."""

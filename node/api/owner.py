@@ -9,6 +9,7 @@ from aiohttp import web
 from ledger.account import Account
 from ledger.bundle import Bundle, to_json
 from ledger.chainfile import records_told, write_end, write_entry, write_start
+from ledger.effects import Tracked
 from ledger.events import RecordKept, decode_events
 from ledger.journal import BrokenChain, Entry, Journal, Kept, Replay
 from ledger.money import Amount, Unit
@@ -25,10 +26,12 @@ from ledger.records import (
 )
 from ledger.retention import Gaps
 from ledger.statement import figures
+from node.api.comparisons import comparison_rows
 from node.api.errors import ApiError
 from node.exchange.auditor import Auditor
 from node.exchange.book import Book
 from node.exchange.bought import load_bought
+from node.exchange.heads import Heads
 from node.gateway.gateway import Gateway
 from node.mesh.static import NamedPeers
 from verify.reputation import score
@@ -51,6 +54,7 @@ class OwnerDoor:
         own_offers: Callable[[], Awaitable[list[bytes]]],
         selling: Callable[[], dict[str, Any]],
         running: Callable[[], dict[str, Any]],
+        heads: Heads,
     ) -> None:
         """`selling` says whether this node sells now, and if not, why; `running` which models it runs, on what, and
         which remotes it may ask."""
@@ -61,6 +65,7 @@ class OwnerDoor:
         self._own_offers = own_offers
         self._selling = selling
         self._running = running
+        self._heads = heads
 
     def routes(self) -> list[web.RouteDef]:
         """What it serves."""
@@ -96,6 +101,7 @@ class OwnerDoor:
         return {
             "did": did,
             "trouble": self._peers.trouble.get(did),  # type: ignore[call-overload]
+            "not_compared": self._peers.apart.get(did),  # type: ignore[call-overload]
             "reputation": round(score(history), 3),
             "condemned": history.condemned,
             "delivered": history.delivered,
@@ -231,7 +237,8 @@ class OwnerDoor:
 
     async def accounts(self, _request: web.Request) -> web.Response:
         """Every balance, rebuilt from the journal now; and whether the chain is whole."""
-        return web.json_response(await account_rows(self._book.journal, self._book.me))
+        rows = await account_rows(self._book.journal, self._book.me)
+        return web.json_response(rows | comparison_rows(self._heads.met(), self._heads.cut))
 
     async def ledger(self, request: web.Request) -> web.StreamResponse:
         """The whole journal with its records, as one chain file."""
@@ -284,13 +291,33 @@ async def account_rows(journal: Journal, me: str) -> dict[str, Any]:
                 break
             await asyncio.sleep(0)
     except BrokenChain as error:
-        return {"chain": "broken", "why": str(error), "balanced": False, "accounts": []}
+        return {"chain": "broken", "why": str(error), "balanced": False, "accounts": [], "effects": []}
     books = replaying.books
     return {
         "chain": "intact",
         "entries": replaying.head.sequence,
-        "balanced": books.accounts == journal.books.accounts,
+        "balanced": books == journal.books,
         "accounts": [_account(account, me) for account in books.accounts.values()],
+        "effects": [effect_row(tracked, me) for tracked in books.effects.values()],
+    }
+
+
+def effect_row(tracked: Tracked, me: str) -> dict[str, Any]:
+    """What a rail was asked to move, and what is known of it; times in seconds since 1970."""
+    effect, key = tracked.effect, tracked.effect.account
+    return {
+        "id": effect.key.hex(),
+        "peer": key.payee if key.payer == me else key.payer,
+        "direction": "we pay" if key.payer == me else "they pay",
+        "rail": key.rail,
+        "kind": effect.kind,
+        "amount": str(Amount(effect.amount, key.unit)),
+        "moved": str(Amount(tracked.moved, key.unit)),
+        "state": tracked.state,
+        "why": tracked.why,
+        "planned": tracked.planned,
+        "heard": tracked.heard,
+        "tries": tracked.tries,
     }
 
 

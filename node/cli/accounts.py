@@ -1,4 +1,4 @@
-"""Commands about payments by other means and mutual aid: settle, settlements, confirm, net."""
+"""Commands about payments by other means and mutual aid: settle, settlements, confirm, net, dismiss."""
 
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -57,6 +57,22 @@ def net(peer: PeerArgument, home: HomeOption = None, as_json: JsonOption = False
     """
     body = call(open_home(home), lambda client: client.post(f"/node/v1/nettings/{quote(peer, safe=':')}"))
     print_json(body) if as_json else typer.echo(f"Set off: {', '.join(body['netted'])} is owed on neither side now.")
+
+
+def dismiss(
+    effect: Annotated[str, typer.Argument(help="The beginning of its id; `idlemesh accounts` shows it.")],
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put aside a payment that failed, or on which its rail contradicts itself, once you have looked there.
+
+    What of it still counts as owed may be paid again after this.
+
+    Example: idlemesh dismiss 3fa91c
+    """
+    path = f"/node/v1/effects/{quote(effect, safe='')}/dismiss"
+    body = call(open_home(home), lambda client: client.post(path))
+    print_json(body) if as_json else typer.echo(f"Put aside: {body['id'][:12]}. The account goes on.")
 
 
 def _post(home: Home, peer: str, amount: str, what: str) -> Any:

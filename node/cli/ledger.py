@@ -226,7 +226,7 @@ async def _refuse_used(place: Path, me: str) -> None:
 
 
 def _remove(path: Path) -> None:
-    for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
+    for name in (path.name, f"{path.name}-wal", f"{path.name}-shm", f"{path.name}.lock"):
         path.with_name(name).unlink(missing_ok=True)
 
 

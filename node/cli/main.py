@@ -10,6 +10,7 @@ import typer
 from ledger.chainfile import NotAChainFile
 from ledger.database import Database, LedgerError
 from ledger.journal import BrokenChain
+from node.api.comparisons import comparison_rows
 from node.api.owner import account_rows
 from node.backup import NotABackup
 from node.cli import accounts as settling
@@ -27,6 +28,7 @@ from node.demo.tour import Tour, TourFailed
 from node.engine.calibration import TooSmall, Unlike
 from node.engine.port import EngineError
 from node.engine.recordings import BadRecording
+from node.exchange.heads import stored_cut, stored_meetings
 from node.home import Home, HomeError, NotRunning, open_home
 from node.models.catalogue import NameTaken
 from node.models.gguf import BadModelFile
@@ -238,6 +240,9 @@ app.command()(disputing.resolve)
 app.command()(disputing.forgive)
 
 
+app.command()(settling.dismiss)
+
+
 async def _accounts_from_disk(home: Home) -> dict[str, Any]:
     place = ledger_place(home)
     if isinstance(place, Path) and not place.exists():
@@ -246,7 +251,9 @@ async def _accounts_from_disk(home: Home) -> dict[str, Any]:
     with home.lock():
         database = await Database.open(place, me)
         try:
-            return await account_rows(database, me)
+            cut = await stored_cut(database, me)
+            compared = comparison_rows(await stored_meetings(database, me), cut[0] if cut else None)
+            return await account_rows(database, me) | compared
         finally:
             await database.close()
 

@@ -198,10 +198,61 @@ def accounts(body: Body) -> None:
     ]
     columns = ("peer", "direction", "earned", "authorized", "unpaid", "available", "credit limit")
     print_table("Accounts", columns, rows, "Nobody owes anything.")
+    _effects(body["effects"])
     if body["chain"] == "intact":
         typer.echo(f"The journal is whole: {body['entries']} entries, each chained to the one before.")
     else:
         typer.secho(f"The journal is BROKEN: {body['why']}", fg=typer.colors.RED)
+    _compared(body)
+
+
+def _compared(body: Body) -> None:
+    """What the peers count otherwise, and whether this ledger was cut."""
+    for compared in body["comparisons"]:
+        for one in compared["differences"]:
+            debtor = "they owe" if one["payee"] != compared["peer"] else "you owe"
+            typer.secho(
+                f"{short(compared['peer'])} counts {one['theirs']} as {one['what']} of what {debtor}, and this node "
+                f"{one['ours']}. Both signatures are kept: --json shows them.",
+                fg=typer.colors.YELLOW,
+            )
+    if (cut := body["cut"]) is not None:
+        typer.secho(
+            f"This ledger was cut or restored from an older copy: it had {cut['left']} entries on "
+            f"{local_time(cut['found_ms'])}, when {short(cut['shown_by'])} showed this node's own signature "
+            f"under entry {cut['signed']}. No new work starts with a peer before accounts were compared with it.",
+            fg=typer.colors.YELLOW,
+        )
+
+
+_WORDS = {
+    "planned": "about to be tried",
+    "unknown": "unknown: no answer yet",
+    "failed": "failed",
+    "settled": "done",
+    "contradicted": "CONTRADICTED",
+}
+
+
+def _effects(effects: list[Body]) -> None:
+    """What rails were asked to move, where there is any; what needs the owner is said in words."""
+    if not effects:
+        return
+    rows = [
+        (e["id"][:12], short(e["peer"]), e["rail"], e["kind"].replace("_", " "), e["amount"], _WORDS[e["state"]])
+        for e in effects
+    ]
+    print_table("Under way", ("id", "peer", "rail", "what", "amount", "is"), rows, "")
+    for e in effects:
+        if e["why"]:
+            typer.echo(f"{e['id'][:12]}: {plain(e['why'])}")
+        if e["state"] == "contradicted":
+            typer.secho(
+                f"{e['id'][:12]}: the rail {plain(e['rail'])} does not agree with itself, and {e['moved']} was counted."
+                f" Nothing more moves on this account until you have looked there, and run:"
+                f" idlemesh dismiss {e['id'][:12]}",
+                fg=typer.colors.RED,
+            )
 
 
 def verify_file(path: Path) -> Body:

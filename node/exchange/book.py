@@ -4,7 +4,7 @@ Every service writes through `Book.post`, which returns when the change is durab
 other nodes is always as of the last durable entry.
 """
 
-import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Final
 
@@ -15,13 +15,13 @@ from ledger import codec
 from ledger.account import Account, AccountKey, Reservation
 from ledger.changes import Forgotten
 from ledger.commitments import ids_bytes, ids_from_bytes
-from ledger.events import AccountChanged, Event, Observed, decode_events
+from ledger.events import AccountChanged, Event
 from ledger.identity import Identity
-from ledger.journal import Journal, Kept, Material, Nonce
+from ledger.journal import Journal, Kept, Material, Nonce, Remembered, Replay
 from ledger.money import Unit
 from ledger.records import Record, Signed
-from ledger.statement import DAY_MS, Turnover
-from node.exchange.experience import Experience
+from ledger.statement import DAY_MS
+from node.exchange.recollection import BadRecollection, Recollection
 from node.ports import Clock
 from node.wire.messages import MAX_REQUEST, Request, decode_request, encode_request
 
@@ -31,32 +31,34 @@ REMEMBERED_S: Final = 24 * 3600
 # The owner's setting, unless there is another: audits and challenges are over by then.
 TOKEN_IDS_S: Final = 7 * 24 * 3600
 
+_log = logging.getLogger(__name__)
+
 
 class Book:
     """One node's journal with what follows from it. Build it with `Book.open`."""
 
-    def __init__(self, journal: Journal, identity: Identity, clock: Clock, experience: Experience) -> None:
-        """An empty journal's book; `open` folds what a journal holds."""
+    def __init__(
+        self, journal: Journal, identity: Identity, clock: Clock, recollection: Recollection, *, resumed: bool = False
+    ) -> None:
+        """The book of a journal whose entries so far `recollection` has taken. See `Journal.follow`."""
+        journal.follow(recollection, resumed)
         self.journal: Final = journal
         self.identity: Final = identity
-        self.experience: Final = experience
+        self.experience: Final = recollection.experience
         self.under_way: Final[set[bytes]] = set()  # orders of ours that are being answered now, by digest
         self.token_ids_s = TOKEN_IDS_S  # how long prompts and answers are kept from now on, encrypted
         self._clock = clock
-        self._turnover = Turnover(identity.did)
-        # Spent on help in audits, by (day since 1970, unit).
-        self._checking: dict[tuple[int, str], int] = {}
+        self._recollection = recollection
         self._box = SecretBox(identity.secret(b"audit materials"))
 
     @staticmethod
     async def open(journal: Journal, identity: Identity, clock: Clock) -> "Book":
-        """Fold the journal so far into experience."""
-        book = Book(journal, identity, clock, Experience())
-        async for entry in journal.entries():
-            events = decode_events(entry.payload)
-            book._turnover.take(entry.time_ms, events)
-            book._take(events, entry.time_ms)
-        return book
+        """Fold the journal into experience: what came since the last snapshot, where there is one of it."""
+        resumed = _resume(journal.remembered, identity.did)
+        recollection, replayed = resumed or (Recollection(identity.did), Replay(identity.did))
+        async for entry in journal.entries(replayed.head.sequence):
+            recollection.take(entry.time_ms, replayed.add(entry), replayed)
+        return Book(journal, identity, clock, recollection, resumed=resumed is not None)
 
     @property
     def me(self) -> str:
@@ -87,40 +89,16 @@ class Book:
         materials: Sequence[Material] = (),
     ) -> None:
         """Make it durable, all or nothing. Raises AccountError, NonceReused, and what the database raises."""
-        posting = self._post(events, records, nonces, materials)
-        # Whoever waits may be cancelled; what is on disk must be taken in all the same.
-        await asyncio.shield(asyncio.ensure_future(posting))
-
-    async def _post(
-        self,
-        events: Sequence[Event],
-        records: Sequence[Kept],
-        nonces: Sequence[Nonce],
-        materials: Sequence[Material],
-    ) -> None:
         time_ms = self.now_ms()
         await self.journal.append(events, time_ms=time_ms, records=records, nonces=nonces, materials=materials)
-        self._take(events, time_ms)
-        # Several entries may be on disk before the first of them is taken here: the accounts tell what has moved.
-        for key in {event.key for event in events if isinstance(event, AccountChanged)}:
-            self._turnover.see(time_ms, self.journal.books.account(key))
-
-    def _take(self, events: Sequence[Event], time_ms: int) -> None:
-        self.experience.take(events)
-        for event in events:
-            match event:
-                case Observed(what="checking", facts={"unit": str(unit), "cost": int(cost)}):
-                    today = (time_ms // DAY_MS, unit)
-                    # What comes back after midnight was of another day.
-                    self._checking[today] = max(self._checking.get(today, 0) + cost, 0)
 
     def earned_today(self) -> dict[Unit, int]:
         """What this node has delivered to others since midnight UTC, by unit."""
-        return self._turnover.on(self.now_ms() // DAY_MS, "payee", "earned")
+        return self._recollection.turnover.on(self.now_ms() // DAY_MS, "payee", "earned")
 
     def paid_today(self) -> dict[Unit, int]:
         """What this node authorized since midnight UTC, by unit."""
-        return self._turnover.on(self.now_ms() // DAY_MS, "payer", "authorized")
+        return self._recollection.turnover.on(self.now_ms() // DAY_MS, "payer", "authorized")
 
     def spent_today(self) -> dict[str, int]:
         """What this node authorized since midnight UTC, and what its open orders may still cost, by unit."""
@@ -133,12 +111,12 @@ class Book:
 
     def spent_on_checking_today(self, unit: Unit) -> int:
         """What help in audits has cost this node since midnight UTC, and what open orders for it may still cost."""
-        return self._checking.get((self.now_ms() // DAY_MS, unit), 0)
+        return self._recollection.spent_on_checking(self.now_ms() // DAY_MS, unit)
 
     def _may_cost(self, order: bytes, reservation: Reservation) -> int:
         """What an open order may still cost: what is due, once it has ended."""
         due = self.experience.due(order)
-        return reservation.rest if due is None else min(reservation.rest, due.owed)
+        return reservation.rest if due is None else min(reservation.rest, max(due.owed - reservation.earned, 0))
 
     async def sweep(self) -> None:
         """Drop nonces and token ids past their time, and orders that are long closed."""
@@ -164,6 +142,18 @@ class Book:
         except CryptoError:
             return None
         return decode_request(plain["request"]), ids_from_bytes(plain["answer"])
+
+
+def _resume(remembered: Remembered | None, me: str) -> tuple[Recollection, Replay] | None:
+    """What was remembered with a snapshot, ready to go on from there; None where it is not usable."""
+    if remembered is None:
+        return None
+    try:
+        recollection = Recollection.read(remembered.raw, me, remembered.books.accounts.values())
+    except BadRecollection as error:
+        _log.warning("the journal is read from its beginning: %s", error)
+        return None
+    return recollection, Replay.after(remembered.head, remembered.books)
 
 
 def kept(signed: Signed[Record], order: bytes | None = None) -> Kept:

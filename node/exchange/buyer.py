@@ -3,7 +3,8 @@
 Theory of operation. A purchase runs as a task of its own, apart from whoever reads its tokens: when the reader goes
 away, the order is cancelled at the seller, the last frames are still drained, and what is owed is settled as agreed.
 The order's highest cost is reserved on disk before the order leaves. What comes back is on disk before the settler may
-judge it and let the rest of the reservation go.
+judge it and let the rest of the reservation go. Of a long answer the checkpoints are paid on the way, in the
+background: no reader waits for that.
 """
 
 import asyncio
@@ -14,16 +15,15 @@ from typing import Final
 
 from ledger import codec
 from ledger.account import AccountError, AccountKey
-from ledger.changes import Granted, Released, Reserved
-from ledger.commitments import CHECKPOINT_TOKENS, SALT_BYTES
+from ledger.changes import Admitted, Granted, Released
+from ledger.commitments import SALT_BYTES
 from ledger.events import AccountChanged, Observed
-from ledger.identity import Did, Identity
+from ledger.identity import Did
 from ledger.journal import Material
 from ledger.money import cost
 from ledger.records import (
     NONCE_BYTES,
     ORDER_LIFETIME_S,
-    Cancel,
     Grant,
     Offer,
     Order,
@@ -35,41 +35,24 @@ from ledger.records import (
 )
 from node.exchange import experience
 from node.exchange.book import RAIL, Book, kept
-from node.exchange.delivery import BrokenPromise, Delivery, Incoming, Terms, opened_receipt
-from node.exchange.purchase import Ask, NotPlaced, Purchase
+from node.exchange.delivery import BrokenPromise, Delivery, Terms
+from node.exchange.purchase import Ask, NotPlaced, Paying, Purchase
+from node.exchange.receiving import DRAIN_S, Patience, Receiving
 from node.exchange.recomputing import follow
 from node.exchange.scoring import ScoreReceiving
 from node.models.grammar import BadGrammar, ForbiddenToken, GrammarGaveUp, Matcher
 from node.models.tokenizer import Tokenizer
 from node.ports import Entropy
-from node.wire.frames import (
-    AnswerReader,
-    CancelFrame,
-    CheckpointFrame,
-    Frame,
-    Ids,
-    ReceiptFrame,
-    ScoreFrame,
-    StreamError,
-)
+from node.wire.client import UNPAID_S
+from node.wire.frames import AnswerReader, StreamError
 from node.wire.messages import Refused, Request, Unreachable, encode_request
 from node.wire.peer import Peer
 from node.wire.sealing import KEY_BYTES, CannotOpen, KeyPair, RequestBinding, buyers_answer_key, seal_request
 
-# How long a cancelled order may take to end properly before the line is cut.
-DRAIN_S: Final = 5.0
-# So many tokens may still come after a Cancel and are paid: it takes its time to get there.
-STOPPING_TOKENS: Final = 4 * CHECKPOINT_TOKENS
 # How long a seller may go on without a single token, signs of life or not.
 PATIENCE_S: Final = 60.0
-# How long an answer may take in all, however it drips.
-ANSWER_S: Final = 3600.0
-# How soon a seller that does not know the order yet is asked again to cancel it.
-_CANCEL_AGAIN_S: Final = 0.1
 # How long a seller whose line broke is asked for a receipt: the client waits for the answer to go on elsewhere.
 _ASK_AGAIN_S: Final = 3.0
-# How long the end of the stream may take after its last frame.
-_END_S: Final = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +66,15 @@ class Buyer:
         entropy: Entropy,
         settle: Callable[[Delivery], Awaitable[None]],
         patience_s: float = PATIENCE_S,
+        paying: Paying | None = None,
+        unpaid_s: float = UNPAID_S,
     ) -> None:
+        """`paying` pays for long answers as they go; without it they are paid when they are over.
+
+        `unpaid_s`: how long a seller has to wait for pay before it may end an answer as unpaid.
+        """
+        self._paying = paying
+        self._unpaid_s = unpaid_s
         self._book = book
         self._entropy = entropy
         self._settle = settle
@@ -97,6 +88,10 @@ class Buyer:
         self._running.add(task)
         task.add_done_callback(self._done)
         return purchase
+
+    def pays_on_the_way(self, seller: Did) -> bool:
+        """Whether a long answer of this seller is paid as it goes, so that its window need not bear all of it."""
+        return self._paying is not None and self._paying.pays_on_the_way(seller)
 
     async def take_grant(self, seller: Did, grant: Grant) -> None:
         """A seller says how much credit it gives this node; what was known before is no news."""
@@ -119,11 +114,13 @@ class Buyer:
             matcher = await _matcher(ask, tokenizer)
             terms, sealed, answer_key = self._prepare(offer, ask)
             await self._reserve(terms)
-            receiving: _Receiving | ScoreReceiving
+            receiving: Receiving | ScoreReceiving
             if ask.claimed:
                 receiving = ScoreReceiving(terms, AnswerReader(answer_key))
             else:
-                receiving = _Receiving(terms, AnswerReader(answer_key), tokenizer, matcher, purchase, self._patience_s)
+                reader = AnswerReader(answer_key)
+                patience = Patience(self._patience_s, self._unpaid_s)
+                receiving = Receiving(terms, reader, tokenizer, matcher, purchase, patience, self._paying)
             self._book.under_way.add(terms.order.digest)
             try:
                 delivery = await self._deliver(receiving, peer, terms, sealed)
@@ -178,7 +175,9 @@ class Buyer:
 
     async def _reserve(self, terms: Terms) -> None:
         order = terms.order
-        reserved = Reserved(order.digest, order.record.max_cost, order.record.expires)
+        most = order.record.max_cost
+        first = terms.first_cost if self.pays_on_the_way(terms.seller) else most
+        reserved = Admitted(order.digest, most, first, order.record.expires)
         try:
             await self._book.post(
                 AccountChanged(self._account(terms), reserved),
@@ -189,7 +188,7 @@ class Buyer:
             raise NotPlaced(f"its credit does not bear the order: {error}", "credit") from None
 
     async def _deliver(
-        self, receiving: "_Receiving | ScoreReceiving", peer: Peer, terms: Terms, sealed: bytes
+        self, receiving: "Receiving | ScoreReceiving", peer: Peer, terms: Terms, sealed: bytes
     ) -> Delivery:
         trouble = None
         try:
@@ -246,166 +245,3 @@ async def _matcher(ask: Ask, tokenizer: Tokenizer) -> Matcher | None:
         return await asyncio.to_thread(follow, tokenizer, ask.steering.grammar, earlier)
     except (BadGrammar, ForbiddenToken, GrammarGaveUp) as error:
         raise NotPlaced(str(error), "malformed") from None
-
-
-class _Receiving:
-    """The reading of one answer."""
-
-    def __init__(
-        self,
-        terms: Terms,
-        reader: AnswerReader,
-        tokenizer: Tokenizer,
-        matcher: Matcher | None,
-        purchase: Purchase,
-        patience_s: float,
-    ) -> None:
-        """`matcher` follows the order's grammar, if it has one."""
-        self._terms = terms
-        self._matcher = matcher
-        self._reader = reader
-        self._text = tokenizer.stream(terms.request.stop, terms.so_far)  # a stop string may begin in the part before
-        self._purchase = purchase
-        self._patience_s = patience_s
-        self._started = self._first = asyncio.get_running_loop().time()
-        self._cancelled_at: int | None = None  # how many tokens had come when the reader asked to stop
-        self._broken: str | None = None  # a promise that was broken, whatever a receipt says later
-        self.incoming: Final = Incoming(terms, tokenizer.eog, tokenizer.size)
-        self.receipt: Signed[Receipt] | None = None
-
-    @property
-    def nothing(self) -> bool:
-        """Whether nothing came that is worth anything."""
-        return not self.incoming.ids
-
-    async def run(self, peer: Peer, sealed: bytes, identity: Identity) -> None:
-        """Read to the end. Raises Refused, Unreachable, StreamError, BrokenPromise."""
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(self._patience_s) as deadline:
-                watcher = asyncio.create_task(self._cancel_when_asked(peer, identity, deadline))
-                try:
-                    async with contextlib.aclosing(peer.order(self._terms.order.raw, sealed)) as stream:
-                        async for chunk in stream:
-                            before = len(self.incoming.ids)
-                            for frame in self._reader.feed(chunk):
-                                self._take(frame)
-                            if len(self.incoming.ids) > before and not self._purchase.cancelled:
-                                deadline.reschedule(min(loop.time() + self._patience_s, self._started + ANSWER_S))
-                            if self._reader.finished:
-                                # Only the end of the HTTP body is still to come; with it, the connection can be reused.
-                                deadline.reschedule(loop.time() + _END_S)
-                finally:
-                    watcher.cancel()
-        except TimeoutError:
-            if self._reader.finished:
-                return
-            raise Unreachable(f"no token came for {self._patience_s:.0f} seconds") from None
-        except BrokenPromise as error:
-            self._broken = str(error)
-            raise
-        self._reader.close()
-
-    async def _cancel_when_asked(self, peer: Peer, identity: Identity, deadline: asyncio.Timeout) -> None:
-        await self._purchase.wait_cancelled()
-        self._cancelled_at = len(self.incoming.ids)
-        cancel = sign(Cancel(self._terms.order.digest, self._cancelled_at), identity).raw
-        deadline.reschedule(asyncio.get_running_loop().time() + DRAIN_S)
-        while True:
-            try:
-                await peer.cancel(cancel)
-            except (Refused, Unreachable):
-                # The order may still be on its way there. Whoever waits for the stream's end ends this, too.
-                await asyncio.sleep(_CANCEL_AGAIN_S)
-            else:
-                return
-
-    def _take(self, frame: Frame) -> None:
-        match frame:
-            case Ids(ids) if ids:
-                if not self.incoming.ids:
-                    self._first = asyncio.get_running_loop().time()
-                before = self._due
-                self._follow(ids)
-                self.incoming.take(ids)
-                self._text.feed(ids)
-                if due := ids[: self._due - before]:
-                    self._purchase.arrived(due)
-                if due != ids:
-                    raise BrokenPromise("the seller goes on after a complete stop string")
-            case Ids():
-                pass  # a sign of life
-            case CheckpointFrame(raw):
-                self.incoming.check(raw)
-            case ReceiptFrame(raw):
-                self.receipt = opened_receipt(raw)
-            case CancelFrame():
-                raise BrokenPromise("the seller stopped before the end of the answer")
-            case ScoreFrame():
-                raise BrokenPromise("the seller sends a score, where an answer was ordered")
-
-    def _follow(self, ids: tuple[int, ...]) -> None:
-        """Check the next ids against the grammar, for behind a forbidden one nobody else could go on.
-
-        Raises BrokenPromise.
-        """
-        matcher = self._matcher
-        if matcher is None:
-            return
-        try:
-            for token in ids:
-                matcher.take(token)
-        except ForbiddenToken:
-            raise BrokenPromise("the seller sends what the order's grammar does not allow") from None
-        except GrammarGaveUp:
-            self._matcher = None  # from here on nobody can tell
-
-    @property
-    def _due(self) -> int:
-        """How many tokens count: those after a complete stop string do not."""
-        stopped_at = self._text.stopped_at
-        return len(self.incoming.ids) if stopped_at is None else stopped_at
-
-    def _overrun(self) -> str | None:
-        """Why an order that was cancelled brought too much; a few tokens may be on their way when it is."""
-        if self._due <= self._welcome():
-            return None
-        return "the seller went on after it was told to stop"
-
-    def _welcome(self) -> int:
-        """How many tokens are to be paid for at most."""
-        if self._cancelled_at is None:
-            return self._due
-        return min(self._due, self._cancelled_at + STOPPING_TOKENS)
-
-    def _undisputed(self, receipt: Signed[Receipt], stopped: bool) -> int:
-        """What is owed in any case: a seller that ended too early on its own owes itself no more than a cut."""
-        if self._cancelled_at is None and not self.incoming.complete(stopped):
-            return min(receipt.record.cost, self.incoming.owed_if_cut())
-        return self.incoming.undisputed(receipt, self._welcome())
-
-    def delivery(self, trouble: str | None) -> Delivery:
-        """What came of it all."""
-        receipt, incoming, stopped = self.receipt, self.incoming, self._text.stopped_at is not None
-        if (
-            receipt is not None
-            and receipt.signer == self._terms.seller
-            and receipt.record.order == self._terms.order.digest
-        ):
-            objection = self._broken or incoming.objection(receipt, self._purchase.cancelled, stopped)
-            objection = objection or self._overrun()
-            owed = self._undisputed(receipt, stopped) if objection else receipt.record.cost
-        else:
-            receipt, objection, owed = None, trouble or "the receipt is somebody else's", incoming.owed_if_cut()
-        return Delivery(
-            terms=self._terms,
-            ids=tuple(incoming.ids[: self._due]),
-            receipt=receipt,
-            checkpoint=incoming.checkpoint,
-            owed=owed,
-            objection=objection,
-            cancelled=self._purchase.cancelled,
-            complete=incoming.complete(stopped),
-            first_token_ms=round(1000 * (self._first - self._started)),
-            total_ms=round(1000 * (asyncio.get_running_loop().time() - self._started)),
-        )

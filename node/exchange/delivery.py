@@ -52,6 +52,14 @@ class Terms:
         """The answer's earlier part, which the prompt of a continued order ends with."""
         return self.request.prompt[len(self.request.prompt) - self.order.record.start :]
 
+    @property
+    def first_cost(self) -> int:
+        """What may come before anything is paid: the input, and the output up to the first checkpoint."""
+        order = self.order.record
+        if order.work == "score":
+            return order.max_cost
+        return min(self.full_cost(min(order.max_tokens, CHECKPOINT_TOKENS)), order.max_cost)
+
     def output_cost(self, tokens: int) -> int:
         """What so many output tokens cost without the input: what a checkpoint says."""
         return cost(self.offer.record.price, 0, tokens)
@@ -143,10 +151,16 @@ class Incoming:
     def _ended(self) -> bool:
         return bool(self.ids) and self.ids[-1] in self._end_ids
 
-    def objection(self, receipt: Signed[Receipt], cancelled: bool, stopped: bool) -> str | None:
+    @property
+    def at_checkpoint(self) -> bool:
+        """Whether the last thing that came is a checkpoint."""
+        return self.checkpoint is not None and self.checkpoint.record.tokens == len(self.ids)
+
+    def objection(self, receipt: Signed[Receipt], cancelled: bool, stopped: bool, unpaid: bool = False) -> str | None:
         """Why the receipt does not fit what was ordered and delivered; None if it does.
 
-        `cancelled`: the buyer had asked to stop. `stopped`: the ids so far complete a stop string.
+        `cancelled`: the buyer had asked to stop. `stopped`: the ids so far complete a stop string. `unpaid`: the seller
+        had waited for pay.
         """
         tokens, order = len(self.ids), self._terms.order.record
         if (wrong := misfit(self._terms, receipt, tokens, self.commitment())) is not None:
@@ -157,6 +171,7 @@ class Incoming:
             "length": tokens == order.max_tokens and not ended,
             "cancelled": cancelled,
             "cut": False,
+            "unpaid": unpaid and not ended and self.at_checkpoint,
         }
         finish = receipt.record.finish
         return None if fits[finish] else f"the answer did not end by {finish!r}"

@@ -7,7 +7,7 @@ the observations are called and which facts they carry.
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, get_args
+from typing import Any, Final, get_args
 
 from attrs import evolve, field, frozen
 
@@ -15,6 +15,7 @@ from ledger.changes import Released
 from ledger.events import AccountChanged, Event, Fact, Observed
 from ledger.money import Unit
 from ledger.records import Outcome
+from node.exchange.plain import plain, read
 from verify.evidence import CONTEXT_BYTES, Evidence
 from verify.reputation import Event as Conduct
 from verify.reputation import History, observe
@@ -134,6 +135,46 @@ class Experience:
         self._due: dict[bytes, Due] = {}  # by order
         self._agreed: dict[bytes, deque[Agreed]] = {}  # by model, oldest first
 
+    def copy(self) -> "Experience":
+        """All of it as it is now; what is taken later moves only one of the two."""
+        copy = Experience()
+        copy._standings = dict(self._standings)
+        copy._evidence = dict(self._evidence)
+        copy._contexts = {key: set(seen) for key, seen in self._contexts.items()}
+        copy._due = dict(self._due)
+        copy._agreed = {model: deque(scores, _AGREED) for model, scores in self._agreed.items()}
+        return copy
+
+    def to_plain(self) -> dict[str, Any]:
+        """All of it as what CBOR can hold; equal experience gives equal values."""
+        return {
+            "standings": [[seller, plain(standing)] for seller, standing in sorted(self._standings.items())],
+            "evidence": [[*key, plain(self._evidence[key])] for key in sorted(self._evidence)],
+            "contexts": [[*key, b"".join(sorted(self._contexts[key]))] for key in sorted(self._contexts)],
+            "due": [[order, plain(self._due[order])] for order in sorted(self._due)],
+            "agreed": [[model, plain(tuple(self._agreed[model]))] for model in sorted(self._agreed)],
+        }
+
+    @classmethod
+    def from_plain(cls, written: Mapping[str, Any]) -> "Experience":
+        """What `to_plain` gave. Raises ValueError, TypeError, KeyError at anything else."""
+        found = cls()
+        found._standings = {read(str, seller): read(Standing, value) for seller, value in written["standings"]}
+        found._evidence = {
+            (read(str, seller), read(bytes, model)): read(Evidence, value)
+            for seller, model, value in written["evidence"]
+        }
+        found._contexts = {
+            (read(str, seller), read(bytes, model)): set(_contexts(read(bytes, packed)))
+            for seller, model, packed in written["contexts"]
+        }
+        found._due = {read(bytes, order): read(Due, value) for order, value in written["due"]}
+        found._agreed = {
+            read(bytes, model): deque((read(Agreed, one) for one in scores), _AGREED)
+            for model, scores in written["agreed"]
+        }
+        return found
+
     def agreed(self, model: bytes) -> Sequence[Agreed]:
         """The latest Scores of a model that scorers agreed on."""
         return tuple(self._agreed.get(model, ()))
@@ -148,7 +189,7 @@ class Experience:
 
     def contexts(self, seller: str, model: bytes) -> set[bytes]:
         """The contexts that counted as evidence already."""
-        return self._contexts.setdefault((seller, model), set())
+        return self._contexts.get((seller, model)) or set()
 
     def due(self, order: bytes) -> Due | None:
         """What is due for an order that waits for its settlement."""
@@ -211,7 +252,8 @@ class Experience:
         self._evidence[seller, model] = Evidence(
             _detectors(facts), _float(facts, "peak"), _int(facts, "tokens"), _int(facts, "odd")
         )
-        self.contexts(seller, model).update(packed[i : i + CONTEXT_BYTES] for i in range(0, len(packed), CONTEXT_BYTES))
+        if packed:
+            self._contexts.setdefault((seller, model), set()).update(_contexts(packed))
         if packed:
             # What was checked before speaks for nobody a second time.
             standing = evolve(standing, audits=standing.audits + 1)
@@ -220,6 +262,10 @@ class Experience:
             self._conduct(seller, standing, "dishonest")
         elif outcome == "honest" and len(packed) >= _TELLING * CONTEXT_BYTES:
             self._conduct(seller, standing, "honest")
+
+
+def _contexts(packed: bytes) -> list[bytes]:
+    return [packed[i : i + CONTEXT_BYTES] for i in range(0, len(packed), CONTEXT_BYTES)]
 
 
 def _int(facts: Mapping[str, Fact], name: str) -> int:

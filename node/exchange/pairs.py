@@ -13,15 +13,23 @@ _LOOK_BACK: Final = 400
 Agreed = TypeVar("Agreed", Settlement, Netting)
 
 
-async def last_pair(
-    book: Book, kind: type[Agreed], parties: tuple[str, str], fits: Callable[[Agreed], bool], why: Exception
-) -> bytes:
-    """The newest records that fit, one of each party in this order, as an answer. Raises Refused, which says `why`."""
+async def find_pair(
+    book: Book, kind: type[Agreed], parties: tuple[str, str], fits: Callable[[Agreed], bool]
+) -> tuple[bytes, bytes] | None:
+    """The newest records that fit, one of each party in this order; None if there are none."""
     last: dict[str, bytes] = {}
     for record in await book.journal.list_records(kind.kind, _LOOK_BACK):
         signed = open_record(record.raw, kind)
         if fits(signed.record):
             last[signed.signer] = signed.raw
-    if last.keys() != set(parties):
+    return (last[parties[0]], last[parties[1]]) if last.keys() == set(parties) else None
+
+
+async def last_pair(
+    book: Book, kind: type[Agreed], parties: tuple[str, str], fits: Callable[[Agreed], bool], why: Exception
+) -> bytes:
+    """The same as an answer. Raises Refused, which says `why`."""
+    pair = await find_pair(book, kind, parties, fits)
+    if pair is None:
         raise Refused("expired", str(why))
-    return encode_signatures((last[parties[0]], last[parties[1]]))
+    return encode_signatures(pair)

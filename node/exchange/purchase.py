@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import Final, Protocol
 
 from attrs import field, frozen
 
-from ledger.records import Privacy, Sampling
-from node.exchange.delivery import Delivery
+from ledger.identity import Did
+from ledger.records import Checkpoint, Privacy, Sampling, Signed
+from node.exchange.delivery import Delivery, Terms
 from node.wire.messages import Earlier
 from verify.steering import Steering
 
@@ -30,6 +31,25 @@ class Ask:
     start: int = 0
     earlier: Earlier | None = field(default=None, repr=False)
     claimed: tuple[int, ...] = field(default=(), repr=False)
+
+
+class Paying(Protocol):
+    """Who pays for long answers as they go."""
+
+    def pays_on_the_way(self, seller: Did) -> bool:
+        """Whether a seller is paid before its answers are over. One whose work is audited first is not."""
+        ...
+
+    def pay(self, terms: Terms, checkpoint: Signed[Checkpoint], awaited: bool) -> None:
+        """Pay up to a checkpoint that fits what came, in the background, if the account's window needs it.
+
+        `awaited`: the seller has stood still there, so it may see the window otherwise.
+        """
+        ...
+
+    def paid_up(self, terms: Terms, tokens: int) -> bool:
+        """Whether a seller that was to go on behind so many tokens has been paid for all that it has to be."""
+        ...
 
 
 class NotPlaced(Exception):

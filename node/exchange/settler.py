@@ -1,25 +1,30 @@
 """The settler: decides on audit and payment of each delivery, acknowledges it, and sees that the seller gets that.
 
 Theory of operation. A delivery on disk is first audited, if its plan says so before payment. Then one durable entry
-closes it: what is owed counts as earned, the rest of the reservation goes, and the signed acknowledgement with its
-voucher is kept. Only then is it handed to the seller, and again with backoff until the seller has it. A restart picks
-up what was still on the way: deliveries without an acknowledgement, and the latest acknowledgements for each seller.
+closes it: what is granted counts as earned, what is asked beyond it as disputed, the rest of the reservation goes, and
+the signed acknowledgement with its voucher is kept. Only then is it handed to the seller, and again with backoff until
+the seller has it. Where the window does not bear all that is under way, checkpoints are acknowledged in the same way
+while the answer goes on. A restart picks up what was still on the way: deliveries without an acknowledgement, and the
+latest acknowledgements for each seller.
 """
 
 import asyncio
+import functools
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 from attrs import define, evolve, frozen
 
 from ledger import codec
 from ledger.account import Account, AccountKey, apply
-from ledger.changes import Acknowledged, Authorized, Earned, Released
+from ledger.changes import Acknowledged, Authorized, Change, Disputed, Released
+from ledger.commitments import CHECKPOINT_TOKENS
 from ledger.events import AccountChanged
 from ledger.identity import Did, parse_did
+from ledger.journal import Kept
 from ledger.rails.credit import make_voucher
-from ledger.records import CLOCK_SKEW_S, Acknowledgement, Receipt, Signed, Voucher, open_record, sign
+from ledger.records import CLOCK_SKEW_S, Acknowledgement, Checkpoint, Receipt, Signed, Voucher, open_record, sign
 from ledger.waivers import Dispute
 from node.exchange import experience
 from node.exchange.auditor import Audit, Auditor
@@ -64,6 +69,15 @@ class Unpayable(Exception):
         return f"the records of order {self.order.hex()[:16]} are not kept here any more: settle it by other means"
 
 
+@frozen
+class _Answer:
+    """What is said of a receipt or checkpoint, named by its digest: how much is granted, and why no more."""
+
+    of: bytes
+    granted: int
+    objection: str | None
+
+
 class Settler:
     """Settles deliveries in the background, in order for each seller."""
 
@@ -84,6 +98,8 @@ class Settler:
         self._unsent: dict[Did, list[Signed[Acknowledgement]]] = {}
         self._latest: dict[tuple[str, str], bytes] = {}  # by (payee, unit): the acknowledgement before the next one
         self._sending: set[Did] = set()
+        self._to_pay: dict[bytes, tuple[Terms, Signed[Checkpoint]]] = {}  # the last checkpoint, by order
+        self._paying: set[bytes] = set()  # orders
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def settle(self, delivery: Delivery) -> None:
@@ -103,6 +119,46 @@ class Settler:
         self._hand_over(seller)
         if chosen.audit and not chosen.before_payment:
             self._start(self._audit_later(delivery))
+
+    def pays_on_the_way(self, seller: Did) -> bool:
+        """Whether a seller is paid before its answers are over: once its first ones are behind it."""
+        # Where nothing can be audited, what was delivered must do.
+        standing = self._book.experience.standing(seller)
+        return max(standing.audits, standing.history.delivered) >= self._policy.first
+
+    def pay(self, terms: Terms, checkpoint: Signed[Checkpoint], awaited: bool) -> None:
+        """Acknowledge what came up to a checkpoint, in the background. See `purchase.Paying`."""
+        order, account = terms.order.digest, self._account_of(terms)
+        # A window that bears all that is under way needs no pay before the end.
+        under_way = account.owed + account.reserved + account.disputed - account.due
+        if not self.pays_on_the_way(terms.seller) or (under_way <= account.window and not awaited):
+            return
+        if not self._is_new(account, order, checkpoint):
+            return
+        self._to_pay[order] = terms, checkpoint
+        if order not in self._paying:
+            self._paying.add(order)
+            self._start(self._pay(order))
+
+    def paid_up(self, terms: Terms, tokens: int) -> bool:
+        """Whether by these books the window bears what follows so many tokens. See `purchase.Paying`."""
+        account = self._account_of(terms)
+        order = account.orders[terms.order.digest]
+        if self._unsent.get(terms.seller) or order.granted < terms.output_cost(tokens):
+            return False
+        most = terms.order.record.max_tokens
+        next_part = terms.full_cost(min(tokens + CHECKPOINT_TOKENS, most)) - order.granted
+        return next_part + account.reserved - order.rest + account.disputed <= account.window
+
+    async def _pay(self, order: bytes) -> None:
+        try:
+            while due := self._to_pay.pop(order, None):
+                terms, checkpoint = due
+                async with self._locks.setdefault(terms.seller, asyncio.Lock()):
+                    await self._acknowledge_checkpoint(terms, checkpoint)
+                self._hand_over(terms.seller)
+        finally:
+            self._paying.discard(order)
 
     async def close(self) -> None:
         """Stop; what could not be handed over is handed over after the next start."""
@@ -145,42 +201,61 @@ class Settler:
     async def _audit_later(self, delivery: Delivery) -> None:
         await self._audit(delivery)
 
+    async def _acknowledge_checkpoint(self, terms: Terms, checkpoint: Signed[Checkpoint]) -> None:
+        """Grant what came so far, unless that is done or the order is over."""
+        order, granted = terms.order.digest, checkpoint.record.cost
+        if self._is_new(self._account_of(terms), order, checkpoint):
+            accepted = _Answer(checkpoint.digest, granted, None)
+            await self._promise(terms, accepted, [Acknowledged(order, granted)], kept(checkpoint, order))
+
+    def _is_new(self, account: Account, order: bytes, checkpoint: Signed[Checkpoint]) -> bool:
+        reservation = account.orders.get(order)
+        return reservation is not None and reservation.open and reservation.granted < checkpoint.record.cost
+
     async def _acknowledge(self, delivery: Delivery, audit: Audit | None) -> None:
-        """Close the order in one entry: earned, released, authorized, acknowledged."""
-        terms = delivery.terms
+        """Close the order in one entry: released, acknowledged or disputed, authorized."""
+        terms, order = delivery.terms, delivery.terms.order.digest
         of = delivery.receipt or delivery.checkpoint
-        account = self._book.debt_to(terms.seller, terms.offer.record.price.unit)
-        order = terms.order.digest
         if of is None:
-            await self._book.post(AccountChanged(account.key, Released(order)))
+            await self._book.post(AccountChanged(self._account_of(terms).key, Released(order)))
             return
         condemned = audit is not None and audit.outcome == "dishonest"
         objection = audit.reason if condemned and audit is not None else delivery.objection
         if delivery.receipt is None and not condemned:
             objection = None  # a cut answer is paid up to its checkpoint; there is no claim to dispute
-        amount = 0 if condemned else delivery.owed
-        earned = Earned(order, amount)
-        after = apply(account, earned)
-        # What was forgiven after it was promised stays promised: that covers work to come.
+        reservation = self._account_of(terms).orders[order]
+        # What was granted on the way stays granted.
+        granted = max(0 if condemned else delivery.owed, reservation.granted)
+        asked = min(of.record.cost, reservation.amount)
+        changes: list[Change] = [Released(order), Acknowledged(order, granted)]
+        if objection is not None and asked > granted:
+            changes.append(Disputed(order, asked, granted))
+        await self._promise(terms, _Answer(of.digest, granted, objection), changes)
+
+    async def _promise(self, terms: Terms, answer: "_Answer", changes: list[Change], *records: Kept) -> None:
+        """Write changes of one order, with the acknowledgement that says so and its voucher, to be handed over."""
+        account, order = self._account_of(terms), terms.order.digest
+        after = functools.reduce(apply, changes, account)
+        # More may be promised than is owed, by vouchers that a restored ledger had lost: no promise is taken back.
         total = max(after.owed, after.authorized)
+        if total > after.authorized:
+            changes = [*changes, Authorized(total)]
         voucher = make_voucher(self._book.identity, after, total)
         acknowledgement = sign(
             Acknowledgement(
                 order=order,
-                of=of.digest,
-                accepted=objection is None,
-                reason=(objection or "")[:256],
-                amount=amount,
+                of=answer.of,
+                accepted=answer.objection is None,
+                reason=(answer.objection or "")[:256],
+                amount=answer.granted,
                 previous=self._latest.get((account.key.payee, account.key.unit)),
                 voucher=voucher.raw,
             ),
             self._book.identity,
         )
         await self._book.post(
-            AccountChanged(account.key, earned),
-            AccountChanged(account.key, Released(order)),
-            *_authorized(after, total),
-            records=(kept(acknowledgement, order),),
+            *(AccountChanged(account.key, change) for change in changes),
+            records=(*records, kept(acknowledgement, order)),
         )
         self._latest[account.key.payee, account.key.unit] = acknowledgement.digest
         self._unsent.setdefault(terms.seller, []).append(acknowledgement)
@@ -206,8 +281,9 @@ class Settler:
                 voucher=make_voucher(self._book.identity, after, total).raw,
             )
             acknowledgement = sign(said, self._book.identity)
+            changes: list[Change] = [granted, Authorized(total)] if total > after.authorized else [granted]
             await self._book.post(
-                AccountChanged(key, granted), *_authorized(after, total), records=(kept(acknowledgement, order),)
+                *(AccountChanged(key, change) for change in changes), records=(kept(acknowledgement, order),)
             )
             self._latest[key.payee, key.unit] = acknowledgement.digest
             self._unsent.setdefault(seller, []).append(acknowledgement)
@@ -219,6 +295,9 @@ class Settler:
             if record.kind == Acknowledgement.kind:
                 return open_record(record.raw, Acknowledgement).record
         raise Unpayable(order)
+
+    def _account_of(self, terms: Terms) -> Account:
+        return self._book.debt_to(terms.seller, terms.offer.record.price.unit)
 
     async def _send(self, seller: Did, peer: Peer) -> None:
         """Hand over what is unsent, oldest first, until the seller has all of it."""
@@ -250,15 +329,36 @@ class Settler:
 
     # After a restart
 
-    async def recover(self) -> None:
-        """Pick up what an earlier run left: open orders, and acknowledgements that may not have arrived."""
+    def promised(self, key: AccountKey, acknowledgement: bytes) -> None:
+        """An acknowledgement of ours came back that the journal had lost, by its digest: the next one names it."""
+        self._latest[key.payee, key.unit] = acknowledgement
+
+    async def recover(self, ready: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Pick up what an earlier run left: open orders, and acknowledgements that may not have arrived.
+
+        With `ready`, orders are settled in the background once it is done: those who help in audits must be known.
+        """
         for acknowledgement, voucher in await self._latest_acknowledgements():
             self._latest[voucher.payee, voucher.unit] = acknowledgement.digest
             self._unsent.setdefault(parse_did(voucher.payee), []).append(acknowledgement)
-        for key, order in self._open_orders(before=None):
-            await self._recover_order(key, order)
+        left = self._open_orders(before=None)  # those of this run are not among them
         for seller in list(self._unsent):
             self._hand_over(seller)
+        if ready is None:
+            await self._recover_orders(left)
+        elif left:
+            self._start(self._recover_when(ready, left))
+
+    async def _recover_when(self, ready: Callable[[], Awaitable[None]], left: list[tuple[AccountKey, bytes]]) -> None:
+        await ready()
+        await self._recover_orders(left)
+
+    async def _recover_orders(self, left: list[tuple[AccountKey, bytes]]) -> None:
+        for key, order in left:
+            # Accounts may have been compared meanwhile, and the order's end found there.
+            reservation = self._book.journal.books.account(key).orders.get(order)
+            if reservation is not None and reservation.open:
+                await self._recover_order(key, order)
 
     async def sweep(self) -> None:
         """Close the orders that have expired and of which nothing ever came."""
@@ -322,9 +422,9 @@ class Settler:
         return receipt if sums and fits else None
 
     async def _latest_acknowledgements(self) -> list[tuple[Signed[Acknowledgement], Voucher]]:
-        """The latest few for each seller, oldest first; one that it has already does no harm."""
-        latest: dict[tuple[str, str], list[tuple[Signed[Acknowledgement], Voucher]]] = {
-            (key.payee, key.unit): []
+        """The last one of each of the latest few orders, for each seller, oldest first; again it does no harm."""
+        latest: dict[tuple[str, str], dict[bytes, tuple[Signed[Acknowledgement], Voucher]]] = {
+            (key.payee, key.unit): {}
             for key, account in self._book.journal.books.accounts.items()
             if key.payer == self._book.me and account.authorized
         }
@@ -338,12 +438,7 @@ class Settler:
             for record in page:
                 acknowledgement = open_record(record.raw, Acknowledgement)
                 voucher = open_record(acknowledgement.record.voucher, Voucher).record
-                ours = latest.get((voucher.payee, voucher.unit), [])
+                ours = latest.get((voucher.payee, voucher.unit), {})
                 if acknowledgement.signer == self._book.me and len(ours) < _SENT_AGAIN:
-                    ours.append((acknowledgement, voucher))
-        return [one for ours in latest.values() for one in reversed(ours)]
-
-
-def _authorized(account: Account, total: int) -> list[AccountChanged]:
-    """The change of a voucher for this total; none where as much was promised before."""
-    return [AccountChanged(account.key, Authorized(total))] if total > account.authorized else []
+                    ours.setdefault(acknowledgement.record.order, (acknowledgement, voucher))
+        return [one for ours in latest.values() for one in reversed(ours.values())]

@@ -13,6 +13,8 @@ from node.exchange.continuing import earlier_of
 from node.exchange.purchase import Purchase
 from node.wire.messages import Earlier
 
+_STOPPED: Final = "the seller stopped before the end of the answer"
+
 
 class AnswerCut(Exception):
     """The answer broke off after a part of it had come."""
@@ -100,7 +102,9 @@ class BoughtSource:
                 self._purchase.cancel()
         delivery = await self._purchase.outcome()
         if not delivery.complete:
-            raise AnswerCut(delivery.objection or "the seller stopped before the end of the answer")
+            unpaid = delivery.receipt is not None and delivery.receipt.record.finish == "unpaid"
+            why = "the seller was not paid in time, and ended the answer" if unpaid else _STOPPED
+            raise AnswerCut(delivery.objection or why)
 
     async def papers(self) -> tuple[Paper, ...]:
         delivery = await self._purchase.outcome()

@@ -138,6 +138,8 @@ class Supply:
             reputation=score(standing.history),
             condemned=standing.history.condemned,
             available=Amount(account.available, said.price.unit),
+            window=Amount(account.window_left, said.price.unit),
+            paid_on_the_way=self._buyer.pays_on_the_way(offer.signer),
             tokens_per_s=standing.speed.tokens_per_s,
             first_token_ms=standing.speed.first_token_ms,
         )

@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from attrs import field, frozen
 
+from ledger.commitments import CHECKPOINT_TOKENS
 from ledger.identity import Did
 from ledger.money import MAX_AMOUNT, Amount, Price, Unit, cost
 from ledger.records import PRIVACY_LEVELS, Offer, Privacy, Signed
@@ -93,6 +94,8 @@ class Candidate:
     reputation: float = 1.0
     condemned: bool = False
     available: Amount | None = None  # what the account there still bears; None = not known yet
+    window: Amount | None = None  # what of it may be unpaid at a time; None = not known yet
+    paid_on_the_way: bool = True  # whether a long answer there is paid as it goes, and not only when it is over
     tokens_per_s: float | None = None
     first_token_ms: float | None = None
     remote: Remote | None = None
@@ -127,6 +130,10 @@ class Candidate:
     def cost(self, prompt_tokens: int, max_tokens: int) -> int:
         """The most that the answer can cost, in the unit of its price; nothing here."""
         return cost(self.price, prompt_tokens, max_tokens) if self.price else 0
+
+    def unpaid_cost(self, prompt_tokens: int, max_tokens: int) -> int:
+        """The most that comes before anything is paid."""
+        return self.cost(prompt_tokens, min(max_tokens, CHECKPOINT_TOKENS) if self.paid_on_the_way else max_tokens)
 
 
 @frozen
@@ -179,6 +186,7 @@ def _too_dear(candidate: Candidate, asks: Price, wish: Wish, limits: Limits) -> 
     price = candidate.cost(wish.prompt_tokens, wish.max_tokens)
     if price > MAX_AMOUNT:
         return "asks more than can be paid at all"
+    unpaid = candidate.unpaid_cost(wish.prompt_tokens, wish.max_tokens)
     over_a_day = min(wish.spent_today.get(unit, 0) + price, MAX_AMOUNT)
     checks = (
         (limits.max_input_price, asks.input, "asks {} for a million prompt tokens, over the most of {}"),
@@ -190,6 +198,7 @@ def _too_dear(candidate: Candidate, asks: Price, wish: Wish, limits: Limits) -> 
             "would bring today's spending to {}, over the most of {}",
         ),
         (candidate.available, price, "may cost {} for this order, and its credit bears {}"),
+        (candidate.window, unpaid, "delivers up to {} before it is paid, and its window bears {}"),
     )
     for most, asked, words in checks:
         if most is not None and (most.unit != unit or asked > most.value):

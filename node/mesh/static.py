@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from hashlib import sha256
 from typing import Final
 
@@ -21,6 +21,8 @@ from node.wire.messages import Refused, Unreachable
 from node.wire.peer import Peer
 
 REFRESH_S: Final = 30.0
+# A connection lasts as long as the peer answers; a restart that went unnoticed must not stay so for long.
+MEET_AGAIN_S: Final = 300.0
 _FIRST_RETRY_S: Final = 0.5
 # A tokenizer is a few megabytes at most; one that does not come in this time is not asked for again for a while.
 _FETCH_S: Final = 20.0
@@ -43,11 +45,21 @@ class NamedPeers:
         tokenizers: Tokenizers,
         clock: Clock,
         take_grant: Callable[[Did, Grant], Awaitable[None]],
+        meet: Callable[[Did], Awaitable[None]] | None = None,
+        may_work_with: Callable[[Did], Refused | None] = lambda _: None,
     ) -> None:
-        """`take_grant` is told of each credit that a peer grants, verified; it may be told again of the same one."""
+        """`take_grant` is told of each credit that a peer grants, verified; it may be told again of the same one.
+
+        `meet` is called on each connection before any offer of the peer is taken. It raises Refused, Unreachable or
+        Malformed; the peer's offers are taken all the same, unless `may_work_with` says why not.
+        """
         self._me = me
         self._clock = clock
         self._take_grant = take_grant
+        self._meet = meet
+        self._may_work_with = may_work_with
+        self._meet_after: dict[Did, float] = {}  # when a peer is met again, while the connection lasts
+        self._asked: dict[Did, asyncio.Event] = {did: asyncio.Event() for did in peers}
         self._peers = dict(peers)
         self._tokenizers = tokenizers
         self._offers = OfferBook()
@@ -55,6 +67,7 @@ class NamedPeers:
         self._manifests: dict[bytes, Manifest] = {}
         self._missing: dict[bytes, tuple[str, float]] = {}  # by digest: why it cannot be had, and until when
         self.trouble: Final[dict[Did, str]] = {}
+        self.apart: Final[dict[Did, str]] = {}  # why accounts could not be compared with a peer, if they could not
 
     def start(self) -> None:
         """Begin to fetch."""
@@ -65,6 +78,12 @@ class NamedPeers:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def asked_once(self, within_s: float) -> None:
+        """Return when each peer has answered or not, once, or after so many seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await asyncio.gather(*(asked.wait() for asked in self._asked.values()))
 
     def dial(self, did: Did) -> Peer | None:
         """The way to a named peer."""
@@ -83,6 +102,7 @@ class NamedPeers:
         """Fetch a peer's offers and its credit for this node. Raises Refused, Unreachable, Malformed."""
         peer = self._peers[did]
         now, raws = self._clock.now(), await peer.offers()
+        await self._meet_in_time(did, raws)
         checked = OfferBook()
         units = {checked.take(raw, did, now).record.price.unit for raw in raws}
         # The credit first: an offer that stands in the book can be ordered from.
@@ -101,6 +121,25 @@ class NamedPeers:
         self._keep_manifests()
         if unproved:
             raise Malformed(f"offers that nothing proves are passed over: {'; '.join(unproved.values())}")
+
+    async def _meet_in_time(self, did: Did, raws: Sequence[bytes]) -> None:
+        """Meet a peer, if this is a new connection or an old one. Raises Refused where no work may start with it."""
+        standing = {offer.raw for offer in self.offers() if offer.signer == did}
+        # Offers do not outlive the process that made them: with others, the peer may be another run.
+        other_run = bool(standing) and standing.isdisjoint(raws)
+        if self._meet is not None and (other_run or self._clock.now() >= self._meet_after.get(did, 0.0)):
+            try:
+                await self._meet(did)
+            except (Refused, Unreachable, Malformed) as error:
+                if self.apart.get(did) != str(error):
+                    _log.warning("accounts are not compared with %s: %s", did, error)
+                self.apart[did] = str(error)
+            else:
+                self.apart.pop(did, None)
+                self._meet_after[did] = self._clock.now() + MEET_AGAIN_S
+        if (refusal := self._may_work_with(did)) is not None:
+            self._offers.keep_only(did, ())
+            raise refusal
 
     async def _prove(self, peer: Peer, offer: Offer) -> None:
         """Hold what an offer says of its model against the model's manifest, which its digest names.
@@ -139,10 +178,13 @@ class NamedPeers:
                 if self.trouble.get(did) != str(error):
                     _log.warning("peer %s: %s", did, error)
                 self.trouble[did] = str(error)
+                self._meet_after.pop(did, None)
+                self._asked[did].set()
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, REFRESH_S)
             else:
                 self.trouble.pop(did, None)
+                self._asked[did].set()
                 wait_s = _FIRST_RETRY_S
                 await self._fetch_tokenizers()
                 await asyncio.sleep(REFRESH_S)

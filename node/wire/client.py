@@ -13,7 +13,16 @@ import aiohttp
 from ledger import codec
 from ledger.records import Forgiveness, Grant, Offer, Receipt, Resolution
 from node.models.manifest import MAX_MANIFEST
-from node.wire.messages import MAX_REFUSAL, MAX_SIGNATURES, Refused, Unreachable, decode_refusal, encode_envelope
+from node.wire.messages import (
+    MAX_EXCHANGED,
+    MAX_NONCE,
+    MAX_REFUSAL,
+    MAX_SIGNATURES,
+    Refused,
+    Unreachable,
+    decode_refusal,
+    encode_envelope,
+)
 
 CBOR: Final = "application/cbor"
 MAX_OFFERS: Final = 64
@@ -21,6 +30,9 @@ MAX_TOKENIZER: Final = 64 * 2**20
 # A seller gives a sign of life at least every 5 seconds; three missed ones mean that it is gone.
 SIGN_OF_LIFE_S: Final = 5.0
 STALL_S: Final = 3 * SIGN_OF_LIFE_S
+# A seller waits for pay at least twice as long as its buyer thinks fair: the checkpoint takes its time to get there.
+UNPAID_S: Final = 5.0
+LEAST_PATIENCE_S: Final = 2 * UNPAID_S
 CALL_S: Final = 10.0
 # A tokenizer file has up to 64 MB: so many times as long.
 _DOWNLOAD_CALLS: Final = 12
@@ -112,6 +124,15 @@ class HttpPeer:
 
     async def forgiveness(self, raw: bytes) -> bytes:
         return await self._call("POST", "/forgiveness", raw, limit=Forgiveness.limit)
+
+    async def challenge(self) -> bytes:
+        return await self._call("GET", "/challenge", limit=MAX_NONCE)
+
+    async def state(self, raw: bytes) -> bytes:
+        return await self._call("POST", "/states", raw, limit=MAX_EXCHANGED)
+
+    async def hand_back(self, raw: bytes) -> None:
+        await self._call("POST", "/records", raw)
 
     async def _call(
         self, method: str, path: str, body: bytes | None = None, limit: int = MAX_REFUSAL, calls: int = 1

@@ -6,7 +6,7 @@ from attrs import field, frozen
 
 from ledger import codec
 from ledger.commitments import SALT_BYTES, ids_bytes, ids_from_bytes
-from ledger.records import MAX_SCORED, Order, Receipt, Settlement
+from ledger.records import KINDS, MAX_SCORED, NONCE_BYTES, AccountState, Order, Receipt, Settlement
 from verify.steering import MAX_BIASED, MAX_GRAMMAR, BadSteering, Steering
 
 MAX_STOPS: Final = 16
@@ -26,6 +26,14 @@ _REFUSAL_ITEMS: Final = 64
 MAX_SIGNATURES: Final = 2 * Settlement.limit + 16
 _SIGNATURES_ITEMS: Final = 3
 _MAX_RETRY_S: Final = 86_400
+MAX_NONCE: Final = 32
+# Records that are handed back at a time.
+MAX_HANDED: Final = 120
+MAX_HANDED_BYTES: Final = 512 * 1024
+MAX_EXCHANGE: Final = 2 * AccountState.limit + 64
+MAX_EXCHANGED: Final = MAX_EXCHANGE + MAX_HANDED_BYTES
+_EXCHANGE_ITEMS: Final = 4
+_HANDED_ITEMS: Final = 3 * MAX_HANDED + 1
 
 RefusalCode = Literal[
     "malformed",
@@ -189,6 +197,92 @@ def decode_signatures(raw: bytes) -> tuple[bytes, bytes] | None:
         case [bytes(payers), bytes(payees)]:
             return payers, payees
     raise codec.Malformed("the answer to a settlement or netting is an array of two records or of none")
+
+
+Handed = tuple[tuple[str, bytes], ...]
+
+
+@frozen
+class Asked:
+    """A node's state for another one: `nonce` is what the answer has to bear, `last` the other's last state known."""
+
+    state: bytes
+    nonce: bytes
+    last: bytes
+
+
+@frozen
+class Answered:
+    """The other's state in return, the asker's last state known there, and records that the asker lacks, by kind."""
+
+    state: bytes
+    last: bytes
+    records: Handed
+
+
+def encode_asked(asked: Asked) -> bytes:
+    """The body of an exchange of states."""
+    return codec.encode([asked.state, asked.nonce, asked.last])
+
+
+def decode_asked(raw: bytes) -> Asked:
+    """Read one. Raises codec.Malformed."""
+    match codec.decode(raw, MAX_EXCHANGE, _EXCHANGE_ITEMS):
+        case [bytes(state), bytes(nonce), bytes(last)] if len(nonce) == NONCE_BYTES:
+            return Asked(state, nonce, last)
+    raise codec.Malformed("an exchange of states is a state, a nonce of 16 bytes and the other's last state")
+
+
+def encode_answered(answered: Answered) -> bytes:
+    """The answer to an exchange of states."""
+    return codec.encode([answered.state, answered.last, [list(pair) for pair in answered.records]])
+
+
+def decode_answered(raw: bytes) -> Answered:
+    """Read one. Raises codec.Malformed."""
+    match codec.decode(raw, MAX_EXCHANGED, _EXCHANGE_ITEMS + _HANDED_ITEMS):
+        case [bytes(state), bytes(last), list(records)]:
+            return Answered(state, last, _handed(records))
+    raise codec.Malformed("the answer to a state is a state, the asker's last one and a list of records")
+
+
+def encode_handed(nonce: bytes, records: Handed) -> bytes:
+    """The body that hands records back, under the nonce that the other has given."""
+    return codec.encode([nonce, [list(pair) for pair in records]])
+
+
+def decode_handed(raw: bytes) -> tuple[bytes, Handed]:
+    """Read one. Raises codec.Malformed."""
+    match codec.decode(raw, MAX_HANDED_BYTES, _EXCHANGE_ITEMS + _HANDED_ITEMS):
+        case [bytes(nonce), list(records)] if len(nonce) == NONCE_BYTES:
+            return nonce, _handed(records)
+    raise codec.Malformed("records are handed back under a nonce of 16 bytes, as a list")
+
+
+def _handed(records: list[Any]) -> Handed:
+    if len(records) > MAX_HANDED:
+        raise codec.Malformed(f"more than {MAX_HANDED} records at a time")
+    found: list[tuple[str, bytes]] = []
+    for record in records:
+        match record:
+            case [str(kind), bytes(raw)] if kind in KINDS:
+                found.append((kind, raw))
+            case _:
+                raise codec.Malformed("a record is handed back with its kind")
+    return tuple(found)
+
+
+def encode_nonce(nonce: bytes) -> bytes:
+    """The nonce that a state has to bear."""
+    return codec.encode(nonce)
+
+
+def decode_nonce(raw: bytes) -> bytes:
+    """Read one. Raises codec.Malformed."""
+    nonce = codec.decode(raw, MAX_NONCE, 1)
+    if not isinstance(nonce, bytes) or len(nonce) != NONCE_BYTES:
+        raise codec.Malformed("a nonce has 16 bytes")
+    return nonce
 
 
 def encode_refusal(refusal: Refused) -> bytes:

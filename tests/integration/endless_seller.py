@@ -5,6 +5,7 @@ engine without weights that never ends an answer by itself.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,11 +34,11 @@ class EndlessEngine(MemoryEngine):
         return rows
 
 
-async def load_endless(path: Path, manifest: Manifest, _plan: Plan) -> Engine:
+async def load_endless(path: Path, manifest: Manifest, plan: Plan, pace: float = SECONDS_PER_TOKEN) -> Engine:
     vocab = open_vocab(path)
     try:
         silent = vocab.eog | vocab.control
-        return EndlessEngine(manifest, silent, vocabulary=vocab.size, seconds_per_token=SECONDS_PER_TOKEN)
+        return EndlessEngine(manifest, silent, vocabulary=vocab.size, seconds_per_token=pace, slots=plan.slots)
     finally:
         vocab.close()
 
@@ -47,8 +48,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--pace", type=float, default=SECONDS_PER_TOKEN)
     arguments = parser.parse_args()
-    serve(Home(arguments.home), load_config(arguments.config, {}), say_started_json, load_endless)
+    load = partial(load_endless, pace=arguments.pace)
+    serve(Home(arguments.home), load_config(arguments.config, {}), say_started_json, load)
 
 
 if __name__ == "__main__":

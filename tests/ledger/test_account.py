@@ -12,10 +12,12 @@ from ledger.account import Account, AccountError, AccountKey, Reservation, apply
 from ledger.changes import (
     Acknowledged,
     Act,
+    Admitted,
     Authorized,
     Change,
     Claimed,
     Disputed,
+    Drawn,
     Earned,
     Expired,
     Forgiven,
@@ -29,6 +31,7 @@ from ledger.changes import (
     InvalidOrderDigest,
     InvalidUnit,
     Netted,
+    Recovered,
     Released,
     Reserved,
     Resolved,
@@ -94,12 +97,12 @@ class TestReserving:
 
     def test_a_paid_window_opens_again(self) -> None:
         account = delivered(80, limit=1000, window=100)
-        assert account.available == 20
-        assert apply(account, VoucherReceived(80)).available == 100
+        assert account.window_left == 20
+        assert apply(account, VoucherReceived(80)).window_left == 100
 
     def test_a_voucher_above_what_is_owed_does_not_widen_the_window(self) -> None:
         account = apply(delivered(80, limit=1000, window=100), VoucherReceived(500))
-        assert account.window_left == account.available == 100
+        assert account.window_left == 100
         with pytest.raises(guards.AboveWindow):
             apply(account, Reserved(OTHER, 101, 9))
 
@@ -112,6 +115,73 @@ class TestReserving:
     def test_an_unknown_rail_has_no_capacity(self) -> None:
         account = apply(Account(evolve(KEY, rail="barter")), Granted(100, 100, 1))
         assert (account.capacity, account.available) == (0, 0)
+
+
+class TestDrawing:
+    """An order of 90 through a window of 50, of which it draws 30 to begin with."""
+
+    begun = (Granted(1000, 50, 1), Admitted(ORDER, 90, 30, 9))
+
+    def test_an_order_above_the_window_is_admitted_if_what_it_draws_first_is_not(self) -> None:
+        account = after(*self.begun)
+        assert (account.reserved, account.orders.ahead, account.window_left) == (90, 30, 20)
+
+    def test_the_collateral_bears_the_whole_order(self) -> None:
+        with pytest.raises(guards.AboveCapacity):
+            after(Granted(80, 50, 1), Admitted(ORDER, 90, 30, 9))
+
+    def test_what_it_draws_first_is_bounded_by_the_window(self) -> None:
+        with pytest.raises(guards.AboveWindow) as refused:
+            after(*self.begun, Admitted(OTHER, 90, 21, 9))
+        assert (refused.value.amount, refused.value.left) == (21, 20)
+
+    def test_it_draws_first_no_more_than_it_may_cost(self) -> None:
+        with pytest.raises(guards.AboveReservation):
+            after(Granted(1000, 50, 1), Admitted(ORDER, 9, 10, 9))
+
+    def test_what_is_delivered_and_not_paid_stays_drawn(self) -> None:
+        account = after(*self.begun, Earned(ORDER, 30))
+        assert (account.orders.ahead, account.window_left) == (0, 20)
+        with pytest.raises(guards.AboveWindow) as refused:
+            apply(account, Drawn(ORDER, 60))
+        assert (refused.value.amount, refused.value.left) == (30, 20)
+
+    def test_what_is_paid_can_be_drawn_again(self) -> None:
+        account = after(*self.begun, Earned(ORDER, 30), VoucherReceived(30), Drawn(ORDER, 60))
+        assert (account.orders.ahead, account.window_left) == (30, 20)
+
+    def test_all_orders_of_an_account_draw_from_one_window(self) -> None:
+        account = after(*self.begun, Admitted(OTHER, 90, 20, 9))
+        with pytest.raises(guards.AboveWindow):
+            apply(account, Drawn(ORDER, 31))
+        assert apply(apply(account, Released(OTHER)), Drawn(ORDER, 31)).window_left == 19
+
+    def test_nothing_is_delivered_that_is_not_drawn(self) -> None:
+        with pytest.raises(guards.AboveDrawn) as refused:
+            after(*self.begun, Earned(ORDER, 31))
+        assert (refused.value.drawn, refused.value.total) == (30, 31)
+
+    def test_what_is_drawn_is_not_given_back(self) -> None:
+        with pytest.raises(guards.DrawnFell):
+            after(*self.begun, Drawn(ORDER, 29))
+
+    def test_no_more_is_drawn_than_was_reserved(self) -> None:
+        with pytest.raises(guards.AboveReservation):
+            after(Granted(1000, 500, 1), Admitted(ORDER, 90, 30, 9), Drawn(ORDER, 91))
+
+    def test_a_closed_order_draws_nothing(self) -> None:
+        account = after(*self.begun, Released(ORDER))
+        assert (account.orders.ahead, account.window_left) == (0, 50)
+        with pytest.raises(guards.OrderClosed):
+            apply(account, Drawn(ORDER, 40))
+
+    def test_the_same_draw_again_is_none_also_where_the_window_was_made_smaller(self) -> None:
+        account = after(*self.begun, Granted(1000, 10, 2))
+        assert apply(account, Drawn(ORDER, 30)) == account
+
+    def test_what_the_payer_acknowledges_beyond_it_is_a_fact(self) -> None:
+        account = after(*self.begun, Acknowledged(ORDER, 40))
+        assert (account.owed, account.orders.ahead, account.reserved) == (40, 0, 50)
 
 
 class TestEarning:
@@ -345,10 +415,34 @@ class TestForgiveness:
         assert apply(account, Earned(ORDER, 80)).owed == 50
 
 
+class TestRecovering:
+    def test_an_order_of_which_the_journal_knew_nothing_is_known_and_closed_and_owed_once(self) -> None:
+        account = after(Recovered(ORDER, 50, 9, 30), Recovered(ORDER, 50, 9, 30))
+        assert (account.owed, account.reserved, account.orders[ORDER].open) == (30, 0, False)
+        with pytest.raises(guards.OrderKnown):
+            apply(apply(account, Granted(1000, 1000, 1)), Reserved(ORDER, 1, 9))
+
+    def test_an_order_that_is_open_is_closed_and_nothing_is_taken_back(self) -> None:
+        account = after(Granted(100, 100, 1), Reserved(ORDER, 50, 9), Earned(ORDER, 40), Recovered(ORDER, 99, 9, 30))
+        assert (account.owed, account.reserved) == (40, 0)
+
+    def test_an_order_costs_no_more_than_it_reserved(self) -> None:
+        with pytest.raises(guards.AboveReservation):
+            after(Recovered(ORDER, 50, 9, 51))
+
+    def test_a_promise_above_what_is_owed_stands_and_is_not_raised(self) -> None:
+        promised = after(Recovered(ORDER, 50, 9, 30), VoucherReceived(40))
+        assert apply(promised, Authorized(40)) == promised
+        with pytest.raises(guards.AboveOwed):
+            apply(promised, Authorized(41))
+
+
 orders = st.sampled_from([ORDER, OTHER, b"3" * 32])
 amounts = st.integers(0, 40)
 any_change: st.SearchStrategy[Change] = st.one_of(
     st.builds(Reserved, orders, amounts, amounts),
+    st.builds(Admitted, orders, amounts, amounts, amounts),
+    st.builds(Drawn, orders, amounts),
     st.builds(Earned, orders, amounts),
     st.builds(Released, orders),
     st.builds(Forgotten, amounts),
@@ -366,6 +460,7 @@ any_change: st.SearchStrategy[Change] = st.one_of(
     st.builds(Withdrawn, amounts, amounts),
     st.builds(Disputed, orders, amounts, amounts),
     st.builds(Resolved, orders, amounts),
+    st.builds(Recovered, orders, amounts, amounts, amounts),
 )
 GROWING = ("authorized", "earned", "waived", "forgiven", "claimed", "settled", "netted", "grant_sequence")
 
@@ -412,6 +507,8 @@ def check(account: Account) -> None:
             account.owed,
             account.reserved,
             account.available,
+            account.window_left,
+            account.orders.ahead,
             account.shortfall,
         )
         >= 0
@@ -419,10 +516,11 @@ def check(account: Account) -> None:
     assert account.claimed <= account.due
     assert all(0 <= order.earned <= order.amount for order in account.orders.values())
     assert account.shortfall == 0 or account.available == 0
+    assert account.orders.ahead <= account.reserved
 
 
 def overdraft(account: Account) -> int:
-    return max(account.owed + account.reserved - account.authorized - account.window, 0)
+    return max(account.owed + account.orders.ahead - account.authorized - account.window, 0)
 
 
 def try_to(account: Account, change: Change) -> Account:
@@ -443,13 +541,15 @@ def try_to(account: Account, change: Change) -> Account:
     return moved
 
 
-@given(st.lists(any_change, max_size=30), st.integers(1, 100))
-def test_exactly_the_available_amounts_are_admitted(history: list[Change], amount: int) -> None:
+@given(st.lists(any_change, max_size=30), st.integers(1, 100), st.integers(1, 100))
+def test_exactly_the_available_amounts_are_admitted(history: list[Change], amount: int, first: int) -> None:
     account = Account(KEY)
     for change in history:
         account = try_to(account, change)
-    moved = try_to(account, Reserved(b"4" * 32, amount, 0))
-    assert (moved != account) == (amount <= account.available)
+    fits = first <= amount <= account.available and first <= account.window_left
+    assert (try_to(account, Admitted(b"4" * 32, amount, first, 0)) != account) == fits
+    fits = amount <= min(account.available, account.window_left)
+    assert (try_to(account, Reserved(b"4" * 32, amount, 0)) != account) == fits
 
 
 @pytest.mark.parametrize(
@@ -459,6 +559,8 @@ def test_exactly_the_available_amounts_are_admitted(history: list[Change], amoun
         guards.AboveWindow(amount=7001, left=7002),
         guards.EarnedFell(ORDER, earned=7001, total=7002),
         guards.AboveReservation(ORDER, amount=7001, total=7002),
+        guards.AboveDrawn(ORDER, drawn=7001, total=7002),
+        guards.DrawnFell(ORDER, drawn=7001, total=7002),
         guards.AuthorizedFell(authorized=7001, total=7002),
         guards.AboveOwed(owed=7001, total=7002),
         guards.ForgivenAboveUnpaid(unpaid=7001, amount=7002),

@@ -15,10 +15,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from ledger.account import Account, AccountError, AccountKey, Reservation, apply
 from ledger.changes import (
     Acknowledged,
+    Admitted,
     Authorized,
     Change,
     Claimed,
     Disputed,
+    Drawn,
     Earned,
     Expired,
     Forgiven,
@@ -27,7 +29,6 @@ from ledger.changes import (
     Granted,
     Netted,
     Released,
-    Reserved,
     Resolved,
     Settled,
     VoucherReceived,
@@ -86,11 +87,19 @@ class Node:
         if order in self.accounts[key].orders:
             self.move(key, Released(order))
 
+    def checkpoint(self, key: AccountKey, order: bytes, total: int) -> None:
+        """Pay what came so far, while the order goes on."""
+        if order not in self.acknowledged:
+            assert self.move(key, Acknowledged(order, total))
+            self.pay(key)
+            granted = self.accounts[key].orders[order].granted
+            self.send(key, "acknowledgement", order, granted, granted, self.accounts[key].authorized)
+
     def receipt(self, key: AccountKey, order: bytes, asked: int, granted: int) -> None:
-        """Pay what is granted of it, once."""
+        """Pay what is granted of it, once, and no less than was granted on the way."""
         if order in self.acknowledged:
             return
-        grant = min(asked, granted)
+        grant = min(asked, max(granted, self.accounts[key].orders[order].granted))
         changes: list[Change] = [Released(order), Acknowledged(order, grant)]
         if grant < asked:
             changes.append(Disputed(order, asked, grant))
@@ -115,10 +124,10 @@ class Node:
 
     # What the payee takes
 
-    def order(self, key: AccountKey, order: bytes, amount: int, expires: int) -> None:
+    def order(self, key: AccountKey, order: bytes, amount: int, first: int, expires: int) -> None:
         if order in self.accounts[key].orders:
             return
-        if not self.move(key, Reserved(order, amount, expires)):
+        if not self.move(key, Admitted(order, amount, first, expires)):
             self.send(key, "refused", order)
 
     def acknowledgement(self, key: AccountKey, order: bytes, asked: int, granted: int, voucher: int) -> None:
@@ -185,12 +194,13 @@ class Pair(RuleBasedStateMachine):
         assert payee.move(key, Granted(limit, window, sequence))
         payee.send(key, "granted", limit, window, sequence)
 
-    @rule(key=keys, amount=st.integers(1, 30), at_once=st.booleans())
-    def place_an_order(self, key: AccountKey, amount: int, at_once: bool) -> None:
+    @rule(key=keys, amount=st.integers(1, 30), part=st.integers(1, 4), at_once=st.booleans())
+    def place_an_order(self, key: AccountKey, amount: int, part: int, at_once: bool) -> None:
+        """Of which so many quarters are drawn to begin with."""
         self.time += 1
-        order = self.time.to_bytes(32, "big")
-        if self.payer(key).move(key, Reserved(order, amount, self.time)):
-            self.payer(key).send(key, "order", order, amount, self.time)
+        order, first = self.time.to_bytes(32, "big"), amount * part // 4
+        if self.payer(key).move(key, Admitted(order, amount, first, self.time)):
+            self.payer(key).send(key, "order", order, amount, first, self.time)
             if at_once:
                 self.hand_out(len(self.post) - 1)
 
@@ -206,13 +216,42 @@ class Pair(RuleBasedStateMachine):
             return
         amount = payee.accounts[key].orders[order].amount
         payee.move(key, Earned(order, amount * part // 10))
+        earned = payee.accounts[key].orders[order].earned
         if over:
-            self.finish(payee, key, order, payee.accounts[key].orders[order].earned * granted // 10)
+            self.finish(payee, key, order, earned * granted // 10)
+        else:
+            payee.send(key, "checkpoint", order, earned)
+
+    @rule(key=keys, total=st.integers(1, 30))
+    def draw(self, key: AccountKey, total: int) -> None:
+        """Where the window bears it, an order may deliver more."""
+        payee = self.payee(key)
+        for order, reservation in list(self.orders(payee, key)):
+            if reservation.open and payee.move(key, Drawn(order, min(total, reservation.amount))):
+                return
+
+    @rule(key=keys, amount=st.integers(4, 30), parts=st.integers(1, 8))
+    def pay_as_it_goes(self, key: AccountKey, amount: int, parts: int) -> None:
+        """A long answer: each part is drawn, delivered and paid before the next, if the window is empty by then."""
+        self.place_an_order(key, amount, part=1, at_once=True)
+        payee, order = self.payee(key), self.time.to_bytes(32, "big")
+        for part in range(1, parts + 1):
+            total = amount * part // parts
+            if order not in payee.accounts[key].orders or not self.drawn(payee, key, order, total):
+                return
+            assert payee.move(key, Earned(order, total))
+            payee.send(key, "checkpoint", order, total)
+            for _ in range(2):  # the checkpoint, and what acknowledges it
+                self.hand_out(len(self.post) - 1)
+
+    def drawn(self, payee: Node, key: AccountKey, order: bytes, total: int) -> bool:
+        """Whether an order may deliver so much by now, as it stands or by drawing it."""
+        return payee.accounts[key].orders[order].drawn >= total or payee.move(key, Drawn(order, total))
 
     @rule(key=keys, amount=st.integers(4, 30), granted=st.integers(0, 10), receipt_arrives=st.booleans())
     def trade(self, key: AccountKey, amount: int, granted: int, receipt_arrives: bool) -> None:
         """An order that goes well, up to its receipt."""
-        self.place_an_order(key, amount, at_once=True)
+        self.place_an_order(key, amount, part=4, at_once=True)
         payee, order = self.payee(key), self.time.to_bytes(32, "big")
         if order in payee.accounts[key].orders:
             assert payee.move(key, Earned(order, amount))
@@ -322,6 +361,13 @@ class Pair(RuleBasedStateMachine):
                 assert account.claimed <= account.due
                 assert account.earned >= account.waived
                 assert all(0 <= order.earned <= order.amount for order in account.orders.values())
+                assert all(order.drawn <= order.amount for order in account.orders.values())
+
+    @invariant()
+    def a_payee_delivers_no_more_than_it_has_drawn(self) -> None:
+        for key in KEYS if hasattr(self, "sides") else ():
+            for order in self.payee(key).accounts[key].orders.values():
+                assert order.earned <= order.drawn
 
     @invariant()
     def nobody_believes_in_more_than_the_other_signed(self) -> None:

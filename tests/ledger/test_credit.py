@@ -54,6 +54,13 @@ def test_no_voucher_is_signed_below_an_earlier_one() -> None:
         RAIL.make_voucher(PAYER, apply(owing(60), VoucherReceived(60)), 59)
 
 
+def test_what_was_promised_can_be_promised_again_however_little_is_owed() -> None:
+    restored = apply(owing(60), VoucherReceived(90))
+    assert RAIL.make_voucher(PAYER, restored, 90).record.total == 90
+    with pytest.raises(AboveOwed):
+        RAIL.make_voucher(PAYER, restored, 91)
+
+
 def test_only_the_payer_makes_a_voucher() -> None:
     with pytest.raises(WrongSigner):
         RAIL.make_voucher(PAYEE, owing(60), 60)

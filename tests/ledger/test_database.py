@@ -235,7 +235,7 @@ class TestTampering:
         await written.alter("DELETE FROM records WHERE sequence = 5")  # else its foreign key would show
         await written.alter(f"UPDATE journal SET {column} = :wrong WHERE sequence = 5", wrong=wrong)
         with pytest.raises(LedgerCorrupt) as corrupt:
-            await Database.open(written.place, NODE)
+            await Database.open(written.place, NODE, whole=True)
         assert corrupt.value.sequence in (5, 6)
         assert "backup" in str(corrupt.value)
 
@@ -243,7 +243,7 @@ class TestTampering:
         raw = signed(4)[1].raw
         await written.alter("UPDATE records SET raw = :wrong WHERE raw = :raw", wrong=flipped(raw), raw=raw)
         with pytest.raises(LedgerCorrupt) as corrupt:
-            await Database.open(written.place, NODE)
+            await Database.open(written.place, NODE, whole=True)
         assert corrupt.value.sequence == 5
 
     @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ class TestTampering:
     async def test_a_row_that_was_changed_or_taken_is_found(self, written: Ledger, statement: str) -> None:
         await written.alter(statement)
         with pytest.raises(LedgerCorrupt):
-            await Database.open(written.place, NODE)
+            await Database.open(written.place, NODE, whole=True)
 
     @pytest.mark.parametrize(
         "statement",
@@ -284,7 +284,7 @@ class TestTampering:
     ) -> None:
         await Ledger(file).alter(statement)
         with pytest.raises(LedgerCorrupt):
-            await Database.open(file, NODE)
+            await Database.open(file, NODE, whole=True)
 
     async def test_a_record_that_the_journal_does_not_tell_of_is_found(self, written: Ledger) -> None:
         forged = Kept("receipt", b"forged", order(5), 3)
@@ -296,7 +296,7 @@ class TestTampering:
             raw=forged.raw,
         )
         with pytest.raises(LedgerCorrupt):
-            await Database.open(written.place, NODE)
+            await Database.open(written.place, NODE, whole=True)
 
     async def test_a_record_damaged_while_the_ledger_is_open_is_not_given_out(self, written: Ledger) -> None:
         kept = signed(4)[0]
@@ -398,6 +398,32 @@ asyncio.run(main())
 """
 
 
+class TestTwoProcessesOnOneFile:
+    async def test_the_second_is_refused_until_the_first_is_gone(self, file: Path) -> None:
+        with writing(file) as writer:
+            await asyncio.to_thread(next, iter(writer.stdout or ()))
+            for opening in (Database.open(file, NODE), upgrade_tables(file)):
+                with pytest.raises(LedgerInUse, match=r"another process has ledger\.db open.*Stop the other one"):
+                    await opening
+            writer.send_signal(signal.SIGKILL)
+        async with await Database.open(file, NODE) as database:
+            assert database.head.sequence > 11
+
+    async def test_one_that_is_ending_is_waited_for(self, file: Path) -> None:
+        first = await Database.open(file, NODE)
+        second = asyncio.ensure_future(Database.open(file, NODE))
+        await asyncio.sleep(0)
+        await first.close()
+        await (await second).close()
+
+    async def test_by_another_name_it_is_the_same_file(self, file: Path) -> None:
+        link = file.with_name("link.db")
+        link.symlink_to(file)
+        async with await Database.open(file, NODE):
+            with pytest.raises(LedgerInUse):
+                await Database.open(link, NODE)
+
+
 class TestCrashes:
     async def test_killed_at_any_moment_nothing_acknowledged_is_missing(self, ledger: Ledger) -> None:
         random = Random(5)
@@ -425,12 +451,22 @@ class TestCrashes:
             assert (database.books, database.head) == (books, head)
 
 
-def write_and_kill(place: Place, after: int) -> list[str]:
-    """Start a writer, kill it when it has acknowledged so many appends, and return what it acknowledged."""
+@contextmanager
+def writing(place: Place) -> Iterator[subprocess.Popen[str]]:
+    """Another process that appends."""
     here = Path(__file__).parent
     command = [sys.executable, "-c", WRITER, str(place)]
     environment = {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent.parent), *sys.path])}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as writer:
+        try:
+            yield writer
+        finally:
+            writer.kill()
+
+
+def write_and_kill(place: Place, after: int) -> list[str]:
+    """Start a writer, kill it when it has acknowledged so many appends, and return what it acknowledged."""
+    with writing(place) as writer:
         assert writer.stdout is not None
         lines = [writer.stdout.readline() for _ in range(after)]
         writer.send_signal(signal.SIGKILL)
@@ -523,11 +559,13 @@ class TestTrouble:
             assert (await database.append(trade(12), time_ms=2)).sequence == 13
             assert task.cancelled()
 
-    async def test_a_second_writer_on_the_same_file_is_refused(self, file: Path) -> None:
-        async with await Database.open(file, NODE) as first, await Database.open(file, NODE) as second:
-            await first.append(trade(11), time_ms=1)
-            with pytest.raises(LedgerInUse, match="another process"):
-                await second.append(trade(12), time_ms=1)
+    async def test_a_writer_that_gets_past_the_lock_is_refused(self, file: Path) -> None:
+        async with await Database.open(file, NODE) as first:
+            file.with_name("ledger.db.lock").unlink()
+            async with await Database.open(file, NODE) as second:
+                await first.append(trade(11), time_ms=1)
+                with pytest.raises(LedgerInUse, match="another process"):
+                    await second.append(trade(12), time_ms=1)
         async with await Database.open(file, NODE) as database:
             assert database.head.sequence == 12
 

@@ -123,6 +123,13 @@ def test_requests_and_envelopes_fit_the_cddl() -> None:
     schema("offers").validate_cbor(cbor2.dumps(offers))
 
 
+@pytest.mark.parametrize(
+    ("what", "rule"), [("asked", "state-asked"), ("answered", "state-answered"), ("handed", "handed-back")]
+)
+def test_exchanges_of_states_fit_the_cddl(what: str, rule: str) -> None:
+    schema(rule).validate_cbor(bytes.fromhex(MESSAGES["exchange"][what]))
+
+
 @pytest.mark.parametrize("vector", [v for v in SEALING["malformed"] if not unseen(v["why"])], ids=lambda v: v["why"])
 def test_content_that_is_refused_does_not_fit_the_cddl(vector: dict[str, str]) -> None:
     with pytest.raises(ValidationError):

@@ -12,14 +12,19 @@ from ledger.orders import Orders, evolve
 class Order:
     amount: int
     open: bool = True
+    drawn: int = 0
 
     @property
     def rest(self) -> int:
         return self.amount if self.open else 0
 
+    @property
+    def ahead(self) -> int:
+        return self.drawn if self.open else 0
+
 
 digests = st.sampled_from([bytes([n]) * 32 for n in (0, 1, 63, 64, 65, 128)])
-values = st.builds(Order, st.integers(0, 9), st.booleans())
+values = st.builds(Order, st.integers(0, 9), st.booleans(), st.integers(0, 9))
 
 
 @given(st.lists(st.tuples(digests, values), max_size=20))
@@ -37,6 +42,7 @@ def test_each_copy_is_what_a_copied_dict_would_be_and_the_earlier_ones_stay(step
         assert dict(kept) == expected
         assert len(kept) == len(expected)
         assert kept.rest == sum(order.rest for order in expected.values())
+        assert kept.ahead == sum(order.ahead for order in expected.values())
 
 
 @given(st.dictionaries(digests, values), st.dictionaries(digests, values))

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -12,9 +12,11 @@ from ledger import codec, snapshot
 from ledger.account import AccountError, AccountKey
 from ledger.changes import (
     Acknowledged,
+    Admitted,
     Authorized,
     Change,
     Disputed,
+    Drawn,
     Earned,
     Funded,
     Granted,
@@ -23,7 +25,8 @@ from ledger.changes import (
     Resolved,
     Settled,
 )
-from ledger.events import AccountChanged, Books, encode_events
+from ledger.effects import Effect, EffectPlanned, Kind
+from ledger.events import AccountChanged, Books, Event, encode_events
 from ledger.journal import Entry, Replay, genesis, link, replay
 from ledger.snapshot import BadSnapshot, check, decode, encode, take
 
@@ -37,6 +40,8 @@ changes: st.SearchStrategy[Change] = st.one_of(
     st.builds(Granted, st.just(500), st.just(500), st.integers(1, 3)),
     st.builds(Funded, amounts, st.integers(1, 3)),
     st.builds(Reserved, orders, amounts, st.just(9)),
+    st.builds(Admitted, orders, amounts, amounts, st.just(9)),
+    st.builds(Drawn, orders, amounts),
     st.builds(Earned, orders, amounts),
     st.builds(Released, orders),
     st.builds(Acknowledged, orders, amounts),
@@ -45,13 +50,25 @@ changes: st.SearchStrategy[Change] = st.one_of(
     st.builds(Authorized, amounts),
     st.builds(Settled, amounts),
 )
-tried = st.lists(st.builds(AccountChanged, keys, changes), max_size=30)
+planned: st.SearchStrategy[EffectPlanned] = st.builds(
+    lambda key, kind, before, amount: EffectPlanned(Effect(bytes(32), key, kind, before, before + amount), 9),
+    keys,
+    st.sampled_from(get_args(Kind)),
+    amounts,
+    st.integers(1, 60),
+)
+tried: st.SearchStrategy[list[Event]] = st.lists(st.builds(AccountChanged, keys, changes) | planned, max_size=30)
 
 
-def chain(events: Sequence[AccountChanged]) -> list[Entry]:
-    """A chain of those changes that the guards admit, after a grant for each account."""
+def key_of(event: Event) -> AccountKey:
+    assert isinstance(event, AccountChanged | EffectPlanned)
+    return event.effect.account if isinstance(event, EffectPlanned) else event.key
+
+
+def chain(events: Sequence[Event]) -> list[Entry]:
+    """A chain of those events that the guards admit, after a grant for each account."""
     books, entries = Books(), [genesis(NODE)]
-    for event in [*(AccountChanged(event.key, Granted(500, 500, 1)) for event in events), *events]:
+    for event in [*(AccountChanged(key_of(event), Granted(500, 500, 1)) for event in events), *events]:
         try:
             books = books.apply([event])
         except AccountError:
@@ -74,7 +91,7 @@ GOOD = encode(after(SALE))
 
 
 @given(tried)
-def test_books_come_back_as_they_were(events: list[AccountChanged]) -> None:
+def test_books_come_back_as_they_were(events: list[Event]) -> None:
     taken = after(chain(events))
     found = decode(encode(taken), NODE)
     assert found == taken
@@ -84,15 +101,16 @@ def test_books_come_back_as_they_were(events: list[AccountChanged]) -> None:
 
 
 @given(tried, st.randoms(use_true_random=False))
-def test_equal_books_have_equal_bytes_whatever_their_order(events: list[AccountChanged], random: Any) -> None:
+def test_equal_books_have_equal_bytes_whatever_their_order(events: list[Event], random: Any) -> None:
     taken = after(chain(events))
     accounts = list(taken.books.accounts.items())
     random.shuffle(accounts)
-    assert encode(snapshot.Snapshot(NODE, taken.sequence, taken.hash, Books(dict(accounts)))) == encode(taken)
+    books = Books(dict(accounts), dict(reversed(list(taken.books.effects.items()))))
+    assert encode(snapshot.Snapshot(NODE, taken.sequence, taken.hash, books)) == encode(taken)
 
 
 @given(tried, st.integers(0, 30))
-def test_a_replay_goes_on_from_a_snapshot_as_from_the_beginning(events: list[AccountChanged], cut: int) -> None:
+def test_a_replay_goes_on_from_a_snapshot_as_from_the_beginning(events: list[Event], cut: int) -> None:
     entries = chain(events)
     cut = min(cut, len(entries) - 1)
     found = decode(encode(after(entries[: cut + 1])), NODE)
@@ -128,7 +146,9 @@ class TestWhatIsRefused:
     @pytest.mark.parametrize(
         "changed",
         [
-            {"format": 2},
+            {"format": 1},
+            {"effects": [1]},
+            {"effects": [{"kind": "claim"}]},
             {"sequence": -1},
             {"hash": b"short"},
             {"more": 1},
@@ -144,7 +164,7 @@ class TestWhatIsRefused:
         ids=lambda changed: str(changed)[:60],
     )
     def test_what_is_not_as_it_would_be_written(self, changed: dict[str, Any]) -> None:
-        body = {"format": 1, "chain": NODE, "sequence": 1, "hash": bytes(32), "accounts": []}
+        body = {"format": 2, "chain": NODE, "sequence": 1, "hash": bytes(32), "accounts": [], "effects": []}
         right = codec.encode(body)
         assert decode(right + hashlib.sha256(right).digest(), NODE).books == Books()
         raw = codec.encode(body | changed)

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from ledger.account import Account, AccountError, AccountKey
 from ledger.changes import (
     Acknowledged,
+    Admitted,
     Authorized,
     Change,
     Disputed,
+    Drawn,
     Earned,
     Forgiven,
     ForgivenessReceived,
@@ -59,6 +61,8 @@ amounts, orders = st.integers(0, 60), st.sampled_from(ORDERS)
 changes: st.SearchStrategy[Change] = st.one_of(
     st.builds(Granted, st.just(500), st.just(500), st.integers(1, 3)),
     st.builds(Reserved, orders, amounts, st.just(9)),
+    st.builds(Admitted, orders, amounts, amounts, st.just(9)),
+    st.builds(Drawn, orders, amounts),
     st.builds(Earned, orders, amounts),
     st.builds(Released, orders),
     st.builds(Acknowledged, orders, amounts),

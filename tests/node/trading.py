@@ -40,11 +40,13 @@ from node.exchange.book import Book
 from node.exchange.buyer import Buyer
 from node.exchange.delivery import Delivery
 from node.exchange.purchase import Ask, Purchase
-from node.exchange.seller import Credit, Elsewhere, Seller, Ware
+from node.exchange.sale import Elsewhere, Ware
+from node.exchange.seller import PATIENCE_S, Credit, Seller
 from node.exchange.settler import AuditPolicy, Settler
 from node.models.manifest import Manifest
 from node.models.tokenizer import Tokenizer
 from node.ports import Clock, Entropy, ManualClock, SeededEntropy
+from node.wire.client import UNPAID_S
 from node.wire.frames import AnswerReader, AnswerWriter, CheckpointFrame, Frame, Ids, ReceiptFrame
 from node.wire.messages import Refused, Request, Unreachable, decode_request, encode_request
 from node.wire.peer import Peer
@@ -125,13 +127,15 @@ class Store:
         may_sell: Callable[[], Refused | None] = lambda: None,
         is_unchanged: Callable[[], bool] = lambda: True,
         elsewhere: Elsewhere | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> "Store":
         """Open it; the node's identity is made from `seed`. It knows the same journal again after a restart."""
         identity = Identity(seed.to_bytes(32, "little"))
         book = await Book.open(journal or MemoryJournal(identity.did), identity, clock)
         ware = Ware(engine or engine_of(tokenizer), tokenizer, "memory", price, is_unchanged, elsewhere)
         terms = credit if credit is not None else {CREDIT.limit.unit: CREDIT}
-        seller = Seller(book, entropy or SeededEntropy(seed), [ware], terms, tokenizer_file, named, may_sell)
+        drawn = entropy or SeededEntropy(seed)
+        seller = Seller(book, drawn, [ware], terms, tokenizer_file, named, may_sell, patience_s=patience_s)
         await seller.sweep()
         return Store(book, seller, tokenizer)
 
@@ -159,13 +163,14 @@ class Customer:
         engines: Sequence[Engine],
         policy: AuditPolicy,
         patience_s: float,
+        unpaid_s: float,
     ) -> None:
         self.book, self.tokenizer = book, tokenizer
         self.lines: Final[dict[Did, Peer]] = {}
         self.auditor = Auditor(book, engines, calibration_of, lambda _: tokenizer)
         self.settler = Settler(book, entropy, self.auditor, policy, self.lines.get)
-        self.buyer = Buyer(book, entropy, self._settle, patience_s)
-        self.helping = Buyer(book, entropy, self.settler.settle_help, patience_s)
+        self.buyer = Buyer(book, entropy, self._settle, patience_s, self.settler, unpaid_s)
+        self.helping = Buyer(book, entropy, self.settler.settle_help, patience_s, self.settler)
         self._ended: asyncio.Queue[Delivery] = asyncio.Queue()
 
     @staticmethod
@@ -179,11 +184,12 @@ class Customer:
         engines: Sequence[Engine] = (),
         policy: AuditPolicy = NO_AUDITS,
         patience_s: float = 5.0,
+        unpaid_s: float = UNPAID_S,
     ) -> "Customer":
         """Open it; the node's identity is made from `seed`. It knows the same journal again after a restart."""
         identity = Identity(seed.to_bytes(32, "little"))
         book = await Book.open(journal or MemoryJournal(identity.did), identity, clock)
-        return Customer(book, tokenizer, entropy or SeededEntropy(seed), engines, policy, patience_s)
+        return Customer(book, tokenizer, entropy or SeededEntropy(seed), engines, policy, patience_s, unpaid_s)
 
     @property
     def did(self) -> Did:
@@ -378,6 +384,11 @@ class Mains(Database):
             await super().append(*events, **rest)
         raise PowerCut
 
+    async def unplug(self) -> None:
+        """What the kernel does when the process is gone: files and locks are let go, and nothing is written."""
+        self._closed = True
+        await self.close()
+
 
 class MainsLine(Line):
     """A way to a seller that is not reached while its machine is dark."""
@@ -394,10 +405,20 @@ class MainsLine(Line):
         self._check()
         stream = super().order(order, sealed)
         try:
-            async for chunk in stream:
+            while (chunk := await self._next(stream)) is not None:
                 yield chunk
         except PowerCut:
             raise Unreachable("no answer") from None
+
+    async def _next(self, stream: AsyncGenerator[bytes, None]) -> bytes | None:
+        """What comes next; a machine that goes dark takes its connections with it."""
+        following = asyncio.ensure_future(anext(stream, None))
+        while not following.done():
+            await asyncio.wait({following}, timeout=0.01)
+            if self.mains.dark and not following.done():
+                following.cancel()
+                raise PowerCut
+        return following.result()
 
     async def receipt(self, order: bytes) -> bytes | None:
         self._check()

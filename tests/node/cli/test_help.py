@@ -50,6 +50,7 @@ def test_the_promised_commands_are_there() -> None:
         "disputes",
         "resolve",
         "forgive",
+        "dismiss",
         "audit",
         "verify",
         "export",

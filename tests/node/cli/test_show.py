@@ -42,3 +42,24 @@ def test_an_audit_that_could_check_nothing_is_told_from_one_that_is_undecided(
     monkeypatch.setenv("COLUMNS", "200")
     show.receipts({"receipts": [receipt(work="generate", verdicts=[{"tokens": tokens, "outcome": "undecided"}])]})
     assert shown in capsys.readouterr().out
+
+
+def compared(**said: Any) -> dict[str, Any]:
+    body = {"chain": "intact", "entries": 3, "balanced": True, "accounts": [], "comparisons": [], "cut": None}
+    return body | said
+
+
+@pytest.mark.parametrize(("payee", "shown"), [("did:key:z6Mk", "what you owe"), ("did:key:z6Mx", "what they owe")])
+def test_accounts_say_what_a_peer_counts_otherwise(payee: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    difference = {"payee": payee, "what": "settled", "ours": "1uusd", "theirs": "2uusd"}
+    show.accounts(compared(comparisons=[{"peer": "did:key:z6Mk", "differences": [difference]}]))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "counts" in line]
+    assert f"counts 2uusd as settled of {shown}, and this node 1uusd" in line
+
+
+def test_accounts_say_that_the_ledger_was_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    cut = {"shown_by": "did:key:z6Mk", "signed": 9, "left": 4, "found_ms": 1_700_000_000_000}
+    show.accounts(compared(cut=cut))
+    said = capsys.readouterr().out
+    assert "it had 4 entries" in said
+    assert "under entry 9" in said

@@ -14,9 +14,9 @@ from ledger.codec import sign as sign_bytes
 from ledger.commitments import answer_commitment
 from ledger.identity import Identity
 from ledger.records import Acknowledgement, Cancel, Receipt, Signed, open_record, sign
-from node.exchange.buyer import STOPPING_TOKENS
 from node.exchange.delivery import Delivery
 from node.exchange.purchase import NotPlaced
+from node.exchange.receiving import STOPPING_TOKENS
 from node.models.tokenizer import Tokenizer
 from node.ports import ManualClock
 from node.wire.frames import CancelFrame, Frame, Ids, ReceiptFrame

@@ -8,7 +8,7 @@ from ledger.commitments import SALT_BYTES
 from ledger.identity import Identity
 from ledger.records import Privacy, Receipt, open_record
 from node.engine.remote import RemoteEngine
-from node.exchange.seller import Elsewhere
+from node.exchange.sale import Elsewhere
 from node.models.spelling import Spelling
 from node.models.tokenizer import Tokenizer
 from node.ports import ManualClock

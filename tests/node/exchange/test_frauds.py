@@ -18,7 +18,7 @@ from node.engine.llamacpp import LlamaEngine
 from node.exchange.auditor import Audit, Auditor
 from node.exchange.book import Book
 from node.exchange.delivery import Terms
-from node.exchange.experience import Experience
+from node.exchange.recollection import Recollection
 from node.models.llama import quantize
 from node.models.manifest import manifest_of
 from node.models.weights import KvType
@@ -56,7 +56,7 @@ class Checker:
         said = evolve(seller.offer.record, model=engine.manifest.digest, engine=fingerprint(cache))
         self._offer = sign(said, seller.identity)
         self._clock, self._identity = clock, identity
-        book = Book(MemoryJournal(identity.did), identity, clock, Experience())
+        book = Book(MemoryJournal(identity.did), identity, clock, Recollection(identity.did))
         self._auditor = Auditor(book, [engine], CalibrationFiles(folder).find, lambda _: bench.tokenizer)
 
     async def audit(self, number: int, sold: Sold) -> Audit:

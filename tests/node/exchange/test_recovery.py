@@ -6,10 +6,11 @@ stays behind.
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from ledger.identity import Identity
 from ledger.journal import replay
@@ -23,6 +24,7 @@ from node.ports import ManualClock, SeededEntropy
 from node.wire.messages import Refused
 from tests.node.trading import (
     ALL_AUDITED,
+    CREDIT,
     NO_AUDITS,
     PROMPT,
     Customer,
@@ -38,6 +40,7 @@ from tests.node.trading import (
     price_of,
     refusal_of,
     until,
+    uusd,
 )
 
 TOKENS = 70
@@ -50,11 +53,16 @@ class Machines:
     def __init__(self, folder: Path, tokenizer: Tokenizer, clock: ManualClock, stack: AsyncExitStack) -> None:
         self._folder, self._tokenizer, self.clock, self._stack = folder, tokenizer, clock, stack
         self._starts = 0
+        self._on: dict[int, Mains] = {}
+        self.credit = CREDIT  # what the seller gives
 
     async def seller(self) -> tuple[Store, Mains]:
         """Start, or start again, the seller."""
         mains, entropy = await self._start(1)
-        return await Store.open(self._tokenizer, self.clock, seed=1, journal=mains, entropy=entropy), mains
+        terms = {self.credit.limit.unit: self.credit}
+        return await Store.open(
+            self._tokenizer, self.clock, seed=1, journal=mains, entropy=entropy, credit=terms
+        ), mains
 
     async def buyer(self, audited: bool = True) -> tuple[Customer, Mains]:
         """Start, or start again, the buyer."""
@@ -69,8 +77,10 @@ class Machines:
 
     async def _start(self, seed: int) -> tuple[Mains, SeededEntropy]:
         self._starts += 1
+        if seed in self._on:
+            await self._on[seed].unplug()
         path = self._folder / f"{seed}.db"
-        mains = await Mains.open(path, Identity(seed.to_bytes(32, "little")).did)
+        mains = self._on[seed] = await Mains.open(path, Identity(seed.to_bytes(32, "little")).did)
         self._stack.push_async_callback(mains.close)
         # Entropy never repeats, also not after a restart.
         return mains, SeededEntropy(1_000 + self._starts)
@@ -316,6 +326,67 @@ async def buys_again(customer: Customer, line: MainsLine, store: Store, mains: M
         assert (account.authorized, account.reserved) == (earlier + FULL, 0)
 
 
+# An answer that is paid as it goes: of 200 tokens, through a window of 128.
+LONG = 200
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["before the write", "after the write"])
+@pytest.mark.parametrize("write", range(5), ids=["reserve", "pay 64", "pay 128", "deliver", "acknowledge"])
+async def test_a_buyer_that_dies_while_it_pays_for_a_long_answer_pays_once(
+    machines: Machines, write: int, written: bool
+) -> None:
+    machines.credit = evolve(CREDIT, window=uusd(price_of(0, 128)))
+    store, _ = await machines.seller()
+    line = Line(store.seller)
+    customer, mains = await machines.buyer(audited=False)
+    offer = await customer.meet(line)
+    mains.left, mains.written = write, written
+    purchase = customer.buy(offer, max_tokens=LONG)
+    await dark(mains)
+    purchase.cancel()
+    await customer.buyer.close()
+    await until(lambda: not store.owed_by(customer.did).reserved)
+
+    again, new_mains = await machines.buyer(audited=False)
+    again.lines[store.did] = line
+    await again.settler.recover()
+    await again.handed_over()
+    machines.clock.advance(600 + 241)
+    await again.settler.sweep()
+    await again.handed_over()
+
+    ours, theirs = again.owes(store.did), store.owed_by(again.did)
+    assert (ours.owed, ours.reserved) == (theirs.owed, 0)
+    assert ours.owed == ours.authorized == theirs.authorized
+    assert (ours.owed > 0) == (write > 0)
+    assert await chain_holds(new_mains, again.did)
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["before the write", "after the write"])
+@pytest.mark.parametrize("write", range(10))
+async def test_a_seller_that_dies_while_it_is_paid_for_a_long_answer_is_paid_once(
+    machines: Machines, write: int, written: bool
+) -> None:
+    machines.credit = evolve(CREDIT, window=uusd(price_of(0, 128)))
+    store, mains = await machines.seller()
+    customer, _ = await machines.buyer(audited=False)
+    line = MainsLine(store.seller, mains)
+    offer = await customer.meet(line)
+    mains.left, mains.written = write, written
+    with suppress(NotPlaced):
+        await customer.buy(offer, max_tokens=LONG).outcome()
+    await dark(mains)
+
+    again, new_mains = await machines.seller()
+    line.peer, line.mains = again.seller, new_mains
+    await customer.handed_over()
+
+    ours, theirs = customer.owes(store.did), again.owed_by(customer.did)
+    assert (ours.reserved, theirs.reserved) == (0, 0)
+    assert ours.owed == ours.authorized == theirs.authorized <= theirs.owed
+    assert await chain_holds(new_mains, again.did)
+
+
 CLAIMED = tuple(range(600, 640))
 
 
@@ -440,3 +511,30 @@ async def test_a_restart_remembers_what_is_known_of_sellers(machines: Machines) 
     assert again.book.experience.evidence(store.did, model) == customer.book.experience.evidence(store.did, model)
     assert again.book.experience.contexts(store.did, model) == customer.book.experience.contexts(store.did, model)
     assert len(again.book.experience.contexts(store.did, model)) == TOKENS
+
+
+async def test_what_was_open_at_a_stop_is_settled_once_those_who_help_in_audits_are_there(machines: Machines) -> None:
+    store, _ = await machines.seller()
+    line = Line(store.seller)
+    customer, mains = await machines.buyer()
+    offer = await customer.meet(line)
+    mains.left = 1
+    customer.buy(offer, max_tokens=TOKENS)
+    await dark(mains)
+
+    again, _ = await machines.buyer()
+    again.lines[store.did] = line
+    there = asyncio.Event()
+
+    async def ready() -> None:
+        await there.wait()
+
+    await again.settler.recover(ready)
+    await again.buy(await again.meet(line), max_tokens=TOKENS).outcome()
+    await again.settled_but_not_handed_over()
+    assert again.owes(store.did).authorized == FULL, "new orders do not wait, and the old one does"
+    there.set()
+    await again.handed_over()
+
+    for account in (again.owes(store.did), store.owed_by(again.did)):
+        assert (account.owed, account.authorized, account.reserved) == (2 * FULL, 2 * FULL, 0)

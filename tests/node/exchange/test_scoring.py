@@ -92,6 +92,7 @@ class House:
                 offer=offer,
                 condemned=self.customer.book.experience.standing(did).history.condemned,
                 available=uusd(self.customer.owes(did).available),
+                window=uusd(self.customer.owes(did).window_left),
             )
             for did, offer in self.offers.items()
         ]

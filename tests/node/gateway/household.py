@@ -10,7 +10,7 @@ from node.engine.port import Engine
 from node.exchange.auditor import Auditor
 from node.exchange.book import Book
 from node.exchange.buyer import Buyer
-from node.exchange.experience import Experience
+from node.exchange.recollection import Recollection
 from node.exchange.settler import Settler
 from node.gateway.answer import Answer
 from node.gateway.gateway import Gateway
@@ -51,14 +51,14 @@ class Household:
         catalogue = catalogue.add(bytes(32), Entry("far-away", "far", "F16"))
         self.neighbours = dict(neighbours or {})
         entropy = SeededEntropy(2)
-        self.book = Book(MemoryJournal(identity.did), identity, clock, Experience())
+        self.book = Book(MemoryJournal(identity.did), identity, clock, Recollection(identity.did))
         local = [
             Local(engine, tokenizers.open_own(engine.manifest.tokenizer), name)
             for name, engine in (engines or {}).items()
         ]
         auditor = Auditor(self.book, [one.engine for one in local], calibration_of, tokenizers.open_own)
         self.settler = Settler(self.book, entropy, auditor, NO_AUDITS, self.neighbours.get)
-        self.buyer = Buyer(self.book, entropy, self.settler.settle, patience_s)
+        self.buyer = Buyer(self.book, entropy, self.settler.settle, patience_s, self.settler)
         self.peers = NamedPeers(identity.did, self.neighbours, tokenizers, clock, self.buyer.take_grant)
         self.supply = supply = Supply(self.book, local, catalogue, self.peers, self.buyer, Remotes(remotes, clock))
         self.gateway = Gateway(supply, entropy, policy or Policy(busy_wait_s=0.05))

@@ -711,7 +711,7 @@ async def test_an_order_above_what_the_account_bears_is_not_even_tried(
     line = Line((await store(speaking, clock, credit={"uusd": evolve(CREDIT, window=uusd(20))})).seller)
     household = await move_in({}, line)
 
-    with pytest.raises(Unservable, match="its credit bears"):
+    with pytest.raises(Unservable, match="its window bears"):
         await household.ask()
 
     assert line.ordered == []

@@ -9,7 +9,7 @@ import pytest
 from ledger.money import Price
 from node.engine.port import EngineFailed
 from node.engine.remote import RemoteChat, RemoteEngine
-from node.exchange.seller import Elsewhere
+from node.exchange.sale import Elsewhere
 from node.gateway.question import Policy, Unservable
 from node.gateway.remotes import Backend, Tokens
 from node.market.candidates import Limits, Remote

@@ -54,7 +54,7 @@ def test_whoever_keeps_every_limit_may_answer(make_offer: MakeOffer, here: Candi
     )
     wish = evolve(ANYTHING, spent_today={"uusd": 3_000, "msat": 10**9})
 
-    assert rule_out(candidate(offer, reputation=0.5, available=uusd(2_000)), wish, limits) is None
+    assert rule_out(candidate(offer, reputation=0.5, available=uusd(2_000), window=uusd(1_128)), wish, limits) is None
     assert rule_out(here, wish, limits) is None
 
 
@@ -89,6 +89,12 @@ def test_each_of_the_owners_limits_rules_out_with_its_reason(
         ({}, evolve(ANYTHING, route="local"), "the route is local"),
         ({"condemned": True}, ANYTHING, "was found cheating"),
         ({"available": uusd(1_999)}, ANYTHING, "may cost 0.002000usd for this order, and its credit bears 0.001999"),
+        (
+            {"window": uusd(1_127)},
+            ANYTHING,
+            "delivers up to 0.001128usd before it is paid, and its window bears 0.001127",
+        ),
+        ({"window": uusd(1_999), "paid_on_the_way": False}, ANYTHING, "delivers up to 0.002000usd before it is paid"),
         ({"relation": "anyone"}, evolve(ANYTHING, privacy="internal"), "may see prompts up to public, and this one is"),
         ({}, evolve(ANYTHING, max_tokens=3_097), "has a context of 4096 tokens, and 4097 are needed"),
     ],

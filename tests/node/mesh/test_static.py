@@ -15,7 +15,7 @@ from node.models.manifest import tokenizer_file
 from node.models.template import TemplateRenderer
 from node.models.tokenizer import Tokenizer
 from node.models.tokenizers import Tokenizers
-from node.ports import ManualClock
+from node.ports import ManualClock, SeededEntropy
 from node.wire.messages import Refused, Unreachable
 from node.wire.peer import Peer
 from tests.node.trading import CREDIT, DEMO, Customer, Line, Store, until
@@ -308,3 +308,94 @@ async def test_an_unexpected_error_does_not_end_contact_with_a_peer(
     await peers.close()
 
     assert store.did not in peers.trouble
+
+
+class Meetings:
+    """Remembers with whom accounts were compared; may say no."""
+
+    def __init__(self) -> None:
+        self.met: list[Did] = []
+        self.trouble: Exception | None = None
+        self.refusal: Refused | None = None
+
+    async def meet(self, did: Did) -> None:
+        if self.trouble is not None:
+            raise self.trouble
+        self.met.append(did)
+
+    def may_work_with(self, _: Did) -> Refused | None:
+        return self.refusal
+
+
+@pytest.fixture
+def meetings() -> Meetings:
+    return Meetings()
+
+
+@pytest.fixture
+def line(store: Store) -> Line:
+    return Line(store.seller)
+
+
+@pytest.fixture
+def meeting(
+    store: Store, line: Line, customer: Customer, tokenizers: Tokenizers, clock: ManualClock, meetings: Meetings
+) -> NamedPeers:
+    """A customer's named peer, with which it compares accounts."""
+    peers: dict[Did, Peer] = {store.did: line}
+    take_grant = customer.buyer.take_grant
+    return NamedPeers(customer.did, peers, tokenizers, clock, take_grant, meetings.meet, meetings.may_work_with)
+
+
+async def test_accounts_are_compared_once_on_a_connection_and_again_after_a_while(
+    store: Store, clock: ManualClock, meeting: NamedPeers, meetings: Meetings
+) -> None:
+    for _ in range(3):
+        await meeting.refresh(store.did)
+    assert meetings.met == [store.did]
+    clock.advance(301)
+    await meeting.refresh(store.did)
+    assert len(meetings.met) == 2
+
+
+async def test_accounts_are_compared_when_the_peer_is_another_run(
+    store: Store, line: Line, meeting: NamedPeers, meetings: Meetings, tokenizer: Tokenizer, clock: ManualClock
+) -> None:
+    await meeting.refresh(store.did)
+    again = await Store.open(tokenizer, clock, seed=1, entropy=SeededEntropy(77))
+    line.peer = again.seller
+    await meeting.refresh(store.did)
+    assert len(meetings.met) == 2
+
+
+async def test_a_peer_that_compares_nothing_may_be_bought_from_all_the_same(
+    store: Store, meeting: NamedPeers, meetings: Meetings
+) -> None:
+    meetings.trouble = Unreachable("it does not know how")
+    await meeting.refresh(store.did)
+    assert len(meeting.offers()) == 1
+    assert meeting.apart == {store.did: "it does not know how"}
+    meetings.trouble = None
+    await meeting.refresh(store.did)
+    assert meeting.apart == {}
+
+
+async def test_nothing_is_bought_from_a_peer_with_which_no_work_may_start(
+    store: Store, meeting: NamedPeers, meetings: Meetings
+) -> None:
+    await meeting.refresh(store.did)
+    meetings.refusal = Refused("busy", "compare accounts first")
+    with pytest.raises(Refused):
+        await meeting.refresh(store.did)
+    assert meeting.offers() == []
+
+
+async def test_it_is_told_when_each_peer_has_answered_once_or_not(
+    store: Store, customer: Customer, tokenizers: Tokenizers, clock: ManualClock
+) -> None:
+    peers = naming(customer, {store.did: store.seller, STRANGER.did: store.seller}, tokenizers, clock)
+    peers.start()
+    await peers.asked_once(30)
+    await peers.close()
+    assert len(peers.offers()) == 1
+    assert set(peers.trouble) == {STRANGER.did}

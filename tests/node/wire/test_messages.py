@@ -17,10 +17,18 @@ from node.wire.messages import (
     RefusalCode,
     Refused,
     Request,
+    decode_answered,
+    decode_asked,
     decode_envelope,
+    decode_handed,
+    decode_nonce,
     decode_refusal,
     decode_request,
+    encode_answered,
+    encode_asked,
     encode_envelope,
+    encode_handed,
+    encode_nonce,
     encode_refusal,
     encode_request,
 )
@@ -127,3 +135,27 @@ def test_a_changed_request_is_another_one_or_malformed(at: int, mask: int) -> No
     raw[at] ^= mask
     with suppress(codec.Malformed):
         assert decode_request(bytes(raw)) != REQUEST
+
+
+EXCHANGE = {name: bytes.fromhex(raw) for name, raw in VECTORS["exchange"].items()}
+READERS = {"nonce": decode_nonce, "asked": decode_asked, "answered": decode_answered, "handed": decode_handed}
+
+
+def test_an_exchange_of_states_reads_back_as_the_vectors_have_it() -> None:
+    assert encode_nonce(decode_nonce(EXCHANGE["nonce"])) == EXCHANGE["nonce"]
+    assert encode_asked(decode_asked(EXCHANGE["asked"])) == EXCHANGE["asked"]
+    assert encode_answered(decode_answered(EXCHANGE["answered"])) == EXCHANGE["answered"]
+    assert encode_handed(*decode_handed(EXCHANGE["handed"])) == EXCHANGE["handed"]
+    assert [kind for kind, _ in decode_answered(EXCHANGE["answered"]).records] == ["offer", "acknowledgement"]
+
+
+@pytest.mark.parametrize("vector", VECTORS["malformed_exchanges"], ids=lambda v: f"{v['what']}: {v['why']}")
+def test_what_is_no_exchange_of_states_is_malformed(vector: dict[str, str]) -> None:
+    with pytest.raises(codec.Malformed):
+        READERS[vector["what"]](bytes.fromhex(vector["raw"]))
+
+
+@given(st.sampled_from(sorted(READERS)), st.binary(max_size=60))
+def test_any_bytes_are_no_exchange_or_one_that_reads_back(what: str, raw: bytes) -> None:
+    with suppress(codec.Malformed):
+        READERS[what](raw)

@@ -1,0 +1,100 @@
+"""Snapshots, taken while appends go on: every so many entries, and at the end.
+
+Theory of operation. When a group is on the disk, the follower takes its entries, and then everything is as it was after
+one entry: head, books, follower. Books never change, and the follower holds on to what it has; so the bytes are made in
+another thread, and written between two later groups.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from attrs import frozen
+
+from ledger import snapshot
+from ledger.database import snapshots
+from ledger.database.appending import Appender
+from ledger.database.errors import LedgerError
+from ledger.database.grouping import Drafted
+from ledger.database.opening import Opened
+from ledger.events import Books
+from ledger.journal import Entry, Follower, StoredSnapshot
+from ledger.snapshot import BadSnapshot
+
+# After a crash so many entries, and those of a few groups, are read again at most.
+EVERY: Final = 4_000
+
+_log = logging.getLogger(__name__)
+
+
+@frozen
+class _Moment:
+    """All that a snapshot holds, after the entry `head`."""
+
+    head: Entry
+    books: Books
+    memory: Callable[[], bytes] | None
+
+
+class Keeper:
+    """Hands a chain's entries to its follower, and takes its snapshots."""
+
+    def __init__(self, appender: Appender, opened: Opened) -> None:
+        self._appender = appender
+        self._opened = opened
+        self._follower: Follower | None = None
+        self._taken = opened.snapshot  # the entry of the last one, or of the last try
+        self._taking: asyncio.Task[None] | None = None
+        appender.written = self._written
+
+    def follow(self, follower: Follower, resumed: bool) -> None:
+        """Have entries taken from now on."""
+        self._follower = follower
+        if not resumed:
+            self._taken = 0  # the stored one does not tell what this follower knows
+
+    async def finish(self) -> None:
+        """Take the last snapshot, if the stored one is not of the last entry."""
+        if self._taking is not None:
+            await self._taking
+        if self._is_stale():
+            await self._take(self._moment())
+
+    def _is_stale(self) -> bool:
+        head = self._appender.head
+        # One without a follower knows less than the stored one may: it only writes where nothing fits any more.
+        may = self._follower is not None or self._opened.snapshot == 0 or head != self._opened.head
+        return may and self._taken != head.sequence
+
+    def _written(self, group: Sequence[Drafted]) -> None:
+        if self._follower is not None:
+            for drafted in group:
+                self._follower.take(drafted.entry.time_ms, drafted.append.events, drafted.books)
+        if self._taking is None and self._appender.head.sequence - self._taken >= EVERY:
+            self._taking = asyncio.create_task(self._take(self._moment()))
+            self._taking.add_done_callback(self._done)
+
+    def _done(self, _: object) -> None:
+        self._taking = None
+
+    def _moment(self) -> _Moment:
+        memory = None if self._follower is None else self._follower.freeze()
+        return _Moment(self._appender.head, self._appender.books, memory)
+
+    async def _take(self, moment: _Moment) -> None:
+        """Write a snapshot. One that cannot be is done without: the chain has everything."""
+        self._taken = moment.head.sequence
+        try:
+            stored = await asyncio.to_thread(self._stored, moment)
+            await self._appender.run(lambda connection: snapshots.write(connection, self._opened.chain, stored))
+        except (BadSnapshot, LedgerError) as error:
+            _log.warning("no snapshot of the ledger was taken, so that the next start may take longer: %s", error)
+
+    def _stored(self, moment: _Moment) -> StoredSnapshot:
+        books = snapshot.encode(snapshot.take(self._opened.chain_id, moment.head, moment.books))
+        memory = None if moment.memory is None else moment.memory()
+        if memory is not None and len(memory) > snapshots.MAX_MEMORY_BYTES:
+            _log.warning("%d bytes are remembered, too many for a snapshot: the next start takes longer", len(memory))
+            memory = None
+        return StoredSnapshot(moment.head.sequence, books, memory)

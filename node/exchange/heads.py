@@ -1,0 +1,195 @@
+"""The states that counterparties gave, and what they tell of this node's own journal.
+
+A chain of hashes cannot show that its tail was cut off, nor that it was restored from an older copy: but others have
+this node's signature under heads that it had. One of those that is not in the chain any more proves the cut. Then this
+node starts no new work with a peer until both have compared their accounts.
+"""
+
+import contextlib
+import logging
+from typing import Final
+
+from attrs import define, frozen
+
+from ledger.codec import Malformed
+from ledger.events import Observed
+from ledger.identity import Did
+from ledger.journal import Entry, Journal, genesis
+from ledger.reconcile import Difference, accounts_between, differences, follows
+from ledger.records import AccountState, Signed, open_record
+from node.exchange.book import Book, kept
+from node.wire.messages import Refused
+
+# Of the newest states in the journal; a peer that was not met for longer is met anew.
+_LOOK_BACK: Final = 500
+# How often the state of one peer is put on disk at most, however often it comes.
+_KEPT_EVERY_MS: Final = 60_000
+_RETRY_S: Final = 5
+# Those of the exchange under way, and of the one before it.
+_GIVEN: Final = 4
+
+_log = logging.getLogger(__name__)
+
+
+@frozen
+class Cut:
+    """Entries that this node had signed and that its journal does not have any more."""
+
+    peer: Did  # who showed it
+    sequence: int  # of the lost head
+    entries: int  # what the journal had when it was found
+    found_ms: int
+
+
+@define
+class Met:
+    """One counterparty: its newest state, and ours of the same moment where the two differed."""
+
+    theirs: Signed[AccountState]
+    ours: Signed[AccountState] | None = None
+    sequence: int = 0  # the entry that keeps a state of it
+    kept_ms: int | None = None  # when it was put on disk, if in this run
+    kept: Signed[AccountState] | None = None  # which one
+    differed: bool = False  # whether ours was kept with it
+
+    @property
+    def differences(self) -> list[Difference]:
+        """What the two states say differently."""
+        return differences(self.ours, self.theirs) if self.ours is not None else []
+
+
+class Heads:
+    """What this node knows of its counterparties' states."""
+
+    def __init__(self, book: Book) -> None:
+        self._book = book
+        self._met: dict[Did, Met] = {}
+        self._given: dict[Did, tuple[bytes, ...]] = {}  # digests of the last states given to a peer in this run
+        self._compared: set[Did] = set()  # since the cut was found
+        self.cut: Cut | None = None
+
+    async def open(self) -> None:
+        """Take up what the journal holds."""
+        self._met = await stored_meetings(self._book.journal, self._book.me)
+        found = await stored_cut(self._book.journal, self._book.me)
+        if found is not None:
+            self.cut, kept_by = found
+            self._compared = {peer for peer, met in self._met.items() if met.sequence > kept_by}
+
+    def last(self, peer: Did) -> bytes:
+        """The last state that a peer gave, to be shown to it; empty if there is none."""
+        met = self._met.get(peer)
+        return met.theirs.raw if met is not None else b""
+
+    def met(self) -> dict[Did, Met]:
+        """All counterparties whose state is known."""
+        return dict(self._met)
+
+    def gave(self, peer: Did, state: Signed[AccountState]) -> None:
+        """Our state goes to a peer now."""
+        self._given[peer] = (*self._given.get(peer, ()), state.digest)[-_GIVEN:]
+
+    async def shown(self, peer: Did, raw: bytes) -> bool:
+        """A peer shows the last state of ours that it has; whether our journal still is what it was then."""
+        signed = self._ours(peer, raw)
+        if signed is None or signed.digest in self._given.get(peer, ()) or await self._has(signed):
+            self._compared.add(peer)
+            return True
+        self._compared.discard(peer)
+        await self._find_cut(peer, signed)
+        return False
+
+    def _ours(self, peer: Did, raw: bytes) -> Signed[AccountState] | None:
+        """A state that we gave this peer; of anything else nothing follows."""
+        with contextlib.suppress(Malformed):
+            signed = open_record(raw, AccountState)
+            if (signed.signer, signed.record.peer) == (self._book.me, peer):
+                return signed
+        return None
+
+    async def _find_cut(self, peer: Did, signed: Signed[AccountState]) -> None:
+        """Say it once for each cut: states from before one that is known already are not another."""
+        if self.cut is not None and signed.record.issued_ms <= self.cut.found_ms:
+            return
+        head = self._book.journal.head.sequence
+        self.cut = Cut(peer, signed.record.sequence, head, self._book.now_ms())
+        self._compared.clear()
+        _log.error(
+            "this ledger was cut or restored from an older copy: it has %d entries, and %s shows this node's own "
+            "signature under entry %d. What is lost comes back from the peers as they are met; until then no new work "
+            "starts with them",
+            head,
+            peer,
+            signed.record.sequence,
+        )
+        found = Observed(self._book.me, "cut", {"sequence": signed.record.sequence, "entries": head})
+        await self._book.post(found, records=(kept(signed),))
+
+    async def _has(self, signed: Signed[AccountState]) -> bool:
+        """Whether our chain has the head that a state of ours names."""
+        return await _has(self._book.journal, self._book.me, signed)
+
+    def may_work_with(self, peer: Did) -> Refused | None:
+        """Why no new work may start with a peer, if none may."""
+        if self.cut is None or peer in self._compared:
+            return None
+        why = "this node's ledger was restored from an older copy: compare accounts with it first"
+        return Refused("busy", why, _RETRY_S)
+
+    async def heard(self, peer: Did, theirs: Signed[AccountState], ours: Signed[AccountState]) -> None:
+        """A peer's state came in an exchange, ours of the same moment went. Kept if there is an account with it."""
+        if not accounts_between(self._book.journal.books.accounts.values(), self._book.me, peer):
+            return
+        met = self._met.setdefault(peer, Met(theirs))
+        met.theirs, met.ours = theirs, ours if differences(ours, theirs) else None
+        now = self._book.now_ms()
+        news = met.kept is None or met.kept.record.accounts != theirs.record.accounts
+        # A clock that was set back keeps nobody waiting; a difference that is gone is not shown after a restart.
+        soon = met.kept_ms is not None and 0 <= now - met.kept_ms < _KEPT_EVERY_MS
+        if (news and not soon) or (met.differed and met.ours is None):
+            met.kept_ms, met.kept, met.differed = now, theirs, met.ours is not None
+            await self._book.post(records=tuple(kept(state) for state in (theirs, met.ours) if state is not None))
+
+
+async def _entry(journal: Journal, me: str, sequence: int) -> Entry | None:
+    head = journal.head
+    if sequence >= head.sequence:
+        return head if sequence == head.sequence else None
+    if sequence == 0:
+        return genesis(me)
+    async for entry in journal.entries(sequence - 1):
+        return entry
+    return None
+
+
+async def _has(journal: Journal, me: str, signed: Signed[AccountState]) -> bool:
+    entry = await _entry(journal, me, signed.record.sequence)
+    return entry is not None and follows(signed, entry)
+
+
+async def stored_cut(journal: Journal, me: str) -> tuple[Cut, int] | None:
+    """The last cut of a journal that was found, and the entry that tells of it."""
+    for record in await journal.list_records(AccountState.kind, _LOOK_BACK):
+        signed = open_record(record.raw, AccountState)
+        if signed.signer == me and not await _has(journal, me, signed):
+            told = await _entry(journal, me, record.sequence)
+            found_ms = told.time_ms if told is not None else 0
+            cut = Cut(Did(signed.record.peer), signed.record.sequence, record.sequence - 1, found_ms)
+            return cut, record.sequence
+    return None
+
+
+async def stored_meetings(journal: Journal, me: str) -> dict[Did, Met]:
+    """The newest state of each counterparty in a journal, with ours where the two differed."""
+    found: dict[Did, Met] = {}
+    ours: dict[tuple[str, int], Signed[AccountState]] = {}
+    for record in await journal.list_records(AccountState.kind, _LOOK_BACK):
+        signed = open_record(record.raw, AccountState)
+        if signed.signer == me:
+            ours[signed.record.peer, record.sequence] = signed
+        elif signed.signer not in found:
+            found[signed.signer] = Met(signed, sequence=record.sequence, kept=signed)
+    for peer, met in found.items():
+        met.ours = ours.get((peer, met.sequence))
+        met.differed = met.ours is not None
+    return found

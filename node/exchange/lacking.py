@@ -1,0 +1,165 @@
+"""What a counterparty lacks, found in the journal: acknowledged orders with all their records, and agreements.
+
+Theory of operation. Acknowledgements of one account name each other, so the last one that a party has says which ones
+it lacks: those after it, oldest first, each with the order, offer and receipt that it is about. A party that names none
+lacks all of them. Every search looks back over so many records at most, and one answer holds so many bytes at most;
+what does not fit goes with the next one, since the party then names a later acknowledgement.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Sequence
+from itertools import pairwise
+from typing import Final
+
+from ledger.account import Account, AccountKey
+from ledger.agreements import RAIL, netting_keys, settlement_key
+from ledger.reconcile import account_of, opened_voucher
+from ledger.records import (
+    Acknowledgement,
+    Checkpoint,
+    Netting,
+    Order,
+    Receipt,
+    Settlement,
+    Signed,
+    Totals,
+    open_record,
+)
+from node.exchange.book import Book
+from node.exchange.pairs import find_pair
+from node.wire.messages import MAX_HANDED, MAX_HANDED_BYTES, Handed
+
+# Of all acknowledgements in the journal, whosever they are.
+_LOOK_BACK: Final = 4_000
+_PAGE: Final = 200
+# So many of the newest are looked through for a place where one is missing.
+_LATELY: Final = 400
+_REMEMBERED: Final = 2_048
+# Of one answer; the rest is for what stands around the records.
+_MOST_BYTES: Final = MAX_HANDED_BYTES - 16 * MAX_HANDED - 64
+
+
+class Parcel:
+    """Records to be handed back, each once, as far as they fit."""
+
+    def __init__(self) -> None:
+        self._records: dict[bytes, tuple[str, bytes]] = {}
+        self._bytes = 0
+
+    def add(self, records: Sequence[tuple[str, bytes]]) -> bool:
+        """All of these or none; whether they fit."""
+        new = {raw: (kind, raw) for kind, raw in records if raw not in self._records}
+        size = self._bytes + sum(map(len, new))
+        if len(self._records) + len(new) > MAX_HANDED or size > _MOST_BYTES:
+            return False
+        self._records |= new
+        self._bytes = size
+        return True
+
+    @property
+    def records(self) -> Handed:
+        """What is in it."""
+        return tuple(self._records.values())
+
+
+class Lacking:
+    """Finds what others lack."""
+
+    def __init__(self, book: Book) -> None:
+        self._book = book
+        self._read: OrderedDict[bytes, tuple[AccountKey, Signed[Acknowledgement]]] = OrderedDict()
+
+    async def last_of(self, account: Account) -> bytes:
+        """The digest of the last acknowledgement up to which all of an account are here; empty if there is none."""
+        if not account.authorized:
+            return b""
+        newest = [ack async for ack in self._trail(account.key, _LATELY)]
+        if not newest:
+            newest = [ack async for ack in self._trail(account.key, _LOOK_BACK, most=1)]
+        known = {ack.digest for ack in newest}
+        for older, newer in pairwise(reversed(newest)):
+            if newer.record.previous is not None and newer.record.previous not in known:
+                return older.digest
+        return newest[0].digest if newest else b""
+
+    async def collect(self, account: Account, last: bytes, said: Totals, parcel: Parcel) -> None:
+        """What the other party of an account lacks, by what it says of it, as far as it fits into the parcel.
+
+        `last` is our own last acknowledgement, as `last_of` gives it.
+        """
+        if said.authorized < account.authorized or (said.acknowledged and said.acknowledged != last):
+            for acknowledgement in await self._after(account, said):
+                if not parcel.add(await self._with_its_order(acknowledgement)):
+                    break
+        if account.key.rail == RAIL:
+            await self._agreements(account, said, parcel)
+
+    async def _agreements(self, account: Account, said: Totals, parcel: Parcel) -> None:
+        key, settled, netted = account.key, account.settled, account.netted
+        if said.settled < settled:
+            pair = await find_pair(
+                self._book,
+                Settlement,
+                (key.payer, key.payee),
+                lambda one: settlement_key(one) == key and one.total == settled,
+            )
+            parcel.add([(Settlement.kind, raw) for raw in pair or ()])
+        if said.netted < netted:
+            pair = await find_pair(
+                self._book,
+                Netting,
+                (key.payer, key.payee),
+                lambda one: key in netting_keys(one) and one.total == netted,
+            )
+            parcel.add([(Netting.kind, raw) for raw in pair or ()])
+
+    async def _after(self, account: Account, said: Totals) -> list[Signed[Acknowledgement]]:
+        """Those after the one that the other party names, oldest first."""
+        found: list[Signed[Acknowledgement]] = []
+        async for acknowledgement in self._trail(account.key, _LOOK_BACK):
+            if acknowledgement.digest == said.acknowledged:
+                return found[::-1]
+            found.append(acknowledgement)
+        # It names none that is here.
+        if said.authorized >= account.authorized:
+            return []
+        # What has been promised something has most of them, and lacks the newest; another one lacks all.
+        return found[: MAX_HANDED // 4][::-1] if said.authorized else found[::-1]
+
+    async def _trail(
+        self, key: AccountKey, look_back: int, most: int = _LOOK_BACK
+    ) -> AsyncIterator[Signed[Acknowledgement]]:
+        """The acknowledgements of an account, newest first, at most so many."""
+        seen, found, before = 0, 0, None
+        while seen < look_back and found < most:
+            page = await self._book.journal.list_records(Acknowledgement.kind, _PAGE, before)
+            if not page:
+                return
+            before, seen = page[-1].sequence, seen + len(page)
+            for record in page:
+                of, acknowledgement = self._opened(record.digest, record.raw)
+                if of == key:
+                    found += 1
+                    yield acknowledgement
+            await asyncio.sleep(0)  # others have their turn
+
+    def _opened(self, digest: bytes, raw: bytes) -> tuple[AccountKey, Signed[Acknowledgement]]:
+        if digest not in self._read:
+            acknowledgement = open_record(raw, Acknowledgement)
+            self._read[digest] = account_of(opened_voucher(acknowledgement)), acknowledgement
+            if len(self._read) > _REMEMBERED:
+                self._read.popitem(last=False)
+        return self._read[digest]
+
+    async def _with_its_order(self, acknowledgement: Signed[Acknowledgement]) -> list[tuple[str, bytes]]:
+        """An acknowledgement, and before it what it is about, as far as it is kept."""
+        kept = await self._book.journal.records_of(acknowledgement.record.order)
+        orders = [record for record in kept if record.kind == Order.kind]
+        claims = [record for record in kept if record.kind == Receipt.kind]
+        claims = claims or [record for record in kept if record.kind == Checkpoint.kind][-1:]
+        records = [(record.kind, record.raw) for record in (*orders, *claims)]
+        if orders:
+            offer = await self._book.journal.record(open_record(orders[0].raw, Order).record.offer)
+            records = [(offer.kind, offer.raw), *records] if offer is not None else records
+        return [*records, (Acknowledgement.kind, acknowledgement.raw)]

@@ -1,0 +1,201 @@
+"""Records that a counterparty hands back: what this node has lost of them counts again, each once.
+
+Nothing is believed but signatures. An acknowledgement of ours that the journal does not know is our promise all the
+same; so is a receipt of ours, to which the payer's acknowledgement belongs. Settlements and nettings count with both
+signatures. What is known already changes nothing, and what proves nothing is passed over.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from itertools import pairwise
+from typing import Any, Final, TypeVar
+
+from attrs import field, frozen
+
+from ledger.account import AccountError, AccountKey
+from ledger.agreements import AgreementRefused, net, netting_keys, settle, settlement_key
+from ledger.changes import Change, InvalidChange
+from ledger.codec import Malformed
+from ledger.events import AccountChanged
+from ledger.identity import Did
+from ledger.journal import Kept
+from ledger.reconcile import (
+    Claim,
+    NotOurs,
+    Proof,
+    account_of,
+    opened_voucher,
+    recovered_by_payee,
+    recovered_by_payer,
+)
+from ledger.records import (
+    KINDS,
+    Acknowledgement,
+    Checkpoint,
+    Netting,
+    Offer,
+    Order,
+    Receipt,
+    Record,
+    Settlement,
+    Signed,
+    open_record,
+)
+from node.exchange.book import Book, kept
+from node.wire.messages import Handed, Refused
+
+# Checking a signature takes a fraction of a millisecond; after so many of them others have their turn.
+_AT_ONCE: Final = 16
+
+_log = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Record)
+
+
+@frozen
+class _Opened:
+    """What came, sorted; each record's signature is good."""
+
+    orders: dict[bytes, Signed[Order]] = field(factory=dict)
+    offers: dict[bytes, Signed[Offer]] = field(factory=dict)
+    claims: dict[bytes, Claim] = field(factory=dict)  # by order; a receipt before any checkpoint
+    acknowledgements: list[Signed[Acknowledgement]] = field(factory=list)
+    settlements: list[Signed[Settlement]] = field(factory=list)
+    nettings: list[Signed[Netting]] = field(factory=list)
+
+    def add(self, signed: Signed[Any]) -> None:
+        """Take one in; of a kind that is not handed back it is passed over."""
+        match signed.record:
+            case Order():
+                self.orders[signed.digest] = signed
+            case Offer():
+                self.offers[signed.digest] = signed
+            case Receipt(order=order):
+                self.claims[order] = signed
+            case Checkpoint(order=order):
+                self.claims.setdefault(order, signed)
+            case Acknowledgement():
+                self.acknowledgements.append(signed)
+            case Settlement():
+                self.settlements.append(signed)
+            case Netting():
+                self.nettings.append(signed)
+
+    def proof(self, acknowledgement: Signed[Acknowledgement]) -> Proof:
+        """An acknowledgement with all that came for it."""
+        order = self.orders.get(acknowledgement.record.order)
+        offer = self.offers.get(order.record.offer) if order is not None else None
+        return Proof(acknowledgement, order, offer, self.claims.get(acknowledgement.record.order))
+
+
+class Taking:
+    """Takes records that come back."""
+
+    def __init__(self, book: Book, promised: Callable[[AccountKey, bytes], None]) -> None:
+        """`promised` is told of each acknowledgement of ours that was lost, by its account and digest."""
+        self._book = book
+        self._promised = promised
+        # Takes a buyer's acknowledgement, if this node sells; it raises Refused.
+        self.paid: Callable[[bytes], Awaitable[None]] | None = None
+
+    async def take(self, peer: Did, handed: Handed, said_earned: Mapping[AccountKey, int]) -> int:
+        """Take what a peer hands back; how many of them were news.
+
+        `said_earned`: what this node has earned in all by what the peer says, for each account that it pays.
+        """
+        opened, news = await _opened(handed), 0
+        for acknowledgement in opened.acknowledgements:
+            try:
+                if await self._book.journal.record(acknowledgement.digest) is not None:
+                    continue
+                proof = opened.proof(acknowledgement)
+                if acknowledgement.signer == self._book.me:
+                    news += await self._as_payer(peer, proof)
+                elif acknowledgement.signer == peer:
+                    news += await self._as_payee(peer, proof, said_earned)
+            except (NotOurs, InvalidChange, AccountError, Refused) as error:
+                _log.warning("%s handed back an acknowledgement that counts for nothing: %s", peer, error)
+        return news + await self._agreements(peer, opened)
+
+    async def _as_payer(self, peer: Did, proof: Proof) -> int:
+        key = account_of(opened_voucher(proof.acknowledgement))
+        if (key.payer, key.payee) != (self._book.me, peer):
+            return 0
+        changes = recovered_by_payer(proof, self._book.journal.books.account(key))
+        await self._post(key, changes, _records_of(proof, key, with_acknowledgement=True))
+        self._promised(key, proof.acknowledgement.digest)
+        return 1
+
+    async def _as_payee(self, peer: Did, proof: Proof, said_earned: Mapping[AccountKey, int]) -> int:
+        if self.paid is None:
+            return 0
+        key = account_of(opened_voucher(proof.acknowledgement))
+        if (key.payer, key.payee) != (peer, self._book.me):
+            return 0
+        if proof.claim is not None and await self._book.journal.record(proof.claim.digest) is None:
+            changes = recovered_by_payee(proof, self._book.journal.books.account(key), said_earned.get(key, 0))
+            await self._post(key, changes, _records_of(proof, key, with_acknowledgement=False))
+        await self.paid(proof.acknowledgement.raw)
+        return 1
+
+    async def _post(self, key: AccountKey, changes: list[Change], records: list[Kept]) -> None:
+        await self._book.post(*(AccountChanged(key, change) for change in changes), records=records)
+
+    async def _agreements(self, peer: Did, opened: _Opened) -> int:
+        parties, news = {peer, self._book.me}, 0
+        for one, other in _pairs(opened.settlements, settle):
+            key = settlement_key(one.record)
+            if {key.payer, key.payee} == parties and self._book.journal.books.account(key).settled < one.record.total:
+                await self._book.post(settle(one, other), records=(kept(one), kept(other)))
+                news += 1
+        for first, second in _pairs(opened.nettings, net):
+            there = netting_keys(first.record)[0]
+            netted = self._book.journal.books.account(there).netted
+            if {there.payer, there.payee} == parties and netted < first.record.total:
+                await self._book.post(*net(first, second), records=(kept(first), kept(second)))
+                news += 1
+        return news
+
+
+Agreed = TypeVar("Agreed", Settlement, Netting)
+
+
+def _pairs(
+    signed: list[Signed[Agreed]], agree: Callable[[Signed[Agreed], Signed[Agreed]], object]
+) -> list[tuple[Signed[Agreed], Signed[Agreed]]]:
+    """Those that both parties have signed."""
+    found = []
+    for one, other in pairwise(signed):
+        with contextlib.suppress(AgreementRefused):
+            agree(one, other)
+            found.append((one, other))
+    return found
+
+
+async def _opened(handed: Handed) -> _Opened:
+    opened = _Opened()
+    for number, (kind, raw) in enumerate(handed, 1):
+        try:
+            opened.add(open_record(raw, KINDS[kind]))
+        except Malformed as error:
+            _log.warning("a record that was handed back is passed over: %s", error)
+        if number % _AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return opened
+
+
+def _records_of(proof: Proof, key: AccountKey, *, with_acknowledgement: bool) -> list[Kept]:
+    """What is kept of a proof: the records that belong together, and no others."""
+    order = proof.order
+    records: list[Kept] = []
+    if order is not None and (order.digest, order.signer) == (proof.acknowledgement.record.order, key.payer):
+        if proof.offer is not None and (proof.offer.signer, proof.offer.digest) == (key.payee, order.record.offer):
+            records.append(kept(proof.offer))
+        records.append(kept(order, order.digest))
+        if proof.claim is not None and proof.claim.signer == key.payee:
+            records.append(kept(proof.claim, order.digest))
+    if with_acknowledgement:
+        records.append(kept(proof.acknowledgement, proof.acknowledgement.record.order))
+    return records
