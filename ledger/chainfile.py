@@ -4,7 +4,8 @@
     frame  = length (4 bytes, big-endian), then so many bytes of deterministic CBOR
     frames = {"chain": did:key}
              for each entry, in order:  {"time": ms, "payload": bytes, "hash": bytes}
-               for each record it keeps:  {"raw": bytes}   in the order in which the payload tells of them
+               for each record it keeps:  {"raw": bytes}   in the order in which the payload tells of them,
+                                        or {"gone": its digest}   where a later entry says that it was dropped
              {"end": sequence of the last entry, "hash": its hash}
 
 Theory of operation. The hash of the last entry covers all entries before it, and each record is covered by the digest
@@ -24,6 +25,7 @@ from ledger import codec
 from ledger.account import Account, AccountKey
 from ledger.events import MAX_PAYLOAD_BYTES, Books, Event, RecordKept
 from ledger.journal import BrokenChain, Entry, Kept, Replay, link
+from ledger.retention import Gaps
 
 MAGIC: Final = b"idlemesh ledger 1\n"
 # An entry's payload and a little around it; records are far smaller.
@@ -61,10 +63,12 @@ def write_start(chain_id: str) -> bytes:
     return MAGIC + _frame({"chain": chain_id})
 
 
-def write_entry(entry: Entry, records: Sequence[Kept]) -> bytes:
-    """The next entry, with its records in the order in which it tells of them."""
+def write_entry(entry: Entry, records: Sequence[Kept | RecordKept]) -> bytes:
+    """The next entry, with its records in the order in which it tells of them; for one that is gone, what is told."""
     own = _frame({"time": entry.time_ms, "payload": entry.payload, "hash": entry.hash})
-    return own + b"".join(_frame({"raw": record.raw}) for record in records)
+    return own + b"".join(
+        _frame({"raw": record.raw} if isinstance(record, Kept) else {"gone": record.digest}) for record in records
+    )
 
 
 def write_end(head: Entry) -> bytes:
@@ -91,6 +95,12 @@ class ChainReader:
         self._events: tuple[Event, ...] = ()
         self._awaited: deque[RecordKept] = deque()
         self._records: list[Kept] = []
+        self._gaps = Gaps()
+
+    @property
+    def dropped(self) -> int:
+        """How many records were dropped in good order so far."""
+        return self._gaps.dropped
 
     @property
     def head(self) -> Entry:
@@ -157,9 +167,13 @@ class ChainReader:
                 return self._take_entry(time_ms, payload, hash_)
             case "entries", {"raw": bytes(record), **rest} if not rest and self._awaited:
                 return self._take_record(record)
+            case "entries", {"gone": bytes(digest), **rest} if not rest and self._awaited:
+                return self._miss_record(digest)
             case "entries", {"end": int(sequence), "hash": bytes(hash_), **rest} if not rest and self._entry is None:
                 if (sequence, hash_) != (self.head.sequence, self.head.hash):
                     raise BrokenChain(self.head.sequence, "the file ends with another entry than it names")
+                if (gap := self._gaps.first) is not None:
+                    raise BrokenChain(gap.sequence, str(gap))
                 self._part = "end"
                 return None
         raise NotAChainFile(f"something that has no place there follows entry {self.head.sequence}")
@@ -174,6 +188,7 @@ class ChainReader:
         if entry.hash != hash_:
             raise BrokenChain(entry.sequence, "its content does not match its hash")
         self._events = self._replay.add(entry)
+        self._gaps.take(self._events)
         self._entry, self._awaited, self._records = entry, deque(records_told(self._events)), []
         return self._complete()
 
@@ -183,6 +198,13 @@ class ChainReader:
         if kept.digest != told.digest:
             raise BrokenChain(self.head.sequence, f"{told.kind} {told.digest.hex()[:16]} does not match its digest")
         self._records.append(kept)
+        return self._complete()
+
+    def _miss_record(self, digest: bytes) -> Told | None:
+        told = self._awaited.popleft()
+        if told.digest != digest:
+            raise BrokenChain(self.head.sequence, f"{told.kind} {told.digest.hex()[:16]} is another one than is gone")
+        self._gaps.miss(self.head.sequence, digest)
         return self._complete()
 
     def _complete(self) -> Told | None:

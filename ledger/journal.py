@@ -279,6 +279,14 @@ class Journal(Protocol):
     async def expire(self, now: int) -> None:
         """Drop the nonces and materials that expired before `now` (seconds since 1970)."""
 
+    async def records_before(
+        self, time_ms: int, kinds: Sequence[str], after: tuple[int, bytes], limit: int
+    ) -> Sequence[Kept]:
+        """Records of these kinds from before a time, by entry and digest; `after` is where an earlier call ended."""
+
+    async def drop_records(self, digests: Sequence[bytes]) -> None:
+        """Drop records that an entry names as dropped, or they count as damage; see `ledger.retention`."""
+
     async def close(self) -> None:
         """Give back what the journal holds open."""
 
@@ -380,6 +388,24 @@ class MemoryJournal:
         """Drop the nonces and materials that expired before `now` (seconds since 1970)."""
         self._nonces = {key: nonce for key, nonce in self._nonces.items() if nonce.expires >= now}
         self._materials = {key: sealed for key, sealed in self._materials.items() if sealed.expires >= now}
+
+    async def records_before(
+        self, time_ms: int, kinds: Sequence[str], after: tuple[int, bytes], limit: int
+    ) -> Sequence[Kept]:
+        """Records of entries from before a time. See `Journal.records_before`."""
+        old = [
+            kept
+            for kept in self._records.values()
+            if kept.kind in kinds
+            and self._entries[kept.sequence - 1].time_ms < time_ms
+            and (kept.sequence, kept.digest) > after
+        ]
+        return sorted(old, key=lambda kept: (kept.sequence, kept.digest))[:limit]
+
+    async def drop_records(self, digests: Sequence[bytes]) -> None:
+        """Drop records. See `Journal.drop_records`."""
+        for digest in digests:
+            self._records.pop(digest, None)
 
     async def close(self) -> None:
         """Nothing is held open."""

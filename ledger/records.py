@@ -342,6 +342,42 @@ class Netting:
 
 
 @frozen(field_transformer=_ranges)
+class Resolution:
+    """A payee asks no more than `total` for a disputed order, now and later; signed by the order's seller."""
+
+    kind: ClassVar[str] = "resolution"
+    limit: ClassVar[int] = 1_024
+
+    order: Digest
+    total: Money
+    issued: Seconds
+
+
+@frozen(field_transformer=_ranges)
+class Forgiveness:
+    """Of all that the payer has counted by now, `counted`, so much is let go: `total`, a growing sum.
+
+    The payer signs what it knows and asks with that; the payee's, about the same `counted`, is the fact.
+    """
+
+    kind: ClassVar[str] = "forgiveness"
+    limit: ClassVar[int] = 1_024
+
+    payer: DidText
+    payee: DidText
+    rail: Name
+    unit: Unit
+    counted: Money
+    total: Money
+    issued: Seconds
+
+    def __attrs_post_init__(self) -> None:
+        _are_two(self.payer, self.payee)
+        if self.total > self.counted:
+            raise ValueError("total must not be above counted")
+
+
+@frozen(field_transformer=_ranges)
 class Totals:
     """One account as one of its two parties sees it; the counters are those of `ledger.account`."""
 
@@ -457,6 +493,8 @@ Record = (
     | Grant
     | Settlement
     | Netting
+    | Resolution
+    | Forgiveness
     | AccountState
     | Cancel
     | Score

@@ -21,6 +21,7 @@ from ledger.rails import credit
 from ledger.rails.port import Rail
 from ledger.records import Offer, Signed
 from node.api.connections import Bounds, serving
+from node.api.disputes import DisputesDoor
 from node.api.effects import EffectsDoor
 from node.api.mesh import MeshDoor
 from node.api.openai import OpenAiDoor
@@ -37,11 +38,13 @@ from node.engine.port import Engine
 from node.exchange.auditor import Auditor
 from node.exchange.book import NO_LEDGER, Book
 from node.exchange.buyer import Buyer
+from node.exchange.disputes import Disputes
 from node.exchange.effects import EffectDriver
 from node.exchange.idling import IdleWatch, reader, selling_now
 from node.exchange.netting import Netter
 from node.exchange.panel import Market, Panel
 from node.exchange.reconciling import Reconciler
+from node.exchange.retaining import Retention
 from node.exchange.sale import Ware
 from node.exchange.seller import Credit, Seller
 from node.exchange.settler import AuditPolicy, Settler
@@ -138,6 +141,7 @@ async def run_node(
         stack.enter_context(home.lock())
         listener = stack.enter_context(contextlib.closing(_listen(config.node.host, config.node.port)))
         book = await _open_book(stack, config.ledger.place(home.ledger), home.identity(entropy), clock)
+        book.token_ids_s = config.retention.token_ids_s
         renderer = TemplateRenderer()
         stack.push_async_callback(renderer.close)
         await renderer.start()
@@ -196,8 +200,11 @@ async def run_node(
         offers = seller.offers if seller else _no_offers
         owner = OwnerDoor(book, gateway, peers, auditor, offers, selling, running, reconciler.heads)
         settling, netter = Settling(book, dialled.get), Netter(book, dialled.get)
-        app = build_app(door, MeshDoor(seller, settling, netter, reconciler), owner, keys, clock)
+        disputes = Disputes(book, dialled.get, settler.give_way)
+        retention = Retention(book, config.retention.records)
+        app = build_app(door, MeshDoor(seller, settling, netter, disputes, reconciler), owner, keys, clock)
         app.add_routes(SettlementsDoor(settling, netter).routes())
+        app.add_routes(DisputesDoor(disputes, book.me).routes())
         effects = EffectDriver(book, entropy, rails)
         app.add_routes(EffectsDoor(book, effects).routes())
         await stack.enter_async_context(serving(app, listener, Bounds(trusted=is_loopback)))
@@ -205,7 +212,7 @@ async def run_node(
         for remote in elsewhere:
             stack.push_async_callback(remote.close)
         stack.push_async_callback(own.pool.close)
-        _in_background(stack, _sweep(book, settler, settling, seller, own.pool))
+        _in_background(stack, _sweep(book, settler, settling, disputes, retention, seller, own.pool))
         _in_background(stack, effects.run())
         if seller is not None and watch is not None:
             _in_background(stack, watch.run(seller.hand_back))
@@ -327,7 +334,15 @@ async def _no_offers() -> list[bytes]:
     return []
 
 
-async def _sweep(book: Book, settler: Settler, settling: Settling, seller: Seller | None, pool: Pool) -> None:
+async def _sweep(
+    book: Book,
+    settler: Settler,
+    settling: Settling,
+    disputes: Disputes,
+    retention: Retention,
+    seller: Seller | None,
+    pool: Pool,
+) -> None:
     while True:
         await asyncio.sleep(_SWEEP_S)
         try:
@@ -337,6 +352,8 @@ async def _sweep(book: Book, settler: Settler, settling: Settling, seller: Selle
             await settling.sweep()
             if seller is not None:
                 await seller.sweep()
+            await disputes.sweep()
+            await retention.sweep()
         except LedgerError as error:
             _log.warning("sweeping waits for the ledger: %s", error)
         except Exception:  # noqa: BLE001 - the sweep must outlive any one failure

@@ -220,6 +220,19 @@ class AuditSettings(_Section):
     max_per_day: _AmountText | None = None  # None: a cent, or ten satoshis
 
 
+class RetentionSettings(_Section):
+    """For how many days something is kept; what it proves stays in the journal's chain, as a digest."""
+
+    # Prompts and answers of bought orders, encrypted, for audits: without them nothing can be audited any more.
+    token_ids: Annotated[int, Field(ge=1, le=3_650)] = 7
+    records: Annotated[int, Field(ge=7, le=36_500)] | None = None  # of orders long closed; None: for ever
+
+    @property
+    def token_ids_s(self) -> int:
+        """In seconds."""
+        return self.token_ids * 86_400
+
+
 def _peer_url(url: str) -> str:
     """An address without path, user or password."""
     if len(url) > _MAX_URL or not _PEER_URL.fullmatch(url):
@@ -291,6 +304,7 @@ class Config(_Section):
     idle: IdleSettings = IdleSettings()
     buy: BuySettings = BuySettings()
     audit: AuditSettings = AuditSettings()
+    retention: RetentionSettings = RetentionSettings()
     peers: tuple[PeerSettings, ...] = ()
     remotes: tuple[RemoteSettings, ...] = ()
     catalogue: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default_factory=dict)

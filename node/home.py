@@ -106,17 +106,31 @@ class Home:
 
     def identity(self, entropy: Entropy) -> Identity:
         """The node's identity, made at the first time. Raises HomeError."""
+        if not self.has_identity:
+            self.put_identity(entropy.bytes(SEED_BYTES))
+        return Identity(self.seed())
+
+    @property
+    def has_identity(self) -> bool:
+        """Whether an identity was made or restored here."""
+        return (self.folder / "identity.key").exists()
+
+    def seed(self) -> bytes:
+        """The 32 secret bytes of the node's identity. Raises HomeError."""
         path = self.folder / "identity.key"
-        if not path.exists():
-            self.make()
-            _write_secret(path, entropy.bytes(SEED_BYTES).hex() + "\n")
         try:
             seed = bytes.fromhex(path.read_text().strip())
-            return Identity(seed)
+            Identity(seed)
         except (OSError, ValueError):
             raise HomeError(
                 f"{path} is not readable as a key of 64 hexadecimal digits: restore it from a backup"
             ) from None
+        return seed
+
+    def put_identity(self, seed: bytes) -> None:
+        """Make this the node's identity; there is none yet."""
+        self.make()
+        _write_secret(self.folder / "identity.key", seed.hex() + "\n")
 
     def api_key(self) -> str | None:
         """The key to `/v1`, if one was made."""

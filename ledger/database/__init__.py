@@ -5,10 +5,12 @@ from ledger.database.errors import (
     LedgerCorrupt,
     LedgerError,
     LedgerInUse,
+    LedgerNotEmpty,
     LedgerOutdated,
     LedgerTooNew,
     LedgerUnavailable,
 )
+from ledger.database.importing import import_chain
 from ledger.database.opening import Upgraded
 from ledger.database.places import POSTGRES, Place, check_place, is_postgres, upgrade_tables
 
@@ -18,12 +20,14 @@ __all__ = [
     "LedgerCorrupt",
     "LedgerError",
     "LedgerInUse",
+    "LedgerNotEmpty",
     "LedgerOutdated",
     "LedgerTooNew",
     "LedgerUnavailable",
     "Place",
     "Upgraded",
     "check_place",
+    "import_chain",
     "is_postgres",
     "upgrade_tables",
 ]

@@ -9,7 +9,7 @@ writer looks. A caller that is cancelled does not stop its append.
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Final, TypeVar
 
@@ -92,6 +92,11 @@ class Appender:
         async with self._turn:
             await self._resolve_doubt()
             await self._lane.run(checked)
+
+    def forget(self, digests: Iterable[bytes]) -> None:
+        """These records are about to be dropped: if they come again, they are kept again."""
+        for digest in digests:
+            self._lately.pop(digest, None)
 
     async def _work(self) -> None:
         try:

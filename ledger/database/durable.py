@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import sqlalchemy as sa
 
-from ledger.database import schema, snapshots
+from ledger.database import retention, schema, snapshots
 from ledger.database.appending import Appender
 from ledger.database.grouping import Append
 from ledger.database.keeping import Keeper
@@ -176,6 +176,18 @@ class Database:
                 connection.execute(sa.delete(table).where(table.c.chain == self._chain, table.c.expires < now))
 
         await self._appender.run(drop)
+
+    async def records_before(
+        self, time_ms: int, kinds: Sequence[str], after: tuple[int, bytes], limit: int
+    ) -> Sequence[Kept]:
+        """Records of entries from before a time. See `Journal.records_before`."""
+        rows = await self._read(retention.records_before(self._chain, time_ms, kinds, after, limit))
+        return [schema.kept_of(row) for row in rows]
+
+    async def drop_records(self, digests: Sequence[bytes]) -> None:
+        """Drop records. See `Journal.drop_records`."""
+        self._appender.forget(digests)
+        await self._appender.run(lambda connection: retention.drop_records(connection, self._chain, digests))
 
     async def _read(self, query: sa.Select[Any]) -> list[Any]:
         return await self._reader.run(lambda connection: list(connection.execute(query)))

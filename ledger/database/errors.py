@@ -78,6 +78,13 @@ class LedgerTooNew(LedgerError):
         return f"the ledger was written by a newer version ({self.why}): upgrade idlemesh to use it"
 
 
+class LedgerNotEmpty(LedgerError):
+    """The node has a chain there already."""
+
+    def __str__(self) -> str:
+        return "the ledger holds entries of this node already, and two chains cannot be joined"
+
+
 class Conflict(Exception):
     """A row with this key is there already; never leaves this package."""
 

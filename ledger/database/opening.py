@@ -25,6 +25,7 @@ from ledger.database.errors import LedgerCorrupt, LedgerOutdated
 from ledger.database.schema import chains, entry_of, journal, kept_of, records, select_entries, select_kept
 from ledger.events import Books, Event, RecordKept
 from ledger.journal import BrokenChain, Entry, Kept, Remembered, Replay, check_link, genesis
+from ledger.retention import Gaps
 from ledger.snapshot import BadSnapshot, Snapshot
 
 # Entries read at a time, so that memory stays flat however long the journal is.
@@ -139,8 +140,9 @@ def resume(connection: sa.Connection, chain_id: str, chain: int) -> Opened:
         _pass_over(BadSnapshot(f"it follows another entry {taken.sequence} than the journal has"))
         return verify(connection, chain_id, chain)
     _check_content(start)
-    replayed = Replay.after(start, taken.books)
-    _read_on(connection, chain, replayed)
+    replayed, gaps = Replay.after(start, taken.books), Gaps()
+    _read_on(connection, chain, replayed, gaps)
+    _check_no_gap(gaps)
     remembered = None if memory is None else Remembered(start, taken.books, memory)
     return Opened(chain_id, chain, replayed.head, replayed.books, taken.sequence, remembered)
 
@@ -193,16 +195,17 @@ def _check_content(entry: Entry) -> None:
 
 def verify(connection: sa.Connection, chain_id: str, chain: int, taken: Snapshot | None = None) -> Opened:
     """Check the whole chain, every record against it, and a snapshot; rebuild the books. Raises LedgerCorrupt."""
-    replayed, told, agreed = Replay(chain_id), 0, 0
+    replayed, gaps, told, agreed = Replay(chain_id), Gaps(), 0, 0
     if taken is not None:
-        told += _read_on(connection, chain, replayed, taken.sequence)
+        told += _read_on(connection, chain, replayed, gaps, taken.sequence)
         _check_reaches(replayed.head, taken.sequence)
         try:
             snapshot.check(taken, replayed.head, replayed.books)
             agreed = taken.sequence
         except BadSnapshot as error:
             _pass_over(error)
-    told += _read_on(connection, chain, replayed)
+    told += _read_on(connection, chain, replayed, gaps)
+    _check_no_gap(gaps)
     for table, expected in ((journal, replayed.head.sequence), (records, told)):
         count = _count(connection, chain, table)
         if count != expected:
@@ -210,8 +213,8 @@ def verify(connection: sa.Connection, chain_id: str, chain: int, taken: Snapshot
     return Opened(chain_id, chain, replayed.head, replayed.books, agreed)
 
 
-def _read_on(connection: sa.Connection, chain: int, replayed: Replay, until: int = _MOST) -> int:
-    """Check what follows in the chain up to an entry, and its records; returns how many they are.
+def _read_on(connection: sa.Connection, chain: int, replayed: Replay, gaps: Gaps, until: int = _MOST) -> int:
+    """Check what follows in the chain up to an entry, and its records; returns how many are stored.
 
     Raises LedgerCorrupt.
     """
@@ -222,8 +225,15 @@ def _read_on(connection: sa.Connection, chain: int, replayed: Replay, until: int
         entries = [entry_of(row) for row in rows]
         stored = _records_between(connection, chain, entries[0].sequence, entries[-1].sequence)
         for entry in entries:
-            told += _compare(entry.sequence, _add(replayed, entry), stored.get(entry.sequence, []))
+            events = _add(replayed, entry)
+            told += _compare(entry.sequence, events, stored.get(entry.sequence, []), gaps)
+            gaps.take(events)
     return told
+
+
+def _check_no_gap(gaps: Gaps) -> None:
+    if (gap := gaps.first) is not None:
+        raise LedgerCorrupt(gap.sequence, str(gap))
 
 
 def _add(replayed: Replay, entry: Entry) -> tuple[Event, ...]:
@@ -253,16 +263,18 @@ def _records_between(connection: sa.Connection, chain: int, first: int, last: in
     return found
 
 
-def _compare(sequence: int, events: Iterable[Event], stored: Sequence[Kept]) -> int:
-    """Compare an entry's records with those stored under it; returns how many there are."""
+def _compare(sequence: int, events: Iterable[Event], stored: Sequence[Kept], gaps: Gaps) -> int:
+    """Compare an entry's records with those stored under it; returns how many are stored."""
     kept = [event for event in events if isinstance(event, RecordKept)]
     if len(kept) == len(stored) == 1 and _is_stored(kept[0], stored[0]):
         return 1
     told = set(kept)
-    differences = told ^ {RecordKept(kept.kind, kept.digest, kept.order) for kept in stored}
-    for odd in differences:
+    found = {RecordKept(one.kind, one.digest, one.order) for one in stored}
+    for odd in found - told:
         raise LedgerCorrupt(sequence, f"{odd.kind} {odd.digest.hex()[:16]} is not stored as the journal tells")
-    return len(told)
+    for missing in told - found:
+        gaps.miss(sequence, missing.digest)
+    return len(found)
 
 
 def _is_stored(told: RecordKept, stored: Kept) -> bool:

@@ -7,7 +7,8 @@ from typing import Final
 from aiohttp import web
 
 from ledger import codec
-from ledger.records import Acknowledgement, Cancel, Netting, Settlement
+from ledger.records import Acknowledgement, Cancel, Forgiveness, Netting, Settlement
+from node.exchange.disputes import Payee as Waiving
 from node.exchange.netting import Helper
 from node.exchange.reconciling import Counterpart
 from node.exchange.settling import Payee
@@ -60,18 +61,20 @@ def refusal_response(refusal: Refused) -> web.Response:
 
 
 class MeshDoor:
-    """Serves a seller over HTTP; without one, every question is refused. So with the other three."""
+    """Serves a seller over HTTP; without one, every question is refused. So with the other four."""
 
     def __init__(
         self,
         seller: Peer | None,
         payee: Payee | None = None,
         helper: Helper | None = None,
+        waiving: Waiving | None = None,
         counterpart: Counterpart | None = None,
     ) -> None:
         self._seller = seller
         self._payee = payee
         self._helper = helper
+        self._waiving = waiving
         self._counterpart = counterpart
         self._downloads = 0
 
@@ -84,10 +87,12 @@ class MeshDoor:
             web.get("/mesh/v1/tokenizers/{digest}", self.tokenizer),
             web.post("/mesh/v1/orders", self.order),
             web.get("/mesh/v1/orders/{digest}/receipt", self.receipt),
+            web.get("/mesh/v1/orders/{digest}/resolution", self.resolution),
             web.post("/mesh/v1/acknowledgements", self.acknowledge),
             web.post("/mesh/v1/cancels", self.cancel),
             web.post("/mesh/v1/settlements", self.settlement),
             web.post("/mesh/v1/nettings", self.netting),
+            web.post("/mesh/v1/forgiveness", self.forgiveness),
             web.get("/mesh/v1/challenge", self.challenge),
             web.post("/mesh/v1/states", self.state),
             web.post("/mesh/v1/records", self.hand_back),
@@ -151,6 +156,17 @@ class MeshDoor:
         if self._helper is None:
             raise Refused("not_selling", "this node sets nothing off")
         return _cbor(await self._helper.netting(await _body(request, Netting.limit)))
+
+    async def resolution(self, request: web.Request) -> web.Response:
+        raw = await self._waiving.resolution(_digest(request)) if self._waiving is not None else None
+        if raw is None:
+            raise Refused("unknown_order", "no dispute about such an order was resolved here")
+        return _cbor(raw)
+
+    async def forgiveness(self, request: web.Request) -> web.Response:
+        if self._waiving is None:
+            raise Refused("not_selling", "this node lets nothing go")
+        return _cbor(await self._waiving.forgiveness(await _body(request, Forgiveness.limit)))
 
     @property
     def _comparing(self) -> Counterpart:

@@ -9,8 +9,8 @@ from aiohttp import web
 from ledger.account import Account
 from ledger.bundle import Bundle, to_json
 from ledger.chainfile import records_told, write_end, write_entry, write_start
-from ledger.events import decode_events
-from ledger.journal import BrokenChain, Journal, Kept, Replay
+from ledger.events import RecordKept, decode_events
+from ledger.journal import BrokenChain, Entry, Journal, Kept, Replay
 from ledger.money import Amount, Unit
 from ledger.records import (
     Acknowledgement,
@@ -23,6 +23,7 @@ from ledger.records import (
     amount_of,
     open_record,
 )
+from ledger.retention import Gaps
 from ledger.statement import figures
 from node.api.comparisons import comparison_rows
 from node.api.effects import effect_row
@@ -204,8 +205,10 @@ class OwnerDoor:
         cut = found.kind == Checkpoint.kind
         said = open_record(found.raw, Checkpoint).record.order if cut else open_record(found.raw, Receipt).record.order
         records = await self._book.journal.records_of(said)
-        order = open_record(next(r.raw for r in records if r.kind == Order.kind), Order)
-        acks = _acknowledgements(records, found.digest)
+        ordered = next((record.raw for record in records if record.kind == Order.kind), None)
+        if ordered is None:
+            raise ApiError(404, "the order of this receipt is not kept here any more", code="order_gone")
+        order, acks = open_record(ordered, Order), _acknowledgements(records, found.digest)
         offer = await self._book.journal.record(order.record.offer)
         if offer is None:
             raise ApiError(404, "the offer of this receipt is not kept here any more", code="offer_gone")
@@ -264,22 +267,32 @@ def _acknowledgements(records: Sequence[Kept], of: bytes) -> list[Signed[Acknowl
 
 
 async def chain_file(journal: Journal, me: str) -> AsyncIterator[bytes]:
-    """The whole journal with its records as a chain file, in pieces, up to what is its head now.
+    """The whole journal with its records as a chain file, in pieces, at least up to what is its head now.
 
-    Raises BrokenChain where a record is gone that the chain tells of.
+    Records that are gone are named; whoever reads the file finds out whether they were dropped in good order.
     """
-    head = journal.head
+    head, gaps = journal.head, Gaps()
     yield write_start(me)
     if head.sequence:
         async for entry in journal.entries():
-            told = records_told(decode_events(entry.payload))
-            records = await asyncio.gather(*(journal.record(one.digest) for one in told))
-            if None in records:
-                raise BrokenChain(entry.sequence, "a record that it tells of is gone")
-            yield write_entry(entry, [record for record in records if record is not None])
-            if entry.sequence == head.sequence:
+            events = decode_events(entry.payload)
+            records = await asyncio.gather(*(_stored(journal, entry, told) for told in records_told(events)))
+            for record in records:
+                if isinstance(record, RecordKept):
+                    gaps.miss(entry.sequence, record.digest)
+            gaps.take(events)
+            yield write_entry(entry, records)
+            # What is dropped while this is written is accounted for by an entry beyond what was the head.
+            head = max(head, entry, key=lambda one: one.sequence)
+            if entry == head and gaps.first is None:
                 break
     yield write_end(head)
+
+
+async def _stored(journal: Journal, entry: Entry, told: RecordKept) -> Kept | RecordKept:
+    """A record of an entry, or what is told of it where it is gone; it may have come back with a later one."""
+    record = await journal.record(told.digest)
+    return record if record is not None and record.sequence == entry.sequence else told
 
 
 async def account_rows(journal: Journal, me: str) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class SettlementsDoor:
 
     async def net(self, request: web.Request) -> web.Response:
         """Set off what a peer and this node owe each other."""
-        peer = _peer(request)
+        peer = peer_of(request)
         try:
             amounts = await self._netter.ask(peer)
         except NotNetted as error:
@@ -67,7 +67,7 @@ def _answer(peer: str, amount: Amount, confirmed: bool) -> web.Response:
     return web.json_response(body)
 
 
-def _peer(request: web.Request) -> Did:
+def peer_of(request: web.Request) -> Did:
     try:
         return parse_did(request.match_info["peer"])
     except NotADid as error:
@@ -75,7 +75,7 @@ def _peer(request: web.Request) -> Did:
 
 
 def _what(request: web.Request) -> tuple[Did, Amount]:
-    peer = _peer(request)
+    peer = peer_of(request)
     try:
         return peer, parse_amount(request.match_info["amount"])
     except MoneyError as error:

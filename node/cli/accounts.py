@@ -16,9 +16,12 @@ EffectArgument = Annotated[str, typer.Argument(help="The beginning of its id; `i
 AmountArgument = Annotated[str, typer.Argument(help="The amount with its unit: 0.05usd, 250000msat.")]
 
 
-def ask(home: Home, peer: str, amount: str, as_json: bool) -> None:
-    """Ask a peer to count a payment."""
-    body = _post(home, peer, amount, "ask")
+def settle(peer: PeerArgument, amount: AmountArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Ask a peer to count a payment that you made by other means (cash, a transfer, a favour). Again does no harm.
+
+    Example: idlemesh settle did:key:z6Mk... 5usd
+    """
+    body = _post(open_home(home), peer, amount, "ask")
     if as_json:
         print_json(body)
     elif body["confirmed"]:
@@ -27,15 +30,12 @@ def ask(home: Home, peer: str, amount: str, as_json: bool) -> None:
         typer.echo(f"Asked. It counts once the owner there confirms {body['amount']}; this node asks on while it runs.")
 
 
-def confirm(home: Home, peer: str, amount: str, as_json: bool) -> None:
-    """Say that a peer's payment has arrived."""
-    body = _post(home, peer, amount, "confirm")
-    print_json(body) if as_json else typer.echo(f"Confirmed: {body['amount']} counts as paid.")
+def settlements(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Show what peers say they have paid, and you have not confirmed yet.
 
-
-def waiting(home: Home, as_json: bool) -> None:
-    """What peers say they have paid."""
-    body = call(home, lambda client: client.get("/node/v1/settlements"))
+    Example: idlemesh settlements
+    """
+    body = call(open_home(home), lambda client: client.get("/node/v1/settlements"))
     if as_json:
         print_json(body)
         return
@@ -43,9 +43,21 @@ def waiting(home: Home, as_json: bool) -> None:
     print_table("Payments to confirm", ("peer", "amount"), rows, "No peer has asked to settle anything.")
 
 
-def net(home: Home, peer: str, as_json: bool) -> None:
-    """Set off what a peer and this node owe each other."""
-    body = call(home, lambda client: client.post(f"/node/v1/nettings/{quote(peer, safe=':')}"))
+def confirm(peer: PeerArgument, amount: AmountArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Confirm that a peer's payment has arrived: it counts on both sides, once.
+
+    Example: idlemesh confirm did:key:z6Mk... 5usd
+    """
+    body = _post(open_home(home), peer, amount, "confirm")
+    print_json(body) if as_json else typer.echo(f"Confirmed: {body['amount']} counts as paid.")
+
+
+def net(peer: PeerArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Set off what you and a peer owe each other: help for help, without money.
+
+    Example: idlemesh net did:key:z6Mk...
+    """
+    body = call(open_home(home), lambda client: client.post(f"/node/v1/nettings/{quote(peer, safe=':')}"))
     print_json(body) if as_json else typer.echo(f"Set off: {', '.join(body['netted'])} is owed on neither side now.")
 
 

@@ -3,16 +3,18 @@
 import asyncio
 import contextlib
 import csv
+import os
 import sys
 from collections.abc import AsyncIterator, Iterable, Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final, TextIO
+from typing import Annotated, Any, BinaryIO, Final, TextIO
 
 import typer
 
 from ledger.chainfile import ChainReader, Told
-from ledger.database import Database, Place, upgrade_tables
+from ledger.database import Database, LedgerNotEmpty, Place, import_chain, upgrade_tables
+from ledger.journal import Entry
 from ledger.money import Amount, Unit
 from ledger.statement import DAY_MS, LATEST_MS, Posting, Statement, line_rows, posting_row
 from node.api.owner import chain_file
@@ -32,8 +34,6 @@ ledger = typer.Typer(
 ConfigOption = Annotated[Path | None, typer.Option(help="Settings; else config.toml in the home folder.")]
 
 _CHUNK: Final = 65_536
-# So many entries are on their way into a new ledger at a time.
-_AT_A_TIME: Final = 64
 _COLUMNS: Final = ("time", "sequence", "counterparty", "rail", "unit", "account", "amount", "counter", "order")
 
 FromOption = Annotated[str | None, typer.Option("--from", help="The first day, as 2026-01-31, in UTC.")]
@@ -76,6 +76,8 @@ def verify(home: HomeOption = None, as_json: JsonOption = False) -> None:
         print_json(body)
         return
     typer.echo(f"The journal is whole: {body['entries']} entries, {body['records']} records, each as it was written.")
+    if body["dropped"]:
+        typer.echo(f"{body['dropped']} more records were dropped by the owner's retention; the journal names each.")
     typer.echo(f"Its head is {body['head']}; every counterparty's postings sum to zero.")
     found = body["snapshot"]
     if found is not None:
@@ -128,8 +130,8 @@ def export(
 
 async def _export(home: Home, file: Path) -> dict[str, Any]:
     reader = ChainReader(_did(home))
-    with _new_file(file) as written:
-        async for chunk in _chunks(home):
+    with new_file(file) as written:
+        async for chunk in chain_chunks(home):
             for _ in reader.feed(chunk):
                 pass  # a file that could not be read again is not handed out
             written.write(chunk)
@@ -138,13 +140,15 @@ async def _export(home: Home, file: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _new_file(file: Path) -> Iterator[Any]:
+def new_file(file: Path) -> Iterator[Any]:
     """A file that is there whole, for the owner's eyes only, or not at all. Raises CommandFailed."""
     try:
         with file.open("xb") as written:
             file.chmod(0o600)
             try:
                 yield written
+                written.flush()
+                os.fsync(written.fileno())
             except BaseException:
                 file.unlink()
                 raise
@@ -160,7 +164,7 @@ def import_(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make this node's ledger from an exported file. Refuses another node's chain, where there is one, and ledger.url.
+    """Make this node's ledger from an exported file, also in a database. Refuses where there is one, or another node's.
 
     Example: idlemesh ledger import ledger.chain
     """
@@ -170,21 +174,59 @@ def import_(
 
 async def _import(home: Home, file: Path) -> dict[str, Any]:
     me = _did(home)
-    if not isinstance(ledger_place(home), Path):
-        raise CommandFailed(f"import takes a ledger in a file: take ledger.url out of {home.config} first")
-    with home.lock(), _readable(file):
-        await _refuse_used(home, me)
-        # Under another name until it is whole: what is interrupted leaves no half a ledger behind.
-        partial = home.ledger.with_name("ledger.importing")
-        _remove(partial)
-        try:
-            async with await Database.open(partial, me) as database:
-                await _fill(database, ChainReader(me), file)
-                head = database.head
-            partial.replace(home.ledger)
-        finally:
-            _remove(partial)
+    with home.lock(), file_pieces(file) as pieces:
+        reader = ChainReader(me)
+        head = await take_in(home, me, told_in(pieces, reader))
     return {"entries": head.sequence, "head": head.hash.hex()}
+
+
+async def take_in(home: Home, me: str, told: Iterator[Told]) -> Entry:
+    """Make the ledger of a home, where there is none yet, from a whole chain; returns its last entry.
+
+    The home is locked by the caller. What is interrupted leaves nothing behind. Raises CommandFailed, LedgerError, and
+    what reading raises.
+    """
+    place = ledger_place(home)
+    if not isinstance(place, Path):
+        try:
+            return await import_chain(place, me, told)
+        except LedgerNotEmpty as error:
+            raise CommandFailed(f"{error}: import into an empty database") from None
+    if place.exists():
+        await _refuse_used(place, me)
+    partial = place.with_name("ledger.importing")
+    _remove(partial)
+    try:
+        head = await import_chain(partial, me, told)
+        partial.replace(place)
+    finally:
+        _remove(partial)
+    return head
+
+
+def told_in(pieces: Iterable[bytes], reader: ChainReader) -> Iterator[Told]:
+    """Every entry of a chain file, checked to its end. Raises BrokenChain, NotAChainFile."""
+    for piece in pieces:
+        yield from reader.feed(piece)
+    reader.finish()
+
+
+@contextlib.contextmanager
+def file_pieces(file: Path) -> Iterator[Iterator[bytes]]:
+    """A file's bytes, piece by piece. Raises CommandFailed where it cannot be read."""
+    with _readable(file):
+        opened = file.open("rb")
+    with opened:
+        yield _pieces(opened, file)
+
+
+def _pieces(opened: BinaryIO, file: Path) -> Iterator[bytes]:
+    while True:
+        with _readable(file):
+            chunk = opened.read(_CHUNK)
+        if not chunk:
+            return
+        yield chunk
 
 
 @contextlib.contextmanager
@@ -195,13 +237,11 @@ def _readable(file: Path) -> Iterator[None]:
         raise CommandFailed(f"{file} cannot be taken in: {error.strerror}") from None
 
 
-async def _refuse_used(home: Home, me: str) -> None:
-    if not home.ledger.exists():
-        return
-    async with await Database.open(home.ledger, me) as database:
+async def _refuse_used(place: Path, me: str) -> None:
+    async with await Database.open(place, me) as database:
         if database.head.sequence:
             raise CommandFailed(
-                f"{home.ledger} holds {database.head.sequence} entries already, and two chains cannot be joined: "
+                f"{place} holds {database.head.sequence} entries already, and two chains cannot be joined: "
                 "import into a new --home that has a copy of this one's identity.key"
             )
 
@@ -209,36 +249,6 @@ async def _refuse_used(home: Home, me: str) -> None:
 def _remove(path: Path) -> None:
     for name in (path.name, f"{path.name}-wal", f"{path.name}-shm", f"{path.name}.lock"):
         path.with_name(name).unlink(missing_ok=True)
-
-
-async def _fill(database: Database, reader: ChainReader, file: Path) -> None:
-    waiting: list[Told] = []
-    for chunk in _pieces(file):
-        for told in reader.feed(chunk):
-            waiting.append(told)
-            if len(waiting) == _AT_A_TIME:
-                await _append(database, waiting)
-                waiting = []
-    reader.finish()
-    await _append(database, waiting)
-
-
-async def _append(database: Database, waiting: Iterable[Told]) -> None:
-    """Write entries as they were; the journal takes them in the order in which they are handed to it."""
-    appends = []
-    for told in waiting:
-        events = told.events[len(told.records) :]  # an entry tells of its records first
-        appends.append(database.append(events, time_ms=told.entry.time_ms, records=told.records))
-    written = await asyncio.gather(*appends)
-    for told, entry in zip(waiting, written, strict=True):
-        if entry != told.entry:
-            raise CommandFailed(f"entry {told.entry.sequence} came out unlike in the file: nothing was imported")
-
-
-def _pieces(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as opened:
-        while chunk := opened.read(_CHUNK):
-            yield chunk
 
 
 @ledger.command()
@@ -335,13 +345,13 @@ def _did(home: Home) -> str:
 
 async def _all_told(home: Home, reader: ChainReader) -> AsyncIterator[Told]:
     """Every entry of this node's chain, checked. Raises BrokenChain, NotAChainFile, what the sources raise."""
-    async for chunk in _chunks(home):
+    async for chunk in chain_chunks(home):
         for told in reader.feed(chunk):
             yield told
     reader.finish()
 
 
-async def _chunks(home: Home) -> AsyncIterator[bytes]:
+async def chain_chunks(home: Home) -> AsyncIterator[bytes]:
     """This node's chain as a chain file: from the node while it runs, else from its disk."""
     try:
         running = home.running()

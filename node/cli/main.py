@@ -12,11 +12,14 @@ from ledger.database import Database, LedgerError
 from ledger.journal import BrokenChain
 from node.api.comparisons import comparison_rows
 from node.api.owner import account_rows
+from node.backup import NotABackup
 from node.cli import accounts as settling
 from node.cli import ask as asking
 from node.cli import calibrate as calibrating
+from node.cli import disputes as disputing
 from node.cli import show
 from node.cli.client import call
+from node.cli.keys import key
 from node.cli.ledger import ledger, ledger_place
 from node.cli.options import HomeOption, JsonOption
 from node.cli.output import CommandFailed, fail, print_json
@@ -42,7 +45,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-key = typer.Typer(help="Keys of this node. Example: idlemesh key api", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(key, name="key")
 app.add_typer(ledger, name="ledger")
 
@@ -60,6 +62,7 @@ _EXPECTED: Final = (
     EngineError,
     NameTaken,
     BadRecording,
+    NotABackup,
     NotAChainFile,
     LedgerError,
     TooSmall,
@@ -229,50 +232,13 @@ def accounts(home: HomeOption = None, as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
-def settle(
-    peer: settling.PeerArgument,
-    amount: settling.AmountArgument,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Ask a peer to count a payment that you made by other means (cash, a transfer, a favour). Again does no harm.
-
-    Example: idlemesh settle did:key:z6Mk... 5usd
-    """
-    settling.ask(open_home(home), peer, amount, as_json)
-
-
-@app.command()
-def settlements(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Show what peers say they have paid, and you have not confirmed yet.
-
-    Example: idlemesh settlements
-    """
-    settling.waiting(open_home(home), as_json)
-
-
-@app.command()
-def confirm(
-    peer: settling.PeerArgument,
-    amount: settling.AmountArgument,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Confirm that a peer's payment has arrived: it counts on both sides, once.
-
-    Example: idlemesh confirm did:key:z6Mk... 5usd
-    """
-    settling.confirm(open_home(home), peer, amount, as_json)
-
-
-@app.command()
-def net(peer: settling.PeerArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Set off what you and a peer owe each other: help for help, without money.
-
-    Example: idlemesh net did:key:z6Mk...
-    """
-    settling.net(open_home(home), peer, as_json)
+app.command()(settling.settle)
+app.command()(settling.settlements)
+app.command()(settling.confirm)
+app.command()(settling.net)
+app.command()(disputing.disputes)
+app.command()(disputing.resolve)
+app.command()(disputing.forgive)
 
 
 app.command()(settling.retry)
@@ -405,16 +371,6 @@ def demo(
         print_json(figures)
     if not figures["ok"]:
         raise typer.Exit(1)
-
-
-@key.command("api")
-def key_api(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Print the key that clients need where the node listens beyond this machine; made at the first time.
-
-    Example: idlemesh key api
-    """
-    made = open_home(home).make_api_key()
-    print_json({"api_key": made}) if as_json else typer.echo(made)
 
 
 def _plain(receipt: str) -> str:

@@ -43,6 +43,7 @@ class Verification:
         return {
             "entries": head.sequence,
             "records": self._records,
+            "dropped": self._reader.dropped,
             "head": head.hash.hex(),
             "balanced": True,
             "snapshot": found,

@@ -30,6 +30,8 @@ from node.wire.messages import MAX_REQUEST, Request, decode_request, encode_requ
 RAIL: Final = "credit"
 # A closed order can still be acknowledged so long: its buyer may have been away.
 REMEMBERED_S: Final = 24 * 3600
+# The owner's setting, unless there is another: audits and challenges are over by then.
+TOKEN_IDS_S: Final = 7 * 24 * 3600
 
 # What others are told while this node cannot write: the rest is its owner's business.
 NO_LEDGER: Final = "its ledger cannot be used now: try later, or elsewhere"
@@ -50,6 +52,7 @@ class Book:
         self.experience: Final = recollection.experience
         self.under_way: Final[set[bytes]] = set()  # orders of ours that are being answered now, by digest
         self.trouble: str | None = None  # why the last write failed, if it did
+        self.token_ids_s = TOKEN_IDS_S  # how long prompts and answers are kept from now on, encrypted
         self._clock = clock
         self._recollection = recollection
         self._box = SecretBox(identity.secret(b"audit materials"))
@@ -169,10 +172,10 @@ class Book:
             if any(not order.binds and order.expires < before for order in account.orders.values()):
                 await self.post(AccountChanged(key, Forgotten(before)))
 
-    def sealed_material(self, order: bytes, request: Request, answer: Sequence[int], expires: int) -> Material:
+    def sealed_material(self, order: bytes, request: Request, answer: Sequence[int]) -> Material:
         """Prompt and answer of an order, encrypted for this node alone, to be kept until its audit window closes."""
         plain = codec.encode({"request": encode_request(request), "answer": ids_bytes(answer)})
-        return Material(order, self._box.encrypt(plain), expires)
+        return Material(order, self._box.encrypt(plain), self.now() + self.token_ids_s)
 
     async def material(self, order: bytes) -> tuple[Request, tuple[int, ...]] | None:
         """Prompt and answer of an order, while they are kept."""

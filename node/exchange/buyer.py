@@ -54,8 +54,6 @@ from node.wire.sealing import KEY_BYTES, CannotOpen, KeyPair, RequestBinding, bu
 PATIENCE_S: Final = 60.0
 # How long a seller whose line broke is asked for a receipt: the client waits for the answer to go on elsewhere.
 _ASK_AGAIN_S: Final = 3.0
-# Token ids of an order are kept so long for audits and exports.
-MATERIAL_LIFETIME_S: Final = 7 * 24 * 3600
 
 _log = logging.getLogger(__name__)
 
@@ -239,9 +237,7 @@ class Buyer:
         return self._book.debt_to(terms.seller, terms.offer.record.price.unit).key
 
     def _material(self, terms: Terms, ids: tuple[int, ...]) -> Material:
-        return self._book.sealed_material(
-            terms.order.digest, terms.request, ids, self._book.now() + MATERIAL_LIFETIME_S
-        )
+        return self._book.sealed_material(terms.order.digest, terms.request, ids)
 
 
 async def _matcher(ask: Ask, tokenizer: Tokenizer) -> Matcher | None:

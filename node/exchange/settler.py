@@ -14,7 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final
 
-from attrs import frozen
+from attrs import define, evolve, frozen
 
 from ledger import codec
 from ledger.account import Account, AccountKey, apply
@@ -25,6 +25,7 @@ from ledger.identity import Did, parse_did
 from ledger.journal import Kept
 from ledger.rails.credit import make_voucher
 from ledger.records import CLOCK_SKEW_S, Acknowledgement, Checkpoint, Receipt, Signed, Voucher, open_record, sign
+from ledger.waivers import Dispute
 from node.exchange import experience
 from node.exchange.auditor import Audit, Auditor
 from node.exchange.book import Book, kept
@@ -56,6 +57,16 @@ class AuditPolicy:
 
     rate: float = 0.05
     first: int = 8
+
+
+@define
+class Unpayable(Exception):
+    """What was acknowledged of the order is not kept here any more, and there is nothing to add to."""
+
+    order: bytes
+
+    def __str__(self) -> str:
+        return f"the records of order {self.order.hex()[:16]} are not kept here any more: settle it by other means"
 
 
 @frozen
@@ -255,6 +266,42 @@ class Settler:
         )
         self._latest[account.key.payee, account.key.unit] = acknowledgement.digest
         self._unsent.setdefault(terms.seller, []).append(acknowledgement)
+
+    async def give_way(self, dispute: Dispute, amount: int) -> None:
+        """Acknowledge `amount` in all for a disputed order of ours. Durable on return, sent soon after.
+
+        Raises AccountError, Unpayable.
+        """
+        key, order, seller = dispute.key, dispute.order, parse_did(dispute.key.payee)
+        async with self._locks.setdefault(seller, asyncio.Lock()):
+            last = await self._last_word(order)
+            granted = Acknowledged(order, amount)
+            after = apply(self._book.journal.books.account(key), granted)
+            total = max(after.owed, after.authorized)
+            whole = amount == after.orders[order].asked
+            said = evolve(
+                last,
+                accepted=whole,
+                reason="" if whole else last.reason,
+                amount=amount,
+                previous=self._latest.get((key.payee, key.unit)),
+                voucher=make_voucher(self._book.identity, after, total).raw,
+            )
+            acknowledgement = sign(said, self._book.identity)
+            changes: list[Change] = [granted, Authorized(total)] if total > after.authorized else [granted]
+            await self._book.post(
+                *(AccountChanged(key, change) for change in changes), records=(kept(acknowledgement, order),)
+            )
+            self._latest[key.payee, key.unit] = acknowledgement.digest
+            self._unsent.setdefault(seller, []).append(acknowledgement)
+        self._hand_over(seller)
+
+    async def _last_word(self, order: bytes) -> Acknowledgement:
+        """What this node said last of an order. Raises Unpayable."""
+        for record in reversed(await self._book.journal.records_of(order)):
+            if record.kind == Acknowledgement.kind:
+                return open_record(record.raw, Acknowledgement).record
+        raise Unpayable(order)
 
     def _account_of(self, terms: Terms) -> Account:
         return self._book.debt_to(terms.seller, terms.offer.record.price.unit)

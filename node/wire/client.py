@@ -11,7 +11,7 @@ from typing import Final
 import aiohttp
 
 from ledger import codec
-from ledger.records import Grant, Offer, Receipt
+from ledger.records import Forgiveness, Grant, Offer, Receipt, Resolution
 from node.models.manifest import MAX_MANIFEST
 from node.wire.messages import (
     MAX_EXCHANGED,
@@ -97,8 +97,14 @@ class HttpPeer:
             return await response.content.readany()
 
     async def receipt(self, order: bytes) -> bytes | None:
+        return await self._of_order(order, "receipt", Receipt.limit)
+
+    async def resolution(self, order: bytes) -> bytes | None:
+        return await self._of_order(order, "resolution", Resolution.limit)
+
+    async def _of_order(self, order: bytes, what: str, limit: int) -> bytes | None:
         try:
-            return await self._call("GET", f"/orders/{order.hex()}/receipt", limit=Receipt.limit)
+            return await self._call("GET", f"/orders/{order.hex()}/{what}", limit=limit)
         except Refused as refusal:
             if refusal.code == "unknown_order":
                 return None
@@ -115,6 +121,9 @@ class HttpPeer:
 
     async def netting(self, raw: bytes) -> bytes:
         return await self._call("POST", "/nettings", raw, limit=MAX_SIGNATURES)
+
+    async def forgiveness(self, raw: bytes) -> bytes:
+        return await self._call("POST", "/forgiveness", raw, limit=Forgiveness.limit)
 
     async def challenge(self) -> bytes:
         return await self._call("GET", "/challenge", limit=MAX_NONCE)

@@ -90,6 +90,9 @@ def test_every_setting_can_be_written(write: Write) -> None:
             [buy.weights]
             cost = 3.0
             reputation = 0
+            [retention]
+            token_ids = 30
+            records = 400
             [audit]
             rate = 1
             first = 0
@@ -103,6 +106,7 @@ def test_every_setting_can_be_written(write: Write) -> None:
         {},
     )
 
+    assert (config.retention.token_ids_s, config.retention.records) == (30 * 86_400, 400)
     assert (config.node.memory, config.node.slots, config.node.kv) == (12 * 2**30, 8, "q8_0")
     assert [model.path for model in config.own_models] == [
         Path("~/models/m.gguf").expanduser(),
@@ -257,6 +261,8 @@ def test_everything_can_be_said_of_a_remote(write: Write) -> None:
         ("[buy.weights]\ncost = inf", "buy.weights.cost"),
         ("[buy.weights]\nbeauty = 1", "buy.weights.beauty"),
         ("[audit]\nrate = 2", "audit.rate"),
+        ("[retention]\ntoken_ids = 0", "retention.token_ids"),
+        ("[retention]\nrecords = 6", "retention.records"),
         ("[audit]\nfirst = -1", "audit.first"),
         (f'[[peers]]\ndid = "{DID}"', "peers.0.url"),
         (f'[[peers]]\ndid = "{DID}"\nurl = "ftp://x"', "peers.0.url"),

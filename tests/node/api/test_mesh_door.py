@@ -14,6 +14,7 @@ from ledger.identity import Identity
 from ledger.records import (
     Acknowledgement,
     Cancel,
+    Forgiveness,
     Grant,
     Netting,
     Offer,
@@ -113,6 +114,8 @@ def test_the_tokenizer_of_an_offer_is_what_its_digest_says(node: RunningNode) ->
         ("tokenizers/" + "zz" * 32, 400, "malformed"),
         ("orders/" + "ab" * 32 + "/receipt", 404, "unknown_order"),
         ("orders/nonsense/receipt", 400, "malformed"),
+        ("orders/" + "ab" * 32 + "/resolution", 404, "unknown_order"),
+        ("orders/nonsense/resolution", 400, "malformed"),
     ],
 )
 def test_questions_about_what_is_not_there_get_a_typed_refusal(
@@ -342,7 +345,7 @@ def test_whoever_asks_too_often_is_slowed_down(shut: RunningNode) -> None:
     assert request(shut, "GET", "/v1/models").status == 200  # the owner's own programs are not slowed down
 
 
-@pytest.mark.parametrize("path", ["settlements", "nettings"])
+@pytest.mark.parametrize("path", ["settlements", "nettings", "forgiveness"])
 def test_what_is_no_agreement_is_malformed(path: str, node: RunningNode) -> None:
     assert refusal_of(request(node, "POST", f"/mesh/v1/{path}", b"nonsense"), 400).code == "malformed"
     assert refusal_of(request(node, "POST", f"/mesh/v1/{path}", bytes(1_025)), 400).code == "malformed"
@@ -355,3 +358,5 @@ def test_who_owes_nothing_here_has_nothing_to_settle_or_set_off(node: RunningNod
     first, second = sorted((nobody.did, node.did))
     netting = sign(Netting(first, second, "uusd", 0, 5, 1), nobody)
     assert refusal_of(request(node, "POST", "/mesh/v1/nettings", netting.raw), 402).code == "credit"
+    forgiveness = sign(Forgiveness(nobody.did, node.did, "credit", "uusd", 5, 0, 1), nobody)
+    assert refusal_of(request(node, "POST", "/mesh/v1/forgiveness", forgiveness.raw), 402).code == "credit"

@@ -19,6 +19,7 @@ from ledger.database import Database, Place, snapshots
 from ledger.database.lane import SqliteLane, make_engine
 from ledger.events import AccountChanged, Books, Event
 from ledger.journal import Kept, StoredSnapshot
+from ledger.retention import dropped
 from ledger.snapshot import encode, take
 from ledger.statement import DAY_MS
 from node.exchange.book import Book
@@ -118,6 +119,31 @@ def snapshot_in(home: Home) -> object:
         return connection.execute("SELECT * FROM snapshots").fetchone()
 
 
+async def drop_the_first(home: Home) -> None:
+    """What retention does: an entry names the records, and then they go."""
+    me = home.identity(SystemEntropy()).did
+    async with await Database.open(home.ledger, me) as database:
+        records = await database.records_of((1).to_bytes(32, "big"))
+        digests = [record.digest for record in records]
+        await database.append([dropped(me, digests)], time_ms=DAYS * DAY_MS)
+        await database.drop_records(digests)
+
+
+def test_what_was_dropped_is_said_and_is_no_damage_also_after_a_move(
+    idlemesh: Idlemesh, sold: Path, spare: Path
+) -> None:
+    shutil.copy(sold / "ledger.db", spare / "ledger.db")
+    asyncio.run(drop_the_first(Home(spare)))
+    body = idlemesh("ledger", "verify", "--home", spare, "--json").json()
+    assert (body["records"], body["dropped"]) == (2 * (DAYS - 2), 2)
+    assert "2 more records were dropped" in idlemesh("ledger", "verify", "--home", spare).out
+    assert idlemesh("ledger", "export", spare / "file", "--home", spare).status == 0
+    (spare / "ledger.db").unlink()
+    assert idlemesh("ledger", "import", spare / "file", "--home", spare).status == 0
+    assert idlemesh("ledger", "verify", "--home", spare, "--json").json() == body
+    assert "The journal is whole" in idlemesh("accounts", "--home", spare).out
+
+
 def test_an_exported_ledger_is_imported_as_it_was(idlemesh: Idlemesh, sold: Path, spare: Path) -> None:
     file = spare / "ledger.chain"
     written = idlemesh("ledger", "export", file, "--home", sold, "--json").json()
@@ -139,11 +165,33 @@ def test_a_ledger_is_not_imported_over_another(idlemesh: Idlemesh, sold: Path, s
     assert idlemesh("ledger", "verify", "--home", sold).out == before
 
 
-def test_nothing_is_imported_into_a_server(idlemesh: Idlemesh, sold: Path, spare: Path) -> None:
-    (spare / "config.toml").write_text('[ledger]\nurl = "postgresql+asyncpg://me@127.0.0.1:1/ledger"\n')
+def test_a_ledger_is_imported_into_a_server_once(
+    idlemesh: Idlemesh, sold: Path, spare: Path, postgres_url: str
+) -> None:
+    (spare / "config.toml").write_text(f"[ledger]\nurl = {json.dumps(postgres_url)}\n")
+    written = idlemesh("ledger", "export", spare / "file", "--home", sold, "--json").json()
+    taken = idlemesh("ledger", "import", spare / "file", "--home", spare, "--json").json()
+    assert taken == {"entries": DAYS + 1, "head": written["head"]}
+    verified = [idlemesh("ledger", "verify", "--home", home, "--json").json() for home in (sold, spare)]
+    assert verified[0] == verified[1]
+    assert not (spare / "ledger.db").exists()
     said = idlemesh("ledger", "import", spare / "file", "--home", spare)
     assert said.status == 1
-    assert "take ledger.url out of" in said.err
+    assert "two chains cannot be joined: import into an empty database" in said.err
+
+
+def test_a_file_that_was_cut_off_leaves_nothing_in_a_server(
+    idlemesh: Idlemesh, sold: Path, spare: Path, postgres_url: str
+) -> None:
+    (spare / "config.toml").write_text(f"[ledger]\nurl = {json.dumps(postgres_url)}\n")
+    idlemesh("ledger", "export", spare / "file", "--home", sold)
+    whole = (spare / "file").read_bytes()
+    (spare / "file").write_bytes(whole[:-1])
+    said = idlemesh("ledger", "import", spare / "file", "--home", spare)
+    assert said.status == 1
+    assert "was cut off" in said.err
+    (spare / "file").write_bytes(whole)
+    assert idlemesh("ledger", "import", spare / "file", "--home", spare).status == 0
 
 
 def test_a_ledger_in_a_server_is_moved_into_a_file(idlemesh: Idlemesh, tmp_path: Path, bare_postgres_url: str) -> None:

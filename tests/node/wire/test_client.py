@@ -111,6 +111,8 @@ CALLS: dict[str, Call] = {
     "cancel": lambda peer: peer.cancel(b"cancel"),
     "settlement": lambda peer: peer.settlement(b"settlement"),
     "netting": lambda peer: peer.netting(b"netting"),
+    "resolution": lambda peer: peer.resolution(DIGEST),
+    "forgiveness": lambda peer: peer.forgiveness(b"forgiveness"),
     "order": order,
 }
 EACH_CALL = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
@@ -134,6 +136,8 @@ async def test_each_call_goes_where_the_protocol_says() -> None:
         await peer.cancel(b"cancel")
         assert await peer.settlement(b"settlement") == b"answer"
         assert await peer.netting(b"netting") == b"answer"
+        assert await peer.resolution(DIGEST) == b"answer"
+        assert await peer.forgiveness(b"forgiveness") == b"answer"
         assert await order(peer) == b"answer"
     name, base = DIGEST.hex(), "/mesh/v1"
     assert asked[:-1] == [
@@ -146,6 +150,8 @@ async def test_each_call_goes_where_the_protocol_says() -> None:
         ("POST", f"{base}/cancels", b"cancel"),
         ("POST", f"{base}/settlements", b"settlement"),
         ("POST", f"{base}/nettings", b"netting"),
+        ("GET", f"{base}/orders/{DIGEST.hex()}/resolution", b""),
+        ("POST", f"{base}/forgiveness", b"forgiveness"),
     ]
     method, path, body = asked[-1]
     assert (method, path, decode_envelope(body)) == ("POST", f"{base}/orders", (b"order", b"sealed"))
