@@ -26,9 +26,9 @@ ME: Final = OWNER.did
 BUYERS: Final = [Identity(bytes([n + 1]) * 32).did for n in range(8)]
 KEYS: Final = [AccountKey(buyer, ME, "credit", "uusd") for buyer in BUYERS]
 RECEIPT_BYTES: Final = 420
-# So many orders are remembered, and so many entries made at a time.
+# So many orders are remembered, and at most so many entries made at a time.
 REMEMBERED: Final = 400
-BATCH: Final = 400
+BATCH: Final = 2_000
 GRANTED: Final[list[Event]] = [AccountChanged(key, Granted(10**12, 10**12, 1)) for key in KEYS]
 
 
