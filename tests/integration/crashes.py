@@ -68,6 +68,19 @@ def fork_server(path: Path) -> Iterator[Path]:
             process.kill()
 
 
+@frozen
+class Terms:
+    """How far a seller trusts, and how many answers are audited before they are paid; of later ones each after."""
+
+    window: str
+    audited_first: int
+
+
+PAID_IN_THE_END: Final = Terms("0.5usd", 1_000)
+# A window that does not bear a whole answer.
+PAID_ON_THE_WAY: Final = Terms("0.000250usd", 0)
+
+
 class CrashingNode:
     """One node: a home, a ledger, an address, and a process that comes and goes."""
 
@@ -87,12 +100,12 @@ class CrashingNode:
     def running(self) -> bool:
         return self._listening is not None and not self._listening.done()
 
-    def configure(self, peer: "CrashingNode", open_credit: str = "1usd") -> None:
+    def configure(self, peer: "CrashingNode", terms: Terms) -> None:
         """Write its settings."""
         sections: dict[str, Any] = {
             "api": {"route": "peers"},
-            "sell": {"price": PRICE, "open_credit": open_credit, "window": "0.5usd"},
-            "audit": {"rate": 1, "first": 1_000},
+            "sell": {"price": PRICE, "open_credit": "1usd", "window": terms.window},
+            "audit": {"rate": 1, "first": terms.audited_first},
         }
         if isinstance(self.place, str):
             sections["ledger"] = {"url": self.place}
@@ -179,7 +192,7 @@ class Reply:
 class Pair:
     """Two nodes that buy from each other."""
 
-    def __init__(self, folder: Path, server: Path, place: Place | None = None) -> None:
+    def __init__(self, folder: Path, server: Path, place: Place | None = None, terms: Terms = PAID_IN_THE_END) -> None:
         """`place` is that of both ledgers, by default the files in their homes."""
         self._clock, self._moved, self._http = folder / "clock", 0, aiohttp.ClientSession()
         self._unsent, self._may_be_unsent = 0, 0
@@ -187,8 +200,8 @@ class Pair:
         self.buyer = CrashingNode("buyer", folder, place, server, self._clock)
         self.seller = CrashingNode("seller", folder, place, server, self._clock)
         self.nodes: Final = {"buyer": self.buyer, "seller": self.seller}
-        self.buyer.configure(self.seller)
-        self.seller.configure(self.buyer)
+        self.buyer.configure(self.seller, terms)
+        self.seller.configure(self.buyer, terms)
 
     async def __aenter__(self) -> "Pair":
         await self.start()
