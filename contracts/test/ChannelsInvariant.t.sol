@@ -4,10 +4,10 @@ pragma solidity 0.8.37;
 import {IPaymentChannels} from "../src/IPaymentChannels.sol";
 import {ChannelsTest} from "./support/ChannelsTest.sol";
 
-/// @notice Uses four channels of two receivers in any order, with amounts that are often too large, and remembers what
+/// @notice Uses channels of two receivers in any order, with amounts that are often too large, and remembers what
 /// was promised and what left.
 contract ChannelsActor is ChannelsTest {
-    uint256 internal constant COUNT = 4;
+    uint256 internal constant COUNT = 2;
 
     address internal other;
     mapping(uint256 => uint128) public promised;
@@ -38,8 +38,8 @@ contract ChannelsActor is ChannelsTest {
 
     function claimSome(uint256 channel, uint128 most, uint128 total, bool signed_) external {
         IPaymentChannels.ChannelConfig memory config = config_(channel);
-        most = uint128(bounded(most, 0, 2000));
-        total = uint128(bounded(total, 0, 2000));
+        most = uint128(bounded(most, 0, 4000));
+        total = uint128(bounded(total, 0, 4000));
         if (most > promised[channel % COUNT]) promised[channel % COUNT] = most;
         bool fits = total <= most && total <= balanceOf(config);
         IPaymentChannels.VoucherClaim[] memory all = rows(rowOf(config, most, total));
@@ -68,13 +68,13 @@ contract ChannelsActor is ChannelsTest {
         uint256 most = unclaimedOf(config);
         uint256 before = dollar.balanceOf(payer);
         vm.prank(config.receiver);
-        channels.refund(config, uint128(bounded(amount, 1, 2000)));
+        channels.refund(config, uint128(bounded(amount, 1, 500)));
         goesOut(dollar.balanceOf(payer) - before, most);
     }
 
     function beginWithdraw(uint256 channel, uint128 amount) external {
         IPaymentChannels.ChannelConfig memory config = config_(channel);
-        amount = uint128(bounded(amount, 0, 2000));
+        amount = uint128(bounded(amount, 0, 1000));
         (uint128 pending,) = channels.pendingWithdrawals(channels.getChannelId(config));
         bool fits = amount != 0 && pending == 0 && amount <= unclaimedOf(config);
         vm.prank(payer);
@@ -166,15 +166,11 @@ contract ChannelsInvariantTest {
         all[0].selectors[5] = actor.endWithdraw.selector;
     }
 
-    function invariant_the_contract_holds_what_it_owes() external view {
+    /// The contract holds what it owes; nobody but the receiver gains from a voucher; a withdrawal takes no more than is
+    /// unclaimed.
+    function invariant_money_is_where_it_belongs() external view {
         actor.checkSolvent();
-    }
-
-    function invariant_nobody_but_the_receiver_gains_from_a_voucher() external view {
         actor.checkVouchers();
-    }
-
-    function invariant_a_withdrawal_takes_no_more_than_is_unclaimed() external view {
         actor.checkWithdrawals();
     }
 }
