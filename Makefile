@@ -1,5 +1,7 @@
 # make run     set up .venv, then watch three nodes buy, sell, check and pay for inference
 # make test    set up .venv with the tools of the tests, then run the whole suite
+# make contracts  compile the Solidity contracts anew and run forge's tests of them; needs Node with npm
+# make slither    look for known mistakes in them, with slither in an environment of its own
 # make format  put the code into its one format
 # make lock    resolve the dependencies again after a change of pyproject.toml
 #
@@ -10,7 +12,7 @@ recent = -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python $(recent) 2>/dev/null && echo $$python && break; done)
 
-.PHONY: run test format lock setup setup-dev python
+.PHONY: run test format lock contracts slither setup setup-dev python
 
 run: setup
 	@.venv/bin/idlemesh demo $(ARGS)
@@ -21,6 +23,12 @@ test: setup-dev
 format: setup-dev
 	.venv/bin/ruff check --fix-only --quiet
 	.venv/bin/ruff format
+
+contracts: python
+	@"$(PYTHON)" -m tools.contracts $(ARGS)
+
+slither: python
+	@"$(PYTHON)" -m tools.contracts --slither
 
 setup: python
 	@"$(PYTHON)" -m tools.set_up
@@ -45,3 +53,4 @@ lock: python
 	$(UV) pyproject.toml --all-extras --group dev --group build --output-file requirements-dev.lock
 	$(UV) pyproject.toml --constraint requirements-dev.lock --output-file requirements.lock
 	$(UV) --group build --constraint requirements-dev.lock --output-file requirements-build.lock
+	echo 'slither-analyzer>=0.11' | $(UV) - --output-file contracts/slither.lock
