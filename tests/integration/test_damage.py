@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from node.home import Home
+from node.ports import SystemEntropy
 from tests.integration.conftest import Pair
 from tests.integration.network import (
     BUYER,
@@ -112,8 +114,10 @@ def home(traded: Path, tmp_path: Path) -> Path:
 
 
 async def both_say(home: Path, *words: str) -> None:
-    """`up` and `accounts` end with status 1 and these words."""
-    for command in (("accounts", "--json"), ("up", "--port", 0)):
+    """`up`, when it has no snapshot to go on from, and `ledger verify` end with status 1 and these words."""
+    with contextlib.suppress(sqlite3.DatabaseError), closing(sqlite3.connect(home / "ledger.db")) as database, database:
+        database.execute("DELETE FROM snapshots")
+    for command in (("ledger", "verify", "--json"), ("up", "--port", 0)):
         said = await idlemesh(*command, "--home", home)
         assert said.status == 1, said
         assert said.out == ""
@@ -150,6 +154,7 @@ async def test_a_ledger_that_is_no_database_is_found(home: Path) -> None:
 
 async def test_the_ledger_of_another_node_is_found(home: Path) -> None:
     (home / "identity.key").unlink()
+    Home(home).identity(SystemEntropy())
     await both_say(home, "it is the ledger of another node")
 
 
