@@ -58,7 +58,9 @@ def run(idlemesh: Idlemesh, what: str, file: Path, home: Path, lived: Path, *mor
 
 
 def verified(idlemesh: Idlemesh, home: Path) -> object:
-    return idlemesh("ledger", "verify", "--home", home, "--json").json()
+    """What is verified of a journal, without the snapshot, which stays where it was made."""
+    body = idlemesh("ledger", "verify", "--home", home, "--json").json()
+    return {name: body[name] for name in body if name != "snapshot"}
 
 
 def names(home: Path) -> set[str]:
