@@ -23,7 +23,7 @@ import sys
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, Final
@@ -164,10 +164,17 @@ def _name_of(statement: str, rows: Any) -> str | None:
     words = statement.split(maxsplit=3)
     if words[0] not in ("INSERT", "UPDATE", "DELETE"):
         return None
-    # One row, or a list of them; each a tuple, whatever the driver.
-    values = [value for row in (rows if isinstance(rows, list) else [rows]) for value in row]
-    events = dict.fromkeys(name for value in values if isinstance(value, bytes) for name in _events_in(value))
+    events = dict.fromkeys(name for value in _bytes_in(rows) for name in _events_in(value))
     return " ".join([name for name in events if name not in _FIRST_TIME] or events) or " ".join(words[:3])
+
+
+def _bytes_in(rows: Any) -> Iterator[bytes]:
+    """The bytes of a row, of a list of rows or of a list of columns, as it suits the driver."""
+    for value in rows:
+        if isinstance(value, bytes):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _bytes_in(value)
 
 
 def _events_in(value: bytes) -> list[str]:
