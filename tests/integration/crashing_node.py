@@ -20,6 +20,7 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 import threading
 import traceback
 from collections import Counter
@@ -60,6 +61,7 @@ from node.ports import SystemClock
 from node.wire.client import HttpPeer
 from node.wire.messages import Refused, Unreachable
 from tests.integration.banking import FileBank, Teller, silence
+from tests.integration.network import PRICE, write_config
 from verify.calibration import BINS, STRATA, Calibration
 
 # What a node hands to its peers and takes from them; each is a moment before and one after.
@@ -407,8 +409,18 @@ def _be_a_node(connection: socket.socket) -> None:
         raise
 
 
+async def _warm_up() -> None:
+    """Run a node once, for all that a process imports, compiles and reads only the first time."""
+    with tempfile.TemporaryDirectory() as folder:
+        home = Home(Path(folder) / "home")
+        config = write_config(home.folder, {"sell": {"price": PRICE}}, [], 0)
+        async with run_node(home, load_config(config, {}), load_story):
+            pass
+
+
 def main() -> None:
     """Fork a node for each connection, until the parent process is gone."""
+    asyncio.run(_warm_up())
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(sys.argv[1])
         listener.listen()
