@@ -424,7 +424,11 @@ async def crash(pair: Pair, stage: Stage, point: Point) -> bool:
     reached = await victim.dies(_REACHED_S)
     if not reached:
         await victim.do("seen")
-    await finish(pair, stage, point, before)
+    try:
+        await finish(pair, stage, point, before)
+    except Differ as error:
+        error.add_note(f"{stage.name}, killed at {point}")
+        raise
     return reached
 
 

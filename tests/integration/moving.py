@@ -59,6 +59,7 @@ class Mover:
     """A node with a bank; the other side of its accounts never runs."""
 
     def __init__(self, folder: Path, server: Path, place: Place | None) -> None:
+        folder.mkdir()
         self._clock, self._now = folder / "clock", 0
         write_clock(self._clock, 0)
         self.node: Final = CrashingNode("mover", folder, place, server, self._clock)
