@@ -15,6 +15,7 @@ import aiohttp
 from attrs import frozen
 
 from ledger.database import Database, Place
+from ledger.events import Event, decode_events
 from ledger.records import Acknowledgement, open_record
 from node.home import Home
 from node.ports import SystemEntropy
@@ -89,6 +90,7 @@ class CrashingNode:
         self.did: Final = self._home.identity(SystemEntropy()).did
         self.port: Final = free_port()
         self.place: Final[Place] = place or self._home.ledger
+        self.bank: Final = folder / f"{name}'s bank"
         self.promised: Final[list[tuple[int, str]]] = []  # entries that were called durable: sequence, hash
         self.killed_at: str | None = None
         self.url = self.token = ""
@@ -117,6 +119,7 @@ class CrashingNode:
         self.killed_at, self._answers = None, asyncio.Queue()
         folder = self._home.folder
         settings = {"home": folder, "config": folder / "config.toml", "clock": self._clock, "log": folder / "log.txt"}
+        settings["bank"] = self.bank
         await self._send(**{name: str(path) for name, path in settings.items()})
         self._listening = asyncio.create_task(self._listen(reader, self._writer))
         said = await self._answer()
@@ -421,7 +424,11 @@ async def crash(pair: Pair, stage: Stage, point: Point) -> bool:
     reached = await victim.dies(_REACHED_S)
     if not reached:
         await victim.do("seen")
-    await finish(pair, stage, point, before)
+    try:
+        await finish(pair, stage, point, before)
+    except Differ as error:
+        error.add_note(f"{stage.name}, killed at {point}")
+        raise
     return reached
 
 
@@ -437,14 +444,21 @@ async def finish(pair: Pair, stage: Stage, point: Point, before: Books) -> None:
     assert stage.is_right(before, now), f"{stage.name}, {point}: {before} became {now}"
 
 
+async def check_chain(node: CrashingNode, database: Database) -> list[Event]:
+    """Check that a stopped node's chain is whole, and has every entry that was called durable; all its events."""
+    entries = [entry async for entry in database.entries()]
+    hashes = [entry.hash.hex() for entry in entries]
+    lost = [sequence for sequence, promised in node.promised if hashes[sequence - 1 : sequence] != [promised]]
+    assert not lost, f"{node.name} lost the entries {lost[:5]}"
+    return [event for entry in entries for event in decode_events(entry.payload)]
+
+
 async def check_ledger(node: CrashingNode) -> None:
     """Check a stopped node's ledger: the chain is whole, holds every entry that was ever called durable, and what was
     authorized is what the acknowledgements of each order say, once.
     """
     async with await Database.open(node.place, node.did) as database:
-        hashes = [entry.hash.hex() async for entry in database.entries()]
-        lost = [sequence for sequence, promised in node.promised if hashes[sequence - 1 : sequence] != [promised]]
-        assert not lost, f"{node.name} lost the entries {lost[:5]}"
+        await check_chain(node, database)
         granted: dict[tuple[str, bytes], int] = {}
         for kept in await database.list_records(Acknowledgement.kind, _ALL):
             said = open_record(kept.raw, Acknowledgement)

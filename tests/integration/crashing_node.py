@@ -5,8 +5,8 @@ that socket. The connection carries lines of JSON: first the node's settings, th
 
 A point is a moment in the life of a change, named after what it writes or sends. Those of the database are found by
 SQLAlchemy's events, whatever the code above it does: before the first row, before the commit, and after the commit,
-before anybody is told. Others lie on both sides of each message to a peer and of
-each one from a peer. None of this is in the node's own code.
+before anybody is told. Others lie on both sides of each message to a peer and of each one from a peer, of each request
+to a rail, and of what its bank does. None of this is in the node's own code.
 """
 
 import asyncio
@@ -20,10 +20,11 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, Final
@@ -37,6 +38,8 @@ from ledger.codec import Malformed
 from ledger.database import Database, postgres  # noqa: F401 - so that no node has to import the driver
 from ledger.effects import EffectPlanned, EffectTold
 from ledger.events import AccountChanged, Event, InvalidEvents, Observed, RecordKept, decode_events
+from ledger.rails import credit
+from ledger.rails.scripted import ScriptedRail
 from ledger.records import Fingerprint
 from node.app import Node, run_node
 from node.config import load_config
@@ -57,6 +60,8 @@ from node.models.vocab import open_vocab
 from node.ports import SystemClock
 from node.wire.client import HttpPeer
 from node.wire.messages import Refused, Unreachable
+from tests.integration.banking import FileBank, Teller, silence
+from tests.integration.network import PRICE, write_config
 from verify.calibration import BINS, STRATA, Calibration
 
 # What a node hands to its peers and takes from them; each is a moment before and one after.
@@ -164,10 +169,17 @@ def _name_of(statement: str, rows: Any) -> str | None:
     words = statement.split(maxsplit=3)
     if words[0] not in ("INSERT", "UPDATE", "DELETE"):
         return None
-    # One row, or a list of them; each a tuple, whatever the driver.
-    values = [value for row in (rows if isinstance(rows, list) else [rows]) for value in row]
-    events = dict.fromkeys(name for value in values if isinstance(value, bytes) for name in _events_in(value))
+    events = dict.fromkeys(name for value in _bytes_in(rows) for name in _events_in(value))
     return " ".join([name for name in events if name not in _FIRST_TIME] or events) or " ".join(words[:3])
+
+
+def _bytes_in(rows: Any) -> Iterator[bytes]:
+    """The bytes of a row, of a list of rows or of a list of columns, as it suits the driver."""
+    for value in rows:
+        if isinstance(value, bytes):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _bytes_in(value)
 
 
 def _events_in(value: bytes) -> list[str]:
@@ -205,6 +217,12 @@ def watch_messages(points: Points) -> None:
         points.reach("checkpoint received")
 
     _replace(Incoming, "check", check)
+
+
+def watch_rails(points: Points) -> None:
+    """Name the moments on both sides of what a rail is asked; its bank names those of its own."""
+    _wrap(points, ScriptedRail, "perform", "the rail is told")
+    _wrap(points, ScriptedRail, "fate", "the rail is asked")
 
 
 def _wrap(points: Points, owner: type, name: str, said: str) -> None:
@@ -289,8 +307,8 @@ def write_clock(file: Path, seconds: int) -> None:
 class Controlled:
     """A node, and the commands that the test gives it."""
 
-    def __init__(self, node: Node, points: Points, sweeps: Sequence[Any]) -> None:
-        self._node, self._points, self._sweeps = node, points, sweeps
+    def __init__(self, node: Node, points: Points, sweeps: Sequence[Any], teller: Teller) -> None:
+        self._node, self._points, self._sweeps, self._teller = node, points, sweeps, teller
 
     async def obey(self, command: dict[str, Any]) -> dict[str, Any]:
         """Do as told; what the test hears."""
@@ -314,6 +332,8 @@ class Controlled:
                 return {"books": self._books(command["peer"])}
             case "idle":
                 return {"idle": self._node.settler.idle and not self._node.book.under_way}
+            case "teller":
+                return await self._teller.obey(command)
         return {}
 
     def _books(self, peer: str) -> dict[str, dict[str, int]]:
@@ -338,11 +358,12 @@ async def _run(settings: dict[str, Any], line: Line, points: Points, commands: C
 
     _replace(node.app, "_sweep", no_sweep)
     clock = SharedClock(Path(settings["clock"]))
-    config = load_config(Path(settings["config"]), {})
-    async with run_node(Home(Path(settings["home"])), config, load_story, clock) as running:
+    config, home = load_config(Path(settings["config"]), {}), Home(Path(settings["home"]))
+    rail = ScriptedRail(FileBank.open(Path(settings["bank"]), points.reach), silence)
+    async with run_node(home, config, load_story, clock, rails=[credit, rail]) as running:
         await asyncio.sleep(0)  # the sweep's task has begun, and told what it would sweep
         line.say(url=running.url, did=running.did, token=running.token)
-        controlled = Controlled(running, points, sweeps)
+        controlled = Controlled(running, points, sweeps, Teller(running, rail))
         while text := await commands():
             command = json.loads(text)
             if command["do"] == "stop":
@@ -360,6 +381,7 @@ def _be_a_node(connection: socket.socket) -> None:
     points = Points(line)
     watch_database(points)
     watch_messages(points)
+    watch_rails(points)
     watch_promises(line)
     for name, wait_s in zip(("_FIRST_RETRY_S", "_LAST_RETRY_S"), _RETRY_S, strict=True):
         _replace(settler, name, wait_s)
@@ -387,8 +409,18 @@ def _be_a_node(connection: socket.socket) -> None:
         raise
 
 
+async def _warm_up() -> None:
+    """Run a node once, for all that a process imports, compiles and reads only the first time."""
+    with tempfile.TemporaryDirectory() as folder:
+        home = Home(Path(folder) / "home")
+        config = write_config(home.folder, {"sell": {"price": PRICE}}, [], 0)
+        async with run_node(home, load_config(config, {}), load_story):
+            pass
+
+
 def main() -> None:
     """Fork a node for each connection, until the parent process is gone."""
+    asyncio.run(_warm_up())
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(sys.argv[1])
         listener.listen()
