@@ -16,7 +16,7 @@ import alembic.config
 import alembic.script
 import sqlalchemy as sa
 from alembic.runtime.migration import MigrationContext
-from attrs import evolve, frozen
+from attrs import frozen
 
 from ledger import snapshot
 from ledger.database import snapshots
@@ -24,7 +24,7 @@ from ledger.database.backup import back_up
 from ledger.database.errors import LedgerCorrupt, LedgerOutdated
 from ledger.database.schema import chains, entry_of, journal, kept_of, records, select_entries, select_kept
 from ledger.events import Books, Event, RecordKept
-from ledger.journal import BrokenChain, Entry, Kept, Remembered, Replay, check_link, genesis
+from ledger.journal import BrokenChain, Entry, Kept, Remembered, Replay, check_content, genesis
 from ledger.retention import Gaps
 from ledger.snapshot import BadSnapshot, Snapshot
 
@@ -188,7 +188,7 @@ def _check_reaches(found: Entry, sequence: int) -> None:
 def _check_content(entry: Entry) -> None:
     """Check that an entry is what its own hash says. Raises LedgerCorrupt."""
     try:
-        check_link(evolve(entry, sequence=entry.sequence - 1, hash=entry.previous), entry)
+        check_content(entry)
     except BrokenChain as error:
         raise LedgerCorrupt(error.sequence, error.why) from error
 
