@@ -51,7 +51,7 @@ class NonceReused(Exception):
         return f"{self.buyer} has used nonce {self.nonce.hex()} before: take a fresh one for each order"
 
 
-@frozen
+@frozen(slots=False)
 class Entry:
     """One link of the chain. `time_ms` is the writer's clock: milliseconds since 1970, may step back."""
 
