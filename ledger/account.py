@@ -355,7 +355,7 @@ class Reservation:
     @property
     def ahead(self) -> int:
         """What it may deliver before it draws again."""
-        return max(self.drawn - self.earned, 0) if self.open else 0
+        return self.drawn - self.earned if self.open and self.drawn > self.earned else 0
 
     @property
     def waived(self) -> int:
@@ -407,8 +407,9 @@ class Account:
     @property
     def owed(self) -> int:
         """What was delivered and not let go, paid or not."""
+        owed = self.earned - self.waived - self.forgiven
         # Forgiveness may be heard of before the delivery that it is for.
-        return max(self.earned - self.waived - self.forgiven, 0)
+        return owed if owed > 0 else 0
 
     @property
     def unpaid(self) -> int:
@@ -470,17 +471,22 @@ class Account:
 
 def apply(account: Account, change: Change) -> Account:
     """The account after a change. Raises AccountError, one subclass for each broken guard."""
+    # What each order comes by is first: a long journal is made of it, and every case that is passed costs.
     match change:
+        case Earned(order, total):
+            return _earn(account, order, total)
+        case Drawn(order, total):
+            return _draw(account, order, total)
         case Admitted(order, amount, first, expires):
             return _admit(account, order, Reservation(amount, expires, drawn=first))
         case Reserved(order, amount, expires):
             return _admit(account, order, Reservation(amount, expires, drawn=amount))
-        case Drawn(order, total):
-            return _draw(account, order, total)
-        case Earned(order, total):
-            return _earn(account, order, total)
         case Released(order):
             return _with_order(account, order, evolve(_known(account, order), open=False))
+        case Acknowledged(order, total):
+            return _acknowledge(account, order, total)
+        case VoucherReceived(total):
+            return evolve(account, authorized=max(account.authorized, total))
         case Expired(before):
             return _expire(account, before)
         case Forgotten(before):
@@ -506,16 +512,12 @@ def apply(account: Account, change: Change) -> Account:
             if sequence <= account.withdrawn_sequence:
                 return account
             return evolve(account, withdrawn=total, withdrawn_sequence=sequence)
-        case Acknowledged(order, total):
-            return _acknowledge(account, order, total)
         case Disputed(order, asked, granted):
             return _dispute(account, order, asked, granted)
         case Resolved(order, total):
             return _resolve(account, order, total)
         case Recovered(order, amount, expires, total):
             return _recover(account, order, Reservation(amount, expires, open=False), total)
-        case VoucherReceived(total):
-            return evolve(account, authorized=max(account.authorized, total))
         case ForgivenessReceived(total):
             return _with_claims_owed(evolve(account, forgiven=max(account.forgiven, total)))
         case Settled(total):
@@ -525,9 +527,10 @@ def apply(account: Account, change: Change) -> Account:
 
 
 def _known(account: Account, order: bytes) -> Reservation:
-    if order not in account.orders:
+    known = account.orders.find(order)
+    if known is None:
         raise OrderUnknown(order)
-    return account.orders[order]
+    return known
 
 
 def _with_order(account: Account, order: bytes, reservation: Reservation) -> Account:
@@ -555,10 +558,10 @@ def _draw(account: Account, order: bytes, total: int) -> Account:
 
 
 def _with_drawn(account: Account, order: bytes, reservation: Reservation, more: int) -> Account:
-    moved = _with_order(account, order, reservation)
-    if moved.orders.ahead > account.orders.ahead and moved.owed + moved.orders.ahead - moved.due > moved.window:
+    orders = account.orders.with_one(order, reservation)
+    if orders.ahead > account.orders.ahead and account.owed + orders.ahead - account.due > account.window:
         raise AboveWindow(more, account.window_left)
-    return moved
+    return evolve(account, orders=orders)
 
 
 def _known_open(account: Account, order: bytes) -> Reservation:
@@ -574,22 +577,22 @@ def _earn(account: Account, order: bytes, total: int) -> Account:
         raise EarnedFell(order, reservation.earned, total)
     if reservation.drawn < total <= reservation.amount:
         raise AboveDrawn(order, reservation.drawn, total)
-    return _with_earned(account, order, total)
+    return _with_earned(account, order, reservation, total)
 
 
-def _with_earned(account: Account, order: bytes, total: int) -> Account:
-    reservation = account.orders[order]
-    if total > reservation.amount:
-        raise AboveReservation(order, reservation.amount, total)
-    return _with_counted(account, order, evolve(reservation, earned=total))
+def _with_earned(account: Account, order: bytes, known: Reservation, total: int) -> Account:
+    if total > known.amount:
+        raise AboveReservation(order, known.amount, total)
+    return _with_counted(account, order, known, evolve(known, earned=total))
 
 
-def _with_counted(account: Account, order: bytes, reservation: Reservation) -> Account:
+def _with_counted(account: Account, order: bytes, before: Reservation, after: Reservation) -> Account:
     """The account with an order as it is now, and the counters that follow from it."""
-    before = account.orders[order]
-    earned = account.earned + reservation.earned - before.earned
-    waived = account.waived + reservation.waived - before.waived
-    orders = account.orders.with_one(order, reservation)
+    orders = account.orders.with_one(order, after)
+    earned = account.earned + after.earned - before.earned
+    if after.at_most is None:
+        return evolve(account, orders=orders, earned=earned)
+    waived = account.waived + after.waived - before.waived
     return evolve(account, orders=orders, earned=earned, waived=waived)
 
 
@@ -609,13 +612,15 @@ def _expire(account: Account, before: int) -> Account:
 
 def _acknowledge(account: Account, order: bytes, total: int) -> Account:
     reservation = _known(account, order)
-    moved = _with_earned(account, order, max(total, reservation.earned))
-    return _with_order(moved, order, evolve(moved.orders[order], granted=max(total, reservation.granted)))
+    earned, granted = max(total, reservation.earned), max(total, reservation.granted)
+    if earned > reservation.amount:
+        raise AboveReservation(order, reservation.amount, earned)
+    return _with_counted(account, order, reservation, evolve(reservation, earned=earned, granted=granted))
 
 
 def _recover(account: Account, order: bytes, lost: Reservation, total: int) -> Account:
     known = evolve(account.orders.get(order, lost), open=False)
-    return _with_earned(_with_order(account, order, known), order, max(total, known.earned))
+    return _with_earned(_with_order(account, order, known), order, known, max(total, known.earned))
 
 
 def _dispute(account: Account, order: bytes, asked: int, granted: int) -> Account:
@@ -635,7 +640,7 @@ def _resolve(account: Account, order: bytes, total: int) -> Account:
     if reservation.asked is None:
         raise OrderUndisputed(order)
     lowest = total if reservation.at_most is None else min(total, reservation.at_most)
-    return _with_claims_owed(_with_counted(account, order, evolve(reservation, at_most=lowest)))
+    return _with_claims_owed(_with_counted(account, order, reservation, evolve(reservation, at_most=lowest)))
 
 
 def _authorize(account: Account, total: int) -> Account:

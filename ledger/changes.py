@@ -90,7 +90,7 @@ def _order() -> bytes:
     return field(validator=_is_order)
 
 
-@frozen
+@frozen(slots=False)
 class Reserved:
     """Act: admit an order that may cost up to `amount`, and draw all of it; `expires` is the order's own."""
 
@@ -99,7 +99,7 @@ class Reserved:
     expires: int = _amount()
 
 
-@frozen
+@frozen(slots=False)
 class Admitted:
     """Act: admit an order that may cost up to `amount`, and draw `first` for what is delivered before any pay."""
 
@@ -109,7 +109,7 @@ class Admitted:
     expires: int = _amount()
 
 
-@frozen
+@frozen(slots=False)
 class Drawn:
     """Act: this order may deliver up to `total` by now. What is drawn and not paid is bounded by the window."""
 
@@ -117,7 +117,7 @@ class Drawn:
     total: int = _amount()
 
 
-@frozen
+@frozen(slots=False)
 class Earned:
     """Act: `total` is what this order has delivered so far, by our own count."""
 
@@ -125,49 +125,49 @@ class Earned:
     total: int = _amount()
 
 
-@frozen
+@frozen(slots=False)
 class Released:
     """Act: the order is over; what it reserved and did not earn is free. On a closed order: no effect."""
 
     order: bytes = _order()
 
 
-@frozen
+@frozen(slots=False)
 class Expired:
     """Act: release every open order that expired before `before`; what is still being answered must be younger."""
 
     before: int = _amount()
 
 
-@frozen
+@frozen(slots=False)
 class Forgotten:
     """Act: drop orders that expired before `before` and bind nobody: they can no longer be replayed."""
 
     before: int = _amount()
 
 
-@frozen
+@frozen(slots=False)
 class Authorized:
     """Act of the payer: we sign a voucher for this growing total."""
 
     total: int = _amount()
 
 
-@frozen
+@frozen(slots=False)
 class Forgiven:
     """Act of the payee: so much of the unpaid debt is let go, for instance that of a payer who never came back."""
 
     amount: int = _amount()
 
 
-@frozen
+@frozen(slots=False)
 class Claimed:
     """Act of the payee: we ask the rail for this growing total."""
 
     total: int = _amount()
 
 
-@frozen
+@frozen(slots=False)
 class Granted:
     """Fact: the payee's grant of credit. Sequences start at 1; one not above the last seen is ignored."""
 
@@ -176,7 +176,7 @@ class Granted:
     sequence: int = _amount()
 
 
-@frozen
+@frozen(slots=False)
 class Acknowledged:
     """Fact: both sides signed that this order has cost `total`; it may come after the order was closed."""
 
@@ -184,7 +184,7 @@ class Acknowledged:
     total: int = _amount()
 
 
-@frozen
+@frozen(slots=False)
 class Funded:
     """Fact: collateral of this much has arrived in all.
 
@@ -196,7 +196,7 @@ class Funded:
     sequence: int = _amount()
 
 
-@frozen
+@frozen(slots=False)
 class Withdrawn:
     """Fact: of the collateral, this much in all has gone back to the payer, or is on its way. Sequence as in Funded."""
 
@@ -204,7 +204,7 @@ class Withdrawn:
     sequence: int = _amount()
 
 
-@frozen
+@frozen(slots=False)
 class Disputed:
     """Fact: the payee asks `asked` for an order in all, and the payer grants `granted` of it, which it pays."""
 
@@ -213,7 +213,7 @@ class Disputed:
     granted: int = _amount()
 
 
-@frozen
+@frozen(slots=False)
 class Resolved:
     """The payee asks no more than `total` for a disputed order: its act, and a fact to the payer.
 
@@ -224,7 +224,7 @@ class Resolved:
     total: int = _amount()
 
 
-@frozen
+@frozen(slots=False)
 class Recovered:
     """Fact: a signature of ours that our journal has lost says that this order was taken, and has cost `total`.
 
@@ -237,28 +237,28 @@ class Recovered:
     total: int = _amount()
 
 
-@frozen
+@frozen(slots=False)
 class VoucherReceived:
     """Fact: the payer signed a voucher for this total; at the payer itself one that its journal had lost."""
 
     total: int = _amount()
 
 
-@frozen
+@frozen(slots=False)
 class ForgivenessReceived:
     """Fact at the payer: the payee has forgiven this growing total, `Forgiven` by `Forgiven`."""
 
     total: int = _amount()
 
 
-@frozen
+@frozen(slots=False)
 class Settled:
     """Fact: this growing total was paid for good, by the rail or by other means."""
 
     total: int = _amount()
 
 
-@frozen
+@frozen(slots=False)
 class Netted:
     """Fact: this growing total was set off against debts the other way. Both directions of a pair have the same."""
 

@@ -12,6 +12,7 @@ from ledger.changes import Change, InvalidChange, decode_change, encode_change
 from ledger.effect_maps import decode_effect, encode_effect
 from ledger.effects import EffectPlanned, EffectTold, Tracked, follow
 from ledger.money import Unit
+from ledger.orders import unchecked
 from ledger.records import DIGEST_BYTES
 
 # Far above what one append holds; it bounds what a damaged row can make us decode.
@@ -49,7 +50,7 @@ def _are_facts(_: object, __: object, facts: Mapping[str, Fact]) -> None:
             raise InvalidEvents(f"fact {name!r} must fit 64 bits, unlike {fact}")
 
 
-@frozen
+@frozen(slots=False)
 class AccountChanged:
     """One account moved by one change."""
 
@@ -57,7 +58,7 @@ class AccountChanged:
     change: Change
 
 
-@frozen
+@frozen(slots=False)
 class RecordKept:
     """A signed record was kept, under its digest; `order` is the digest of the order it belongs to, if any.
 
@@ -177,8 +178,8 @@ def _read_quickly(payload: bytes) -> tuple[Event, ...] | None:
         found = read(payload, at) if read else None
         if found is None:
             return None
-        event, at = found
-        events.append(event)
+        events.append(found[0])
+        at = found[1]
     return tuple(events) if at == len(payload) else None
 
 
@@ -186,7 +187,7 @@ def _read_account(raw: bytes, at: int) -> tuple[Event, int] | None:
     middle = raw.index(_ACCOUNT_2, at, at + quick.MAX_WORDS_BYTES)
     key = quick.account_key(raw[at + len(_ACCOUNT_1) : middle])
     found = quick.change(raw, middle + len(_ACCOUNT_2))
-    return (AccountChanged(key, found[0]), found[1]) if key and found else None
+    return (unchecked(AccountChanged, {"key": key, "change": found[0]}), found[1]) if key and found else None
 
 
 def _read_record(raw: bytes, at: int) -> tuple[Event, int] | None:
@@ -197,15 +198,15 @@ def _read_record(raw: bytes, at: int) -> tuple[Event, int] | None:
     if raw[at] == _NULL:
         at += 1
     elif raw[at : at + 2] == b"X\x20":
-        order = raw[at + 2 : at + 2 + DIGEST_BYTES]
+        order = raw[at + 2 : at + 2 + DIGEST_BYTES]  # whole, if something follows it
         at += 2 + DIGEST_BYTES
     else:
         return None
     digest_at = at + len(_RECORD_3)
     end = digest_at + DIGEST_BYTES
-    if kind is None or raw[at:digest_at] != _RECORD_3:
+    if kind is None or raw[at:digest_at] != _RECORD_3 or len(raw) < end:
         return None
-    return RecordKept(kind, raw[digest_at:end], order), end
+    return unchecked(RecordKept, {"kind": kind, "digest": raw[digest_at:end], "order": order}), end
 
 
 def _read_observed(raw: bytes, at: int) -> tuple[Event, int] | None:

@@ -3,12 +3,13 @@
 Theory of operation. What a journal holds is in deterministic CBOR, so each event of a known shape has one spelling: the
 same bytes around its values. Here those bytes are looked for, instead of decoding everything into maps, looking at each
 value and encoding it again to compare. A reader returns None at whatever is spelled otherwise, and the caller decodes
-it the general way, which also says what is wrong with it. So nothing is accepted here that would be refused there. In
-the same way a change is spelled by putting its values between these bytes.
+it the general way, which also says what is wrong with it. So nothing is accepted here that would be refused there, and
+what a pattern has let through needs no second look when a change is made of it. In the same way a change is spelled by
+putting its values between these bytes.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, get_args
 
@@ -17,15 +18,18 @@ from attrs import fields
 from ledger import codec
 from ledger.account import AccountKey
 from ledger.changes import ORDER_DIGEST_BYTES, Change
-from ledger.money import UNITS
+from ledger.money import MAX_AMOUNT, UNITS
+from ledger.orders import unchecked
 
 # Parties, rails, kinds and names of facts come again and again, and are far shorter than this; longer ones are not
 # looked for, so that what is remembered stays small.
 MAX_WORDS_BYTES: Final = 1_024
 _REMEMBERED: Final = 4_096
 
-# Heads of an argument in its shortest form (RFC 8949, 4.2.1), for major type 0.
-_UNSIGNED: Final = rb"([\x00-\x17]|\x18[\x18-\xff]|\x19(?!\0).{2}|\x1a(?!\0\0).{4}|\x1b(?!\0{4}).{8})"
+# Heads of an argument in its shortest form (RFC 8949, 4.2.1), for major type 0, up to MAX_AMOUNT.
+_UNSIGNED: Final = rb"([\x00-\x17]|\x18[\x18-\xff]|\x19(?!\0).{2}|\x1a(?!\0\0).{4}|\x1b(?!\0{4})\0[\0-%c].{6})" % (
+    MAX_AMOUNT >> 48
+)
 _ORDER: Final = rb"X\x20(.{%d})" % ORDER_DIGEST_BYTES
 
 Scalar = int | str | bytes
@@ -39,42 +43,46 @@ def _spelled(text: str) -> bytes:
     return re.escape(codec.encode(text))
 
 
-def _spelling(kind: type[Change]) -> bytes | None:
-    """A pattern for a change in its one spelling, a group for each field; None where a field is of another type."""
-    patterns = {"change": _spelled(kind.__name__)}
-    for attribute in fields(kind):
-        pattern = {int: _UNSIGNED, bytes: _ORDER}.get(attribute.type)
-        if pattern is None:
-            return None
-        patterns[attribute.name] = pattern
+def _spelling(kinds: Sequence[type[Change]]) -> bytes:
+    """A pattern for changes with the same fields in their one spelling, a group for each field and one for the kind."""
+    patterns = {"change": b"(" + b"|".join(_spelled(kind.__name__) for kind in kinds) + b")"}
+    for attribute in fields(kinds[0]):
+        patterns[attribute.name] = {int: _UNSIGNED, bytes: _ORDER}[attribute.type]
     body = b"".join(_spelled(name) + patterns[name] for name in sorted(patterns, key=_key_order))
     return re.escape(bytes([0xA0 + len(patterns)])) + body
 
 
-class _ChangeKind:
-    """How to make a change of one kind from what its pattern found."""
+def _is_plain(kind: type[Change]) -> bool:
+    return all(attribute.type in (int, bytes) for attribute in fields(kind))
 
-    def __init__(self, kind: type[Change], first_group: int) -> None:
+
+class _Shape:
+    """How to make a change of some kind from what the pattern of all with its fields found."""
+
+    def __init__(self, kinds: Sequence[type[Change]], first_group: int) -> None:
         # The groups come in the order in which the fields are spelled.
-        named = sorted(fields(kind), key=lambda attribute: _key_order(attribute.name))
-        self.make: Callable[..., Change] = kind
-        self.digests = [(field.name, first_group + n) for n, field in enumerate(named) if field.type is bytes]
-        self.numbers = [(field.name, first_group + n) for n, field in enumerate(named) if field.type is int]
+        types = {"change": None} | {attribute.name: attribute.type for attribute in fields(kinds[0])}
+        named = [(name, first_group + n) for n, name in enumerate(sorted(types, key=_key_order))]
+        self.kinds = {codec.encode(kind.__name__): kind for kind in kinds}
+        self.kind_group = dict(named)["change"]
+        self.digests = [(name, group) for name, group in named if types[name] is bytes]
+        self.numbers = [(name, group) for name, group in named if types[name] is int]
 
 
-def _all_kinds() -> tuple[re.Pattern[bytes], dict[int, _ChangeKind]]:
+def _all_shapes() -> tuple[re.Pattern[bytes], dict[int, _Shape]]:
     """One pattern for every kind of change, and what to make of it by the number of the group that closes last."""
-    patterns, kinds, group = [], {}, 1
-    for kind in get_args(Change):
-        pattern = _spelling(kind)
-        if pattern is not None:
-            patterns.append(b"(" + pattern + b")")
-            kinds[group] = _ChangeKind(kind, group + 1)
-            group += 1 + len(fields(kind))
-    return re.compile(b"|".join(patterns), re.DOTALL), kinds
+    alike: dict[frozenset[str], list[type[Change]]] = {}
+    for kind in filter(_is_plain, get_args(Change)):
+        alike.setdefault(frozenset(attribute.name for attribute in fields(kind)), []).append(kind)
+    patterns, shapes, group = [], {}, 1
+    for kinds in alike.values():
+        patterns.append(b"(" + _spelling(kinds) + b")")
+        shapes[group] = _Shape(kinds, group + 1)
+        group += 2 + len(fields(kinds[0]))
+    return re.compile(b"|".join(patterns), re.DOTALL), shapes
 
 
-_CHANGES, _KINDS = _all_kinds()
+_CHANGES, _SHAPES = _all_shapes()
 
 
 def _around(kind: type[Change]) -> tuple[tuple[bytes, str | None], ...]:
@@ -93,7 +101,7 @@ def _around(kind: type[Change]) -> tuple[tuple[bytes, str | None], ...]:
 
 
 _DIGEST_HEAD: Final = bytes([0x58, ORDER_DIGEST_BYTES])
-_AROUND: Final = {kind: _around(kind) for kind in get_args(Change) if _spelling(kind) is not None}
+_AROUND: Final = {kind: _around(kind) for kind in get_args(Change) if _is_plain(kind)}
 
 
 def spell_change(change: Change) -> bytes | None:
@@ -135,16 +143,18 @@ def spell_text(text: str) -> bytes:
 
 
 def change(raw: bytes, at: int) -> tuple[Change, int] | None:
-    """The change that is spelled at a place, and where it ends. Raises InvalidChange as its class does."""
+    """The change that is spelled at a place, and where it ends."""
     found = _CHANGES.match(raw, at)
     if found is None or found.lastindex is None:
         return None
-    kind = _KINDS[found.lastindex]
-    values: dict[str, Any] = {name: found[group] for name, group in kind.digests}
-    for name, group in kind.numbers:
+    shape = _SHAPES[found.lastindex]
+    values: dict[str, Any] = {}
+    for name, group in shape.digests:
+        values[name] = found[group]
+    for name, group in shape.numbers:
         value = found[group]
-        values[name] = int.from_bytes(value[1:] or value, "big")
-    return kind.make(**values), found.end()
+        values[name] = int.from_bytes(value[1:], "big") if len(value) > 1 else value[0]
+    return unchecked(shape.kinds[found[shape.kind_group]], values), found.end()
 
 
 @lru_cache(_REMEMBERED)

@@ -3,12 +3,16 @@
 Several chains may share one database: every row belongs to one, by its number in `chains`.
 """
 
+from types import NoneType
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from ledger.database.errors import LedgerCorrupt
+from ledger.events import RecordKept
 from ledger.journal import Entry, Kept
+from ledger.orders import unchecked
+from ledger.records import digest_of
 
 metadata: Final = sa.MetaData()
 
@@ -126,20 +130,29 @@ def row_of_kept(chain: int, kept: Kept, entry: Entry) -> dict[str, object]:
     }
 
 
+# What a column of each kind must give back: SQLite gives what it finds, of whatever type.
+_ENTRY_TYPES: Final = (int, int, bytes, bytes, bytes)
+_KEPT_TYPES: Final = ((bytes, str, bytes, int, bytes), (bytes, str, NoneType, int, bytes))
+
+
 def entry_of(row: Any) -> Entry:
-    """A row of the journal. Raises LedgerCorrupt: SQLite gives back what it finds, of whatever type."""
-    match tuple(row):
-        case (int(sequence), int(time_ms), bytes(payload), bytes(previous), bytes(hash_)):
-            return Entry(sequence, time_ms, payload, previous, hash_)
-    raise LedgerCorrupt(None, "a row of the journal has columns of other types than were written")
+    """A row of the journal. Raises LedgerCorrupt where its types are not those that were written."""
+    if tuple(map(type, row)) != _ENTRY_TYPES:
+        raise LedgerCorrupt(None, "a row of the journal has columns of other types than were written")
+    return Entry(*row)
 
 
 def kept_of(row: Any) -> Kept:
     """A row of the records. Raises LedgerCorrupt, also when the bytes do not match their digest."""
-    match tuple(row):
-        case (bytes(digest), str(kind), bytes() | None as order, int(sequence), bytes(raw)):
-            kept = Kept(kind, raw, order, sequence)
-            if kept.digest == digest:
-                return kept
-            raise LedgerCorrupt(sequence, f"the bytes of {kind} {digest.hex()[:16]} do not match its digest")
-    raise LedgerCorrupt(None, "a row of the records has columns of other types than were written")
+    told = told_of(row)
+    return Kept(told.kind, row[4], told.order, row[3])
+
+
+def told_of(row: Any) -> RecordKept:
+    """What an entry of the journal tells of a row of the records. Raises LedgerCorrupt as `kept_of` does."""
+    if tuple(map(type, row)) not in _KEPT_TYPES:
+        raise LedgerCorrupt(None, "a row of the records has columns of other types than were written")
+    digest, kind, order, sequence, raw = row
+    if digest_of(raw) != digest:
+        raise LedgerCorrupt(sequence, f"the bytes of {kind} {digest.hex()[:16]} do not match its digest")
+    return unchecked(RecordKept, {"kind": kind, "digest": digest, "order": order})

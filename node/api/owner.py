@@ -10,7 +10,7 @@ from ledger.account import Account
 from ledger.bundle import Bundle, to_json
 from ledger.chainfile import records_told, write_end, write_entry, write_start
 from ledger.events import RecordKept, decode_events
-from ledger.journal import BrokenChain, Entry, Journal, Kept, Replay
+from ledger.journal import Entry, Journal, Kept
 from ledger.money import Amount, Unit
 from ledger.records import (
     Acknowledgement,
@@ -25,6 +25,7 @@ from ledger.records import (
 )
 from ledger.retention import Gaps
 from ledger.statement import figures
+from node.api.checking import check_books
 from node.api.comparisons import comparison_rows
 from node.api.effects import effect_row
 from node.api.errors import ApiError
@@ -39,8 +40,6 @@ from verify.reputation import score
 
 MAX_LISTED: Final = 1_000
 _SHORTEST_PREFIX: Final = 6
-# So often the end of the journal is looked for while others write.
-_CATCH_UP: Final = 1_000
 
 
 class OwnerDoor:
@@ -240,7 +239,7 @@ class OwnerDoor:
         return web.json_response(_verdict(audit.verdict) | {"abstained": audit.abstained})
 
     async def accounts(self, _request: web.Request) -> web.Response:
-        """Every balance, rebuilt from the journal now; and whether the chain is whole."""
+        """Every balance, and whether the journal bears it out."""
         rows = await account_rows(self._book.journal, self._book.me)
         return web.json_response(rows | comparison_rows(self._heads.met(), self._heads.cut))
 
@@ -296,23 +295,15 @@ async def _stored(journal: Journal, entry: Entry, told: RecordKept) -> Kept | Re
 
 
 async def account_rows(journal: Journal, me: str) -> dict[str, Any]:
-    """Every balance as the journal's entries give it, whether they still chain, and whether the books agree."""
-    replaying = Replay(me)
-    try:
-        # Others write meanwhile, and an entry may be read before the books that it moves: both must be at one entry.
-        for _ in range(_CATCH_UP):
-            async for entry in journal.entries(replaying.head.sequence):
-                replaying.add(entry)
-            if replaying.head.sequence == journal.head.sequence:
-                break
-            await asyncio.sleep(0)
-    except BrokenChain as error:
-        return {"chain": "broken", "why": str(error), "balanced": False, "accounts": [], "effects": []}
-    books = replaying.books
+    """Every balance as the books have it, and whether the journal of late still chains and bears them out."""
+    checked = await check_books(journal, me)
+    books = journal.books
     return {
-        "chain": "intact",
-        "entries": replaying.head.sequence,
-        "balanced": books == journal.books,
+        "chain": "intact" if checked.why is None else "broken",
+        "why": checked.why,
+        "entries": checked.last,
+        "checked_after": checked.since,
+        "balanced": checked.balanced,
         "accounts": [_account(account, me) for account in books.accounts.values()],
         "effects": [effect_row(tracked, me) for tracked in books.effects.values()],
     }

@@ -202,10 +202,17 @@ def accounts(body: Body) -> None:
     print_table("Accounts", columns, rows, "Nobody owes anything.")
     _effects(body["effects"])
     if body["chain"] == "intact":
-        typer.echo(f"The journal is whole: {body['entries']} entries, each chained to the one before.")
+        typer.echo(f"The journal is whole: {_checked(body)}.")
     else:
         typer.secho(f"The journal is BROKEN: {body['why']}", fg=typer.colors.RED)
     _compared(body)
+
+
+def _checked(body: Body) -> str:
+    entries, after = body["entries"], body["checked_after"]
+    if after == 0:
+        return f"{entries} entries, each chained to the one before"
+    return f"{entries} entries, those after {after} read again now; `idlemesh ledger verify` reads all"
 
 
 def _compared(body: Body) -> None:

@@ -5,7 +5,7 @@ from attrs import frozen
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger.orders import Orders, evolve
+from ledger.orders import Orders, evolve, unchecked
 
 
 @frozen(slots=False)
@@ -56,6 +56,8 @@ def test_what_is_not_there_is_missing() -> None:
     assert b"2" * 32 not in orders
     assert not orders.__contains__("text")
     assert orders.get(b"") is None
+    assert orders.find(b"2" * 32) is None
+    assert orders.find(b"1" * 32) == Order(1)
     with pytest.raises(KeyError):
         orders[b"2" * 32]
 
@@ -63,6 +65,11 @@ def test_what_is_not_there_is_missing() -> None:
 def test_they_cannot_be_hashed_as_they_are_compared_by_content() -> None:
     with pytest.raises(TypeError):
         hash(Orders())
+
+
+def test_a_value_made_unchecked_is_like_any_other() -> None:
+    made = unchecked(Order, {"amount": 5, "open": True, "drawn": 0})
+    assert (made, repr(made), hash(made)) == (Order(5), repr(Order(5)), hash(Order(5)))
 
 
 class TestEvolve:

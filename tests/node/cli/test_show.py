@@ -45,8 +45,8 @@ def test_an_audit_that_could_check_nothing_is_told_from_one_that_is_undecided(
 
 
 def compared(**said: Any) -> dict[str, Any]:
-    body = {"chain": "intact", "entries": 3, "balanced": True, "accounts": [], "effects": [], "comparisons": []}
-    return body | {"cut": None} | said
+    body = {"chain": "intact", "entries": 3, "checked_after": 0, "balanced": True, "accounts": [], "effects": []}
+    return body | {"comparisons": [], "cut": None} | said
 
 
 @pytest.mark.parametrize(("payee", "shown"), [("did:key:z6Mk", "what you owe"), ("did:key:z6Mx", "what they owe")])
@@ -63,3 +63,12 @@ def test_accounts_say_that_the_ledger_was_cut(capsys: pytest.CaptureFixture[str]
     said = capsys.readouterr().out
     assert "it had 4 entries" in said
     assert "under entry 9" in said
+
+
+@pytest.mark.parametrize(("after", "shown"), [(0, "each chained to the one before"), (2, "those after 2 read again")])
+def test_accounts_say_how_much_of_the_journal_was_read(
+    after: int, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show.accounts(compared(checked_after=after))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "journal is whole" in line]
+    assert shown in line
