@@ -51,7 +51,7 @@ _RATE: Final = 2.0
 _BURST: Final = 2.0 * MAX_ROUNDS
 _PEERS: Final = 4_096
 # So many acknowledgements that are looked through count as one comparison more.
-_PER_WALK: Final = 200
+_PER_WALK: Final = 1_000
 
 
 class Counterpart(Protocol):

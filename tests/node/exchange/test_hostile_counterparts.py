@@ -6,13 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from ledger.account import Account, AccountKey
+from ledger.changes import VoucherReceived
+from ledger.events import AccountChanged
 from ledger.identity import Identity
-from ledger.records import AccountState, Acknowledgement, Signed, Voucher, sign
-from node.exchange.reconciling import Reconciler
+from ledger.journal import Kept, MemoryJournal
+from ledger.reconcile import totals_of
+from ledger.records import AccountState, Acknowledgement, Signed, Totals, Voucher, sign
+from node.exchange.book import kept
+from node.exchange.reconciling import MAX_ROUNDS, Reconciler
 from node.models.tokenizer import Tokenizer
-from node.ports import ManualClock
-from node.wire.messages import Asked, Handed, decode_nonce, encode_asked, encode_handed
+from node.ports import ManualClock, SeededEntropy
+from node.wire.messages import Asked, Handed, Refused, decode_nonce, encode_asked, encode_handed
 from tests.node.exchange.test_reconciling import BUYER, ONE, SELLER, STRANGER, Deaf, Pair, digests
+from tests.node.trading import Store
 
 
 @pytest.fixture
@@ -28,11 +35,17 @@ async def pair(tmp_path: Path, tokenizer: Tokenizer, clock: ManualClock) -> Asyn
         yield pair
 
 
+async def ask(victim: Reconciler, to: str, by: Identity, *accounts: Totals) -> bytes:
+    """Ask a node for its state; the nonce under which records may be handed back."""
+    nonce = decode_nonce(await victim.challenge())
+    state = sign(AccountState(to, nonce, 0, bytes(32), accounts, 1), by)
+    await victim.state(encode_asked(Asked(state.raw, bytes(16), b"")))
+    return nonce
+
+
 async def hand_back(victim: Reconciler, to: str, by: Identity, records: Handed) -> None:
     """All that it takes to hand records to a node."""
-    nonce = decode_nonce(await victim.challenge())
-    state = sign(AccountState(to, nonce, 0, bytes(32), (), 1), by)
-    await victim.state(encode_asked(Asked(state.raw, bytes(16), b"")))
+    nonce = await ask(victim, to, by)
     await victim.hand_back(encode_handed(nonce, records))
 
 
@@ -71,10 +84,63 @@ async def test_of_promises_whose_order_is_gone_the_highest_counts_as_it_covers_a
     offer = await pair.customer.meet(pair.line)
     pair.customer.lines[SELLER.did] = Deaf(pair.store.seller)
     await pair.customer.order(offer, max_tokens=10)
-    kept = await digests(pair.store.book, Acknowledgement.kind)
+    before = await digests(pair.store.book, Acknowledgement.kind)
     said = promises(BUYER, range(1, ONE + 1))
 
     await hand_back(pair.sellers, SELLER.did, BUYER, handed(said))
 
     assert pair.theirs.authorized == ONE
-    assert await digests(pair.store.book, Acknowledgement.kind) == {*kept, said[-1].digest}
+    assert await digests(pair.store.book, Acknowledgement.kind) == {*before, said[-1].digest}
+
+
+class Counting(MemoryJournal):
+    """Counts how many records it was asked to list."""
+
+    listed = 0
+
+    async def list_records(self, kind: str, limit: int, before: int | None = None) -> Sequence[Kept]:
+        found = await super().list_records(kind, limit, before)
+        self.listed += len(found)
+        return found
+
+
+async def test_a_buyer_of_long_ago_cannot_have_the_journal_searched_at_each_question(
+    tokenizer: Tokenizer, clock: ManualClock
+) -> None:
+    journal, entropy = Counting(SELLER.did), SeededEntropy(3)
+    store = await Store.open(tokenizer, clock, seed=1, journal=journal, entropy=entropy)
+    victim = Reconciler(store.book, entropy, lambda _: None, lambda _key, _digest: None)
+    others = 1_000
+    for by, totals in ((BUYER, [1]), (STRANGER, range(1, others))):
+        key = AccountKey(by.did, SELLER.did, "credit", "uusd")
+        for said in promises(by, totals):
+            await store.book.post(AccountChanged(key, VoucherReceived(totals[-1])), records=[kept(said)])
+
+    truth = totals_of(store.owed_by(BUYER.did), promises(BUYER, [1])[0].digest)
+    for _ in range(MAX_ROUNDS):
+        await ask(victim, SELLER.did, BUYER, truth)
+
+    assert others < journal.listed < 3 * others
+
+
+async def test_a_search_for_what_a_peer_says_it_lacks_counts_against_its_rate(
+    tokenizer: Tokenizer, clock: ManualClock
+) -> None:
+    journal, entropy = Counting(SELLER.did), SeededEntropy(3)
+    store = await Store.open(tokenizer, clock, seed=1, journal=journal, entropy=entropy)
+    victim = Reconciler(store.book, entropy, lambda _: None, lambda _key, _digest: None)
+    others = 1_000
+    for by, totals in ((BUYER, [1, 2]), (STRANGER, range(1, others))):
+        key = AccountKey(by.did, SELLER.did, "credit", "uusd")
+        for said in promises(by, totals):
+            await store.book.post(AccountChanged(key, VoucherReceived(totals[-1])), records=[kept(said)])
+    claims = totals_of(Account(AccountKey(BUYER.did, SELLER.did, "credit", "uusd"), authorized=1), bytes([7]) * 32)
+
+    async def go_on() -> None:
+        for _ in range(MAX_ROUNDS + 8):
+            await ask(victim, SELLER.did, BUYER, claims)
+
+    with pytest.raises(Refused) as refusal:
+        await go_on()
+
+    assert refusal.value.code == "too_many_requests"
