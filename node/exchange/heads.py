@@ -99,7 +99,9 @@ class Heads:
         if self.cut is not None and signed.record.issued_ms <= self.cut.found_ms:
             return
         head = self._book.journal.head.sequence
-        self.cut = Cut(peer, signed.record.sequence, head, self._book.now_ms())
+        # A clock that is behind the one that signed it must not make the same state another cut each time.
+        found_ms = max(self._book.now_ms(), signed.record.issued_ms)
+        self.cut = Cut(peer, signed.record.sequence, head, found_ms)
         self._compared.clear()
         _log.error(
             "this ledger was cut or restored from an older copy: it has %d entries, and %s shows this node's own "

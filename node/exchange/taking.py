@@ -110,8 +110,8 @@ class Taking:
 
         `said_earned`: what this node has earned in all by what the peer says, for each account that it pays.
         """
-        opened, news = await _opened(handed), 0
-        bare: list[Signed[Acknowledgement]] = []
+        news, bare = 0, list[Signed[Acknowledgement]]()
+        opened, worthless = await _opened(handed)
         for acknowledgement in opened.acknowledgements:
             try:
                 if await self._book.journal.record(acknowledgement.digest) is not None:
@@ -122,8 +122,12 @@ class Taking:
                 elif acknowledgement.signer == peer:
                     news += await self._as_payee(peer, proof, said_earned, bare)
             except (NotOurs, InvalidChange, AccountError, VoucherRefused) as error:
-                _log.warning("%s handed back an acknowledgement that counts for nothing: %s", peer, error)
-        return news + await self._promises(bare) + await self._agreements(peer, opened)
+                worthless.append(error)
+        news += await self._promises(bare, worthless)
+        if worthless:
+            # One line, however many there are: a peer must not fill the log either.
+            _log.warning("%s handed back %d records that count for nothing: %s", peer, len(worthless), worthless[0])
+        return news + await self._agreements(peer, opened)
 
     async def _as_payer(self, peer: Did, proof: Proof) -> int:
         key = account_of(opened_voucher(proof.acknowledgement))
@@ -156,7 +160,7 @@ class Taking:
             return 0
         return 1
 
-    async def _promises(self, bare: list[Signed[Acknowledgement]]) -> int:
+    async def _promises(self, bare: list[Signed[Acknowledgement]], worthless: list[Exception]) -> int:
         """The highest promise of each account, where its order is gone for good, and it covers what is owed."""
         highest: dict[AccountKey, tuple[int, Signed[Acknowledgement]]] = {}
         for acknowledgement in bare:
@@ -173,7 +177,7 @@ class Taking:
             try:
                 promised = check_voucher(opened_voucher(acknowledgement), account)
             except VoucherRefused as error:
-                _log.warning("a promise that was handed back counts for nothing: %s", error)
+                worthless.append(error)
                 continue
             await self._post(key, [promised], [kept(acknowledgement, acknowledgement.record.order)])
             news += 1
@@ -213,16 +217,17 @@ def _pairs(
     return found
 
 
-async def _opened(handed: Handed) -> _Opened:
-    opened = _Opened()
+async def _opened(handed: Handed) -> tuple[_Opened, list[Exception]]:
+    """What came, sorted, and why what is left of it counts for nothing."""
+    opened, worthless = _Opened(), list[Exception]()
     for number, (kind, raw) in enumerate(handed, 1):
         try:
             opened.add(open_record(raw, KINDS[kind]))
         except Malformed as error:
-            _log.warning("a record that was handed back is passed over: %s", error)
+            worthless.append(error)
         if number % _AT_ONCE == 0:
             await asyncio.sleep(0)
-    return opened
+    return opened, worthless
 
 
 def _records_of(proof: Proof, key: AccountKey, *, with_acknowledgement: bool) -> list[Kept]:

@@ -144,3 +144,32 @@ async def test_a_search_for_what_a_peer_says_it_lacks_counts_against_its_rate(
         await go_on()
 
     assert refusal.value.code == "too_many_requests"
+
+
+async def test_worthless_records_do_not_fill_the_log(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+    forged = tuple((Acknowledgement.kind, bytes([number])) for number in range(99))
+
+    await hand_back(pair.sellers, SELLER.did, STRANGER, forged)
+
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "99 records" in caplog.text
+
+
+async def test_a_clock_that_was_set_back_does_not_let_one_state_stop_all_trade_again_and_again(pair: Pair) -> None:
+    await pair.buy()
+    old = await pair.copy(1)
+    await pair.restart(1)
+    await pair.buy()
+    await pair.meet()
+    shown = pair.buyers.heads.last(SELLER.did)
+    await pair.roll_back(1, old)
+    pair.clock.advance(-86_400)
+    await pair.meet()
+    entries = pair.journals[1].head.sequence
+    assert pair.sellers.heads.cut is not None
+    assert await pair.sellers.heads.shown(STRANGER.did, b"")
+
+    assert not await pair.sellers.heads.shown(BUYER.did, shown)
+
+    assert pair.journals[1].head.sequence == entries
+    assert pair.sellers.heads.may_work_with(STRANGER.did) is None, "it was met since the cut"
