@@ -15,7 +15,7 @@ from ledger.codec import Malformed
 from ledger.identity import Did, parse_did
 from ledger.journal import Entry, Journal, genesis
 from ledger.reconcile import Difference, accounts_between, differences, follows
-from ledger.records import AccountState, Signed, open_record
+from ledger.records import AccountState, Signed, Totals, open_record
 from node.exchange import meetings
 from node.exchange.book import Book, kept
 from node.exchange.meetings import Cut, Meetings
@@ -23,6 +23,8 @@ from node.wire.messages import Refused
 
 # How often the state of one peer is put on disk at most, however often it comes.
 _KEPT_EVERY_MS: Final = 60_000
+# And while nothing has moved in our own books, whatever the peer says then: each one is kept for good.
+_KEPT_UNMOVED_MS: Final = 3_600_000
 _RETRY_S: Final = 5
 # Those of the exchange under way, and of the one before it.
 _GIVEN: Final = 4
@@ -39,6 +41,7 @@ class Met:
     kept_ms: int | None = None  # when it was put on disk, if in this run
     kept: Signed[AccountState] | None = None  # which one
     differed: bool = False  # whether ours was kept with it
+    said: tuple[Totals, ...] = ()  # what ours said then
 
     @property
     def differences(self) -> list[Difference]:
@@ -134,9 +137,10 @@ class Heads:
         now = self._book.now_ms()
         news = met.kept is None or met.kept.record.accounts != theirs.record.accounts
         # A clock that was set back keeps nobody waiting; a difference that is gone is not shown after a restart.
-        soon = met.kept_ms is not None and 0 <= now - met.kept_ms < _KEPT_EVERY_MS
+        pause = _KEPT_UNMOVED_MS if met.said == ours.record.accounts else _KEPT_EVERY_MS
+        soon = met.kept_ms is not None and 0 <= now - met.kept_ms < pause
         if (news and not soon) or (met.differed and met.ours is None):
-            met.kept_ms, met.kept, met.differed = now, theirs, met.ours is not None
+            met.kept_ms, met.kept, met.differed, met.said = now, theirs, met.ours is not None, ours.record.accounts
             states = tuple(state for state in (theirs, met.ours) if state is not None)
             told = meetings.compared(peer, theirs.digest, met.ours.digest if met.ours is not None else b"")
             await self._book.post(told, records=tuple(map(kept, states)))

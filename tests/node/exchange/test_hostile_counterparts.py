@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from ledger.account import Account, AccountKey
 from ledger.changes import VoucherReceived
@@ -12,13 +13,15 @@ from ledger.events import AccountChanged
 from ledger.identity import Identity
 from ledger.journal import Kept, MemoryJournal
 from ledger.reconcile import totals_of
-from ledger.records import AccountState, Acknowledgement, Signed, Totals, Voucher, sign
+from ledger.records import AccountState, Acknowledgement, Settlement, Signed, Totals, Voucher, sign
+from node.exchange import pairs
 from node.exchange.book import kept
 from node.exchange.reconciling import MAX_ROUNDS, Reconciler
+from node.exchange.settling import Settling
 from node.models.tokenizer import Tokenizer
 from node.ports import ManualClock, SeededEntropy
 from node.wire.messages import Asked, Handed, Refused, decode_nonce, encode_asked, encode_handed
-from tests.node.exchange.test_reconciling import BUYER, ONE, SELLER, STRANGER, Deaf, Pair, digests
+from tests.node.exchange.test_reconciling import BUYER, ONE, SELLER, STRANGER, Deaf, Pair, digests, settle
 from tests.node.trading import Store
 
 
@@ -173,3 +176,27 @@ async def test_a_clock_that_was_set_back_does_not_let_one_state_stop_all_trade_a
 
     assert pair.journals[1].head.sequence == entries
     assert pair.sellers.heads.may_work_with(STRANGER.did) is None, "it was met since the cut"
+
+
+async def test_states_that_change_without_any_trade_are_kept_by_the_hour(pair: Pair) -> None:
+    await pair.buy()
+    entries = pair.journals[1].head.sequence
+    for number in range(24):
+        pair.clock.advance(300)
+        said = totals_of(evolve(pair.ours, earned=number), b"")
+        await ask(pair.sellers, SELLER.did, BUYER, said)
+    assert pair.journals[1].head.sequence - entries <= 2
+
+
+async def test_the_signatures_of_a_pair_are_checked_once_however_often_it_is_asked_for(pair: Pair) -> None:
+    await pair.buy()
+    await settle(pair, 3)
+    payee = Settling(pair.store.book, lambda _: None)
+    late = sign(Settlement(BUYER.did, SELLER.did, "uusd", 0, 9, 1), BUYER).raw
+    await payee.settlement(late)
+    checked = pairs.opened.cache_info().misses
+
+    for _ in range(9):
+        assert await payee.settlement(late)
+
+    assert pairs.opened.cache_info().misses == checked
