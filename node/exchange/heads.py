@@ -89,6 +89,11 @@ class Heads:
         await self._find_cut(peer, signed)
         return False
 
+    def gave_account(self, peer: Did, raw: bytes) -> bool:
+        """Whether a peer shows a state of ours that speaks of accounts with it."""
+        signed = self._ours(peer, raw)
+        return signed is not None and bool(signed.record.accounts)
+
     def _ours(self, peer: Did, raw: bytes) -> Signed[AccountState] | None:
         """A state that we gave this peer; of anything else nothing follows."""
         with contextlib.suppress(Malformed):

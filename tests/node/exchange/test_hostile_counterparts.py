@@ -200,3 +200,19 @@ async def test_the_signatures_of_a_pair_are_checked_once_however_often_it_is_ask
         assert await payee.settlement(late)
 
     assert pairs.opened.cache_info().misses == checked
+
+
+async def test_strangers_cannot_keep_those_away_that_give_a_lost_ledger_back(pair: Pair) -> None:
+    await pair.buy(2)
+    await pair.meet()
+    await pair.roll_back(1, b"")
+
+    async def crowd() -> None:
+        for number in range(4 * MAX_ROUNDS):
+            await ask(pair.sellers, SELLER.did, Identity(bytes([100]) * 31 + bytes([number])))
+
+    with pytest.raises(Refused):
+        await crowd()
+    await pair.meet()
+
+    pair.agree_on(2)
