@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 
-from ledger.records import Netting, Settlement, Signed, open_record
+from ledger.records import KINDS, Netting, Settlement, Signed, open_record
 from node.exchange.book import Book
 from node.wire.messages import Refused, encode_signatures
 
@@ -23,7 +23,7 @@ async def find_pair(
     """The newest records that fit, one of each party in this order; None if there are none."""
     last: dict[str, bytes] = {}
     for number, record in enumerate(await book.journal.list_records(kind.kind, _LOOK_BACK), 1):
-        signed = opened(record.raw, kind)
+        signed = opened(record.raw, kind.kind)
         if number % _AT_ONCE == 0:
             await asyncio.sleep(0)
         if fits(signed.record):
@@ -32,9 +32,9 @@ async def find_pair(
 
 
 @lru_cache(2 * 2 * _LOOK_BACK)
-def opened(raw: bytes, kind: type[Any]) -> Signed[Any]:
+def opened(raw: bytes, kind: str) -> Signed[Any]:
     """A record of the journal, its signature checked once: a peer may ask for the same pair as often as it likes."""
-    return open_record(raw, kind)
+    return open_record(raw, KINDS[kind])
 
 
 async def last_pair(
