@@ -7,7 +7,8 @@ node starts no new work with a peer until both have compared their accounts.
 
 import contextlib
 import logging
-from typing import Final
+from collections import OrderedDict
+from typing import Final, TypeVar
 
 from attrs import define
 
@@ -28,8 +29,12 @@ _KEPT_UNMOVED_MS: Final = 3_600_000
 _RETRY_S: Final = 5
 # Those of the exchange under way, and of the one before it.
 _GIVEN: Final = 4
+# Of so many peers; whoever is forgotten is looked up in the chain, or compares accounts once more.
+_PEERS: Final = 8_192
 
 _log = logging.getLogger(__name__)
+
+V = TypeVar("V")
 
 
 @define
@@ -55,8 +60,9 @@ class Heads:
     def __init__(self, book: Book) -> None:
         self._book = book
         self._met: dict[Did, Met] = {}
-        self._given: dict[Did, tuple[bytes, ...]] = {}  # digests of the last states given to a peer in this run
-        self._compared: set[Did] = set()  # since the cut was found
+        # Anybody may ask for a state, under any number of names: of these two the oldest are forgotten.
+        self._given: OrderedDict[Did, tuple[bytes, ...]] = OrderedDict()  # digests of our last states in this run
+        self._compared: OrderedDict[Did, None] = OrderedDict()  # since the cut was found
         self.cut: Cut | None = None
 
     async def open(self) -> None:
@@ -64,7 +70,7 @@ class Heads:
         folded = self._book.experience.meetings
         self._met = await stored_meetings(self._book.journal, folded)
         self.cut = folded.cut
-        self._compared = {parse_did(peer) for peer in folded.after_cut}
+        self._compared = OrderedDict.fromkeys(map(parse_did, sorted(folded.after_cut)))
 
     def last(self, peer: Did) -> bytes:
         """The last state that a peer gave, to be shown to it; empty if there is none."""
@@ -77,15 +83,16 @@ class Heads:
 
     def gave(self, peer: Did, state: Signed[AccountState]) -> None:
         """Our state goes to a peer now."""
-        self._given[peer] = (*self._given.get(peer, ()), state.digest)[-_GIVEN:]
+        _remember(self._given, peer, (*self._given.get(peer, ()), state.digest)[-_GIVEN:])
 
     async def shown(self, peer: Did, raw: bytes) -> bool:
         """A peer shows the last state of ours that it has; whether our journal still is what it was then."""
         signed = self._ours(peer, raw)
         if signed is None or signed.digest in self._given.get(peer, ()) or await self._has(signed):
-            self._compared.add(peer)
+            if self.cut is not None:
+                _remember(self._compared, peer, None)
             return True
-        self._compared.discard(peer)
+        self._compared.pop(peer, None)
         await self._find_cut(peer, signed)
         return False
 
@@ -149,6 +156,13 @@ class Heads:
             states = tuple(state for state in (theirs, met.ours) if state is not None)
             told = meetings.compared(peer, theirs.digest, met.ours.digest if met.ours is not None else b"")
             await self._book.post(told, records=tuple(map(kept, states)))
+
+
+def _remember(memory: OrderedDict[Did, V], peer: Did, value: V) -> None:
+    memory[peer] = value
+    memory.move_to_end(peer)
+    while len(memory) > _PEERS:
+        memory.popitem(last=False)
 
 
 async def _entry(journal: Journal, me: str, sequence: int) -> Entry | None:

@@ -14,7 +14,7 @@ from ledger.identity import Identity
 from ledger.journal import Kept, MemoryJournal
 from ledger.reconcile import totals_of
 from ledger.records import AccountState, Acknowledgement, Settlement, Signed, Totals, Voucher, sign
-from node.exchange import pairs
+from node.exchange import heads, pairs
 from node.exchange.book import kept
 from node.exchange.reconciling import MAX_ROUNDS, Reconciler
 from node.exchange.settling import Settling
@@ -216,3 +216,22 @@ async def test_strangers_cannot_keep_those_away_that_give_a_lost_ledger_back(pai
     await pair.meet()
 
     pair.agree_on(2)
+
+
+async def test_nothing_is_remembered_of_any_number_of_strangers(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "_PEERS", 4)
+    await pair.buy()
+    old = await pair.copy(1)
+    await pair.restart(1)
+    await pair.buy()
+    await pair.meet()
+    await pair.roll_back(1, old)
+    await pair.meet()
+    for number in range(MAX_ROUNDS):
+        await ask(pair.sellers, SELLER.did, Identity(bytes([100]) * 31 + bytes([number])))
+
+    kept = pair.sellers.heads
+    assert (len(kept._given), len(kept._compared)) == (4, 4)
+    assert kept.may_work_with(BUYER.did) is not None
+    await pair.meet()
+    assert kept.may_work_with(BUYER.did) is None
