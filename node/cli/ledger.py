@@ -143,8 +143,8 @@ async def _export(home: Home, file: Path) -> dict[str, Any]:
 def new_file(file: Path) -> Iterator[Any]:
     """A file that is there whole, for the owner's eyes only, or not at all. Raises CommandFailed."""
     try:
-        with file.open("xb") as written:
-            file.chmod(0o600)
+        # From its first moment on: who opens a file before its mode is changed may read it for ever.
+        with open(file, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as written:
             try:
                 yield written
                 written.flush()

@@ -7,7 +7,8 @@ node starts no new work with a peer until both have compared their accounts.
 
 import contextlib
 import logging
-from typing import Final
+from collections import OrderedDict
+from typing import Final, TypeVar
 
 from attrs import define
 
@@ -15,7 +16,7 @@ from ledger.codec import Malformed
 from ledger.identity import Did, parse_did
 from ledger.journal import Entry, Journal, genesis
 from ledger.reconcile import Difference, accounts_between, differences, follows
-from ledger.records import AccountState, Signed, open_record
+from ledger.records import AccountState, Signed, Totals, open_record
 from node.exchange import meetings
 from node.exchange.book import Book, kept
 from node.exchange.meetings import Cut, Meetings
@@ -23,11 +24,17 @@ from node.wire.messages import Refused
 
 # How often the state of one peer is put on disk at most, however often it comes.
 _KEPT_EVERY_MS: Final = 60_000
+# And while nothing has moved in our own books, whatever the peer says then: each one is kept for good.
+_KEPT_UNMOVED_MS: Final = 3_600_000
 _RETRY_S: Final = 5
 # Those of the exchange under way, and of the one before it.
 _GIVEN: Final = 4
+# Of so many peers; whoever is forgotten is looked up in the chain, or compares accounts once more.
+_PEERS: Final = 8_192
 
 _log = logging.getLogger(__name__)
+
+V = TypeVar("V")
 
 
 @define
@@ -39,6 +46,7 @@ class Met:
     kept_ms: int | None = None  # when it was put on disk, if in this run
     kept: Signed[AccountState] | None = None  # which one
     differed: bool = False  # whether ours was kept with it
+    said: tuple[Totals, ...] = ()  # what ours said then
 
     @property
     def differences(self) -> list[Difference]:
@@ -52,8 +60,9 @@ class Heads:
     def __init__(self, book: Book) -> None:
         self._book = book
         self._met: dict[Did, Met] = {}
-        self._given: dict[Did, tuple[bytes, ...]] = {}  # digests of the last states given to a peer in this run
-        self._compared: set[Did] = set()  # since the cut was found
+        # Anybody may ask for a state, under any number of names: of these two the oldest are forgotten.
+        self._given: OrderedDict[Did, tuple[bytes, ...]] = OrderedDict()  # digests of our last states in this run
+        self._compared: OrderedDict[Did, None] = OrderedDict()  # since the cut was found
         self.cut: Cut | None = None
 
     async def open(self) -> None:
@@ -61,7 +70,7 @@ class Heads:
         folded = self._book.experience.meetings
         self._met = await stored_meetings(self._book.journal, folded)
         self.cut = folded.cut
-        self._compared = {parse_did(peer) for peer in folded.after_cut}
+        self._compared = OrderedDict.fromkeys(map(parse_did, sorted(folded.after_cut)))
 
     def last(self, peer: Did) -> bytes:
         """The last state that a peer gave, to be shown to it; empty if there is none."""
@@ -74,17 +83,23 @@ class Heads:
 
     def gave(self, peer: Did, state: Signed[AccountState]) -> None:
         """Our state goes to a peer now."""
-        self._given[peer] = (*self._given.get(peer, ()), state.digest)[-_GIVEN:]
+        _remember(self._given, peer, (*self._given.get(peer, ()), state.digest)[-_GIVEN:])
 
     async def shown(self, peer: Did, raw: bytes) -> bool:
         """A peer shows the last state of ours that it has; whether our journal still is what it was then."""
         signed = self._ours(peer, raw)
         if signed is None or signed.digest in self._given.get(peer, ()) or await self._has(signed):
-            self._compared.add(peer)
+            if self.cut is not None:
+                _remember(self._compared, peer, None)
             return True
-        self._compared.discard(peer)
+        self._compared.pop(peer, None)
         await self._find_cut(peer, signed)
         return False
+
+    def gave_account(self, peer: Did, raw: bytes) -> bool:
+        """Whether a peer shows a state of ours that speaks of accounts with it."""
+        signed = self._ours(peer, raw)
+        return signed is not None and bool(signed.record.accounts)
 
     def _ours(self, peer: Did, raw: bytes) -> Signed[AccountState] | None:
         """A state that we gave this peer; of anything else nothing follows."""
@@ -99,7 +114,9 @@ class Heads:
         if self.cut is not None and signed.record.issued_ms <= self.cut.found_ms:
             return
         head = self._book.journal.head.sequence
-        self.cut = Cut(peer, signed.record.sequence, head, self._book.now_ms())
+        # A clock that is behind the one that signed it must not make the same state another cut each time.
+        found_ms = max(self._book.now_ms(), signed.record.issued_ms)
+        self.cut = Cut(peer, signed.record.sequence, head, found_ms)
         self._compared.clear()
         _log.error(
             "this ledger was cut or restored from an older copy: it has %d entries, and %s shows this node's own "
@@ -132,12 +149,20 @@ class Heads:
         now = self._book.now_ms()
         news = met.kept is None or met.kept.record.accounts != theirs.record.accounts
         # A clock that was set back keeps nobody waiting; a difference that is gone is not shown after a restart.
-        soon = met.kept_ms is not None and 0 <= now - met.kept_ms < _KEPT_EVERY_MS
+        pause = _KEPT_UNMOVED_MS if met.said == ours.record.accounts else _KEPT_EVERY_MS
+        soon = met.kept_ms is not None and 0 <= now - met.kept_ms < pause
         if (news and not soon) or (met.differed and met.ours is None):
-            met.kept_ms, met.kept, met.differed = now, theirs, met.ours is not None
+            met.kept_ms, met.kept, met.differed, met.said = now, theirs, met.ours is not None, ours.record.accounts
             states = tuple(state for state in (theirs, met.ours) if state is not None)
             told = meetings.compared(peer, theirs.digest, met.ours.digest if met.ours is not None else b"")
             await self._book.post(told, records=tuple(map(kept, states)))
+
+
+def _remember(memory: OrderedDict[Did, V], peer: Did, value: V) -> None:
+    memory[peer] = value
+    memory.move_to_end(peer)
+    while len(memory) > _PEERS:
+        memory.popitem(last=False)
 
 
 async def _entry(journal: Journal, me: str, sequence: int) -> Entry | None:

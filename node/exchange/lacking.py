@@ -4,6 +4,9 @@ Theory of operation. Acknowledgements of one account name each other, so the las
 it lacks: those after it, oldest first, each with the order, offer and receipt that it is about. A party that names none
 lacks all of them. Every search looks back over so many records at most, and one answer holds so many bytes at most;
 what does not fit goes with the next one, since the party then names a later acknowledgement.
+
+Peers may ask often, and make no account move by that: what was found of an account is known until it moves, and of each
+acknowledgement how it hangs together with the others, so that no signature is checked again and again.
 """
 
 import asyncio
@@ -11,6 +14,8 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
 from typing import Final
+
+from attrs import frozen
 
 from ledger.account import Account, AccountKey
 from ledger.agreements import RAIL, netting_keys, settlement_key
@@ -22,7 +27,6 @@ from ledger.records import (
     Order,
     Receipt,
     Settlement,
-    Signed,
     Totals,
     open_record,
 )
@@ -35,7 +39,11 @@ _LOOK_BACK: Final = 4_000
 _PAGE: Final = 200
 # So many of the newest are looked through for a place where one is missing.
 _LATELY: Final = 400
-_REMEMBERED: Final = 2_048
+# More than one search sees: or each would find that the one before it has pushed out what it needs.
+_REMEMBERED: Final = 2 * _LOOK_BACK
+_ACCOUNTS: Final = 4_096
+# Checking signatures takes a moment; after so many others have their turn.
+_AT_ONCE: Final = 16
 # Of one answer; the rest is for what stands around the records.
 _MOST_BYTES: Final = MAX_HANDED_BYTES - 16 * MAX_HANDED - 64
 
@@ -46,7 +54,7 @@ class Parcel:
     def __init__(self) -> None:
         self._records: dict[bytes, tuple[str, bytes]] = {}
         self._bytes = 0
-        self.walked = 0  # acknowledgements that were looked through for it
+        self.walked = 0  # acknowledgements, whosever, that were looked through for it
 
     def add(self, records: Sequence[tuple[str, bytes]]) -> bool:
         """All of these or none; whether they fit."""
@@ -64,23 +72,44 @@ class Parcel:
         return tuple(self._records.values())
 
 
+@frozen
+class _Link:
+    """Which account and order an acknowledgement of ours or for us is about, and the one before it."""
+
+    digest: bytes
+    key: AccountKey
+    order: bytes
+    previous: bytes | None
+
+
 class Lacking:
     """Finds what others lack."""
 
     def __init__(self, book: Book) -> None:
         self._book = book
-        self._read: OrderedDict[bytes, tuple[AccountKey, Signed[Acknowledgement]]] = OrderedDict()
+        self._read: OrderedDict[bytes, _Link] = OrderedDict()
+        self._last: OrderedDict[AccountKey, tuple[Account, bytes]] = OrderedDict()
 
     async def last_of(self, account: Account) -> bytes:
         """The digest of the last acknowledgement up to which all of an account are here; empty if there is none."""
         if not account.authorized:
             return b""
-        newest = [ack async for ack in self._trail(account.key, _LATELY)]
+        known = self._last.get(account.key)
+        if known is None or known[0] is not account:
+            known = account, await self._find_last(account.key)
+            self._last[account.key] = known
+            self._last.move_to_end(account.key)
+            if len(self._last) > _ACCOUNTS:
+                self._last.popitem(last=False)
+        return known[1]
+
+    async def _find_last(self, key: AccountKey) -> bytes:
+        newest = [link async for link in self._trail(key, _LATELY)]
         if not newest:
-            newest = [ack async for ack in self._trail(account.key, _LOOK_BACK, most=1)]
-        known = {ack.digest for ack in newest}
+            newest = [link async for link in self._trail(key, _LOOK_BACK, most=1)]
+        known = {link.digest for link in newest}
         for older, newer in pairwise(reversed(newest)):
-            if newer.record.previous is not None and newer.record.previous not in known:
+            if newer.previous is not None and newer.previous not in known:
                 return older.digest
         return newest[0].digest if newest else b""
 
@@ -90,8 +119,8 @@ class Lacking:
         `last` is our own last acknowledgement, as `last_of` gives it.
         """
         if said.authorized < account.authorized or (said.acknowledged and said.acknowledged != last):
-            for acknowledgement in await self._after(account, said, parcel):
-                if not parcel.add(await self._with_its_order(acknowledgement)):
+            for link in await self._after(account, said, parcel):
+                if not parcel.add(await self._with_its_order(link)):
                     break
         if account.key.rail == RAIL:
             await self._agreements(account, said, parcel)
@@ -115,14 +144,13 @@ class Lacking:
             )
             parcel.add([(Netting.kind, raw) for raw in pair or ()])
 
-    async def _after(self, account: Account, said: Totals, parcel: Parcel) -> list[Signed[Acknowledgement]]:
+    async def _after(self, account: Account, said: Totals, parcel: Parcel) -> list[_Link]:
         """Those after the one that the other party names, oldest first."""
-        found: list[Signed[Acknowledgement]] = []
-        async for acknowledgement in self._trail(account.key, _LOOK_BACK):
-            parcel.walked += 1
-            if acknowledgement.digest == said.acknowledged:
+        found: list[_Link] = []
+        async for link in self._trail(account.key, _LOOK_BACK, parcel=parcel):
+            if link.digest == said.acknowledged:
                 return found[::-1]
-            found.append(acknowledgement)
+            found.append(link)
         # It names none that is here.
         if said.authorized >= account.authorized:
             return []
@@ -130,8 +158,8 @@ class Lacking:
         return found[: MAX_HANDED // 4][::-1] if said.authorized else found[::-1]
 
     async def _trail(
-        self, key: AccountKey, look_back: int, most: int = _LOOK_BACK
-    ) -> AsyncIterator[Signed[Acknowledgement]]:
+        self, key: AccountKey, look_back: int, most: int = _LOOK_BACK, parcel: Parcel | None = None
+    ) -> AsyncIterator[_Link]:
         """The acknowledgements of an account, newest first, at most so many."""
         seen, found, before = 0, 0, None
         while seen < look_back and found < most:
@@ -139,24 +167,28 @@ class Lacking:
             if not page:
                 return
             before, seen = page[-1].sequence, seen + len(page)
-            for record in page:
-                of, acknowledgement = self._opened(record.digest, record.raw)
-                if of == key:
+            if parcel is not None:
+                parcel.walked += len(page)
+            for number, record in enumerate(page, 1):
+                link = self._opened(record.digest, record.raw)
+                if link.key == key:
                     found += 1
-                    yield acknowledgement
-            await asyncio.sleep(0)  # others have their turn
+                    yield link
+                if number % _AT_ONCE == 0:
+                    await asyncio.sleep(0)
 
-    def _opened(self, digest: bytes, raw: bytes) -> tuple[AccountKey, Signed[Acknowledgement]]:
+    def _opened(self, digest: bytes, raw: bytes) -> _Link:
         if digest not in self._read:
             acknowledgement = open_record(raw, Acknowledgement)
-            self._read[digest] = account_of(opened_voucher(acknowledgement)), acknowledgement
+            said, key = acknowledgement.record, account_of(opened_voucher(acknowledgement))
+            self._read[digest] = _Link(digest, key, said.order, said.previous)
             if len(self._read) > _REMEMBERED:
                 self._read.popitem(last=False)
         return self._read[digest]
 
-    async def _with_its_order(self, acknowledgement: Signed[Acknowledgement]) -> list[tuple[str, bytes]]:
+    async def _with_its_order(self, link: _Link) -> list[tuple[str, bytes]]:
         """An acknowledgement, and before it what it is about, as far as it is kept."""
-        kept = await self._book.journal.records_of(acknowledgement.record.order)
+        kept = await self._book.journal.records_of(link.order)
         orders = [record for record in kept if record.kind == Order.kind]
         claims = [record for record in kept if record.kind == Receipt.kind]
         claims = claims or [record for record in kept if record.kind == Checkpoint.kind][-1:]
@@ -164,4 +196,5 @@ class Lacking:
         if orders:
             offer = await self._book.journal.record(open_record(orders[0].raw, Order).record.offer)
             records = [(offer.kind, offer.raw), *records] if offer is not None else records
-        return [*records, (Acknowledgement.kind, acknowledgement.raw)]
+        said = await self._book.journal.record(link.digest)
+        return [*records, (said.kind, said.raw)] if said is not None else []

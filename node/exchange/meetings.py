@@ -16,7 +16,7 @@ class Cut:
     peer: str  # who showed it
     sequence: int  # of the lost head
     entries: int  # what the journal had when it was found
-    found_ms: int
+    found_ms: int  # or when the lost head was signed, by a clock that was ahead: what was signed before is known
 
 
 @frozen

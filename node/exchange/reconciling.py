@@ -51,7 +51,7 @@ _RATE: Final = 2.0
 _BURST: Final = 2.0 * MAX_ROUNDS
 _PEERS: Final = 4_096
 # So many acknowledgements that are looked through count as one comparison more.
-_PER_WALK: Final = 200
+_PER_WALK: Final = 1_000
 
 
 class Counterpart(Protocol):
@@ -136,14 +136,15 @@ class Reconciler:
         except Malformed as error:
             raise Refused("malformed", str(error)) from None
         peer = theirs.signer
-        self._check_rate(peer)
+        who = self._who(peer, asked.last)
+        self._check_rate(who)
         async with self._at_once:
             ours = await self._state(peer, asked.nonce)
             last = self.heads.last(peer)
             await self.heads.shown(peer, asked.last)
             await self.heads.heard(peer, theirs, ours)
             parcel = await self._lacks(theirs)
-        self._charge(peer, parcel.walked / _PER_WALK)
+        self._charge(who, parcel.walked / _PER_WALK)
         self._sessions[nonce] = theirs
         _bound(self._sessions, _SESSIONS)
         return encode_answered(Answered(ours.raw, last, parcel.records))
@@ -169,15 +170,23 @@ class Reconciler:
         async with self._at_once:
             await self.taking.take(session.signer, handed, _earned(session, self._book.me))
 
-    def _check_rate(self, peer: Did) -> None:
+    def _who(self, peer: Did, last: bytes) -> str:
+        """Whose rate a comparison counts against: nodes without an account here share one.
+
+        Where our journal has lost the account, our own signature under it does: or any stranger could keep those away
+        that have to give it back.
+        """
+        known = accounts_between(self._book.journal.books.accounts.values(), self._book.me, peer)
+        return peer if known or self.heads.gave_account(peer, last) else ""
+
+    def _check_rate(self, who: str) -> None:
         """Raises Refused."""
-        if self._charge(peer, 1) < 0:
+        if self._charge(who, 1) < 0:
             raise Refused("too_many_requests", "accounts were compared often enough: wait a moment", 1)
 
-    def _charge(self, peer: Did, cost: float) -> float:
-        """What is left of a peer's rate. A node that has no account here shares its rate with all such."""
-        known = accounts_between(self._book.journal.books.accounts.values(), self._book.me, peer)
-        who, now = peer if known else "", self._book.now()
+    def _charge(self, who: str, cost: float) -> float:
+        """What is left of a rate."""
+        now = self._book.now()
         left, since = self._rates.pop(who, (_BURST, now))
         left = min(_BURST, left + max(now - since, 0) * _RATE) - cost
         self._rates[who] = (max(left, 0), now)

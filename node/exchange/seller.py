@@ -9,7 +9,8 @@ and what was sent.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 from attrs import frozen
@@ -18,7 +19,7 @@ from ledger import codec
 from ledger.account import AboveWindow, Account, AccountError, Reservation
 from ledger.changes import Acknowledged, Admitted, Disputed, Granted, VoucherReceived
 from ledger.events import AccountChanged, Event
-from ledger.exposure import AboveExposure, check_exposure
+from ledger.exposure import AboveExposure, check_exposure, is_proven
 from ledger.identity import Did, NotADid, parse_did
 from ledger.journal import Nonce, NonceReused
 from ledger.money import Amount, Unit
@@ -108,6 +109,9 @@ class Seller:
         self._tokenizer_file = tokenizer_file
         self._stands = Stands(book, entropy, list(self._wares.values()))
         self._running: dict[bytes, Sale] = {}
+        # What waits to be written is in no book yet: of orders by strangers, and of acknowledgements by their order.
+        self._unwritten: dict[bytes, tuple[Unit, int]] = {}
+        self._acknowledging: Counter[bytes] = Counter()
         self._sweeping: set[asyncio.Future[None]] = set()
         self.url = ""
 
@@ -208,8 +212,13 @@ class Seller:
         order = await self._order_of(said.order)
         if order is None or order.signer != ack.signer:
             raise Refused("unknown_order", "no such order of yours is known here")
-        await self._check_count(said.order)
-        account = self._book.debt_of(ack.signer, await self._unit_of(order))
+        with self._counted(said.order):
+            await self._check_count(said.order)
+            await self._take(ack, order)
+
+    async def _take(self, ack: Signed[Acknowledgement], order: Signed[Order]) -> None:
+        """Write down what an acknowledgement of a known order says. Raises Refused."""
+        said, account = ack.record, self._book.debt_of(ack.signer, await self._unit_of(order))
         try:
             received = _received(open_record(said.voucher, Voucher), account)
         except (VoucherRefused, codec.Malformed) as error:
@@ -225,10 +234,22 @@ class Seller:
         if received.total > account.authorized:
             self._windows.paid(account.key)
 
+    @contextlib.contextmanager
+    def _counted(self, order: bytes) -> Iterator[None]:
+        """An acknowledgement is on its way to the disk while the context lasts: many at once are as many in turn."""
+        self._acknowledging[order] += 1
+        try:
+            yield
+        finally:
+            self._acknowledging[order] -= 1
+            if not self._acknowledging[order]:
+                del self._acknowledging[order]
+
     async def _check_count(self, order: bytes) -> None:
         """Check that an order may be acknowledged once more. Raises Refused."""
         kinds = [record.kind for record in await self._book.journal.records_of(order)]
-        if kinds.count(Acknowledgement.kind) >= MAX_ACKNOWLEDGEMENTS + kinds.count(Checkpoint.kind):
+        others = kinds.count(Acknowledgement.kind) + self._acknowledging[order] - 1
+        if others >= MAX_ACKNOWLEDGEMENTS + kinds.count(Checkpoint.kind):
             raise Refused("malformed", "this order has been acknowledged often enough")
 
     async def _order_of(self, digest: bytes) -> Signed[Order] | None:
@@ -376,6 +397,8 @@ class Seller:
         account = self._book.debt_of(sale.buyer, unit)
         amount = sale.cost(sale.most_tokens)
         self._check_exposure(account, amount)
+        if not is_proven(account, self._named):
+            self._unwritten[order.digest] = unit, amount
         events: list[Event] = []
         granted = self._terms(account)
         if (granted.limit, granted.window) != (account.limit, account.window):
@@ -395,8 +418,11 @@ class Seller:
             raise Refused("window", f"too much of your work here would be unpaid: {error}") from None
         except AccountError as error:
             raise Refused("credit", f"your credit here does not bear the order: {error}") from None
+        finally:
+            self._unwritten.pop(order.digest, None)
 
     def _check_exposure(self, account: Account, amount: int) -> None:
+        amount += sum(other for unit, other in self._unwritten.values() if unit == account.key.unit)
         bound, accounts = self._credit[account.key.unit].exposure.value, self._book.journal.books.accounts.values()
         try:
             check_exposure(accounts, account, amount, bound, self._named)

@@ -2,7 +2,8 @@
 
 Nothing is believed but signatures. An acknowledgement of ours that the journal does not know is our promise all the
 same; so is a receipt of ours, to which the payer's acknowledgement belongs. Settlements and nettings count with both
-signatures. What is known already changes nothing, and what proves nothing is passed over.
+signatures. What is known already changes nothing, and what proves nothing is passed over: a payer can sign any number
+of promises for orders that never were, so one that no order of ours bears out is kept only as it covers a debt.
 """
 
 import asyncio
@@ -50,6 +51,8 @@ from node.wire.messages import Handed, Refused
 
 # Checking a signature takes a fraction of a millisecond; after so many of them others have their turn.
 _AT_ONCE: Final = 16
+# Of what is owed and not promised, a promise without its order covers at least one in so many parts: each is kept.
+_PARTS: Final = 256
 
 _log = logging.getLogger(__name__)
 
@@ -107,7 +110,8 @@ class Taking:
 
         `said_earned`: what this node has earned in all by what the peer says, for each account that it pays.
         """
-        opened, news = await _opened(handed), 0
+        news, bare = 0, list[Signed[Acknowledgement]]()
+        opened, worthless = await _opened(handed)
         for acknowledgement in opened.acknowledgements:
             try:
                 if await self._book.journal.record(acknowledgement.digest) is not None:
@@ -116,9 +120,13 @@ class Taking:
                 if acknowledgement.signer == self._book.me:
                     news += await self._as_payer(peer, proof)
                 elif acknowledgement.signer == peer:
-                    news += await self._as_payee(peer, proof, said_earned)
+                    news += await self._as_payee(peer, proof, said_earned, bare)
             except (NotOurs, InvalidChange, AccountError, VoucherRefused) as error:
-                _log.warning("%s handed back an acknowledgement that counts for nothing: %s", peer, error)
+                worthless.append(error)
+        news += await self._promises(bare, worthless)
+        if worthless:
+            # One line, however many there are: a peer must not fill the log either.
+            _log.warning("%s handed back %d records that count for nothing: %s", peer, len(worthless), worthless[0])
         return news + await self._agreements(peer, opened)
 
     async def _as_payer(self, peer: Did, proof: Proof) -> int:
@@ -130,7 +138,10 @@ class Taking:
         self._promised(key, proof.acknowledgement.digest)
         return 1
 
-    async def _as_payee(self, peer: Did, proof: Proof, said_earned: Mapping[AccountKey, int]) -> int:
+    async def _as_payee(
+        self, peer: Did, proof: Proof, said_earned: Mapping[AccountKey, int], bare: list[Signed[Acknowledgement]]
+    ) -> int:
+        """What is refused with its order is added to `bare`."""
         if self.paid is None:
             return 0
         key = account_of(opened_voucher(proof.acknowledgement))
@@ -143,11 +154,34 @@ class Taking:
             await self._post(key, changes, _records_of(proof, key, with_acknowledgement=False))
         try:
             await self.paid(proof.acknowledgement.raw)
-        except Refused:
-            # Its order may be gone for good; the promise in it stands.
-            promised = check_voucher(opened_voucher(proof.acknowledgement), self._book.journal.books.account(key))
-            await self._post(key, [promised], [kept(proof.acknowledgement, proof.acknowledgement.record.order)])
+        except Refused as refusal:
+            if refusal.code != "busy":  # then it is taken with its order, later
+                bare.append(proof.acknowledgement)
+            return 0
         return 1
+
+    async def _promises(self, bare: list[Signed[Acknowledgement]], worthless: list[Exception]) -> int:
+        """The highest promise of each account, where its order is gone for good, and it covers what is owed."""
+        highest: dict[AccountKey, tuple[int, Signed[Acknowledgement]]] = {}
+        for acknowledgement in bare:
+            voucher = opened_voucher(acknowledgement)
+            key, total = account_of(voucher), voucher.record.total
+            if key not in highest or total > highest[key][0]:
+                highest[key] = total, acknowledgement
+        news = 0
+        for key, (total, acknowledgement) in highest.items():
+            account = self._book.journal.books.account(key)
+            covered = min(total, account.owed) - account.authorized
+            if covered <= 0 or covered * _PARTS < account.unpaid:
+                continue
+            try:
+                promised = check_voucher(opened_voucher(acknowledgement), account)
+            except VoucherRefused as error:
+                worthless.append(error)
+                continue
+            await self._post(key, [promised], [kept(acknowledgement, acknowledgement.record.order)])
+            news += 1
+        return news
 
     async def _post(self, key: AccountKey, changes: list[Change], records: list[Kept]) -> None:
         await self._book.post(*(AccountChanged(key, change) for change in changes), records=records)
@@ -183,16 +217,17 @@ def _pairs(
     return found
 
 
-async def _opened(handed: Handed) -> _Opened:
-    opened = _Opened()
+async def _opened(handed: Handed) -> tuple[_Opened, list[Exception]]:
+    """What came, sorted, and why what is left of it counts for nothing."""
+    opened, worthless = _Opened(), list[Exception]()
     for number, (kind, raw) in enumerate(handed, 1):
         try:
             opened.add(open_record(raw, KINDS[kind]))
         except Malformed as error:
-            _log.warning("a record that was handed back is passed over: %s", error)
+            worthless.append(error)
         if number % _AT_ONCE == 0:
             await asyncio.sleep(0)
-    return opened
+    return opened, worthless
 
 
 def _records_of(proof: Proof, key: AccountKey, *, with_acknowledgement: bool) -> list[Kept]:
