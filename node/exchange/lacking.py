@@ -1,9 +1,12 @@
-"""What a counterparty lacks, found in the journal: acknowledged orders with all their records, and agreements.
+"""What a counterparty lacks, found in the journal: acknowledged orders with all their records, agreements, and claims.
 
 Theory of operation. Acknowledgements of one account name each other, so the last one that a party has says which ones
 it lacks: those after it, oldest first, each with the order, offer and receipt that it is about. A party that names none
 lacks all of them. Every search looks back over so many records at most, and one answer holds so many bytes at most;
 what does not fit goes with the next one, since the party then names a later acknowledgement.
+
+A payer that was cut off may never have seen what its payee has signed last. So whoever is owed more than is promised or
+disputed hands over its receipts and checkpoints of orders that are over and not answered.
 """
 
 import asyncio
@@ -36,6 +39,8 @@ _PAGE: Final = 200
 # So many of the newest are looked through for a place where one is missing.
 _LATELY: Final = 400
 _REMEMBERED: Final = 2_048
+# So many orders are claimed at a time.
+_CLAIMED: Final = MAX_HANDED // 2
 # Of one answer; the rest is for what stands around the records.
 _MOST_BYTES: Final = MAX_HANDED_BYTES - 16 * MAX_HANDED - 64
 
@@ -95,6 +100,8 @@ class Lacking:
                     break
         if account.key.rail == RAIL:
             await self._agreements(account, said, parcel)
+        if account.key.payee == self._book.me and account.forgivable:
+            await self._claims(account, parcel)
 
     async def _agreements(self, account: Account, said: Totals, parcel: Parcel) -> None:
         key, settled, netted = account.key, account.settled, account.netted
@@ -114,6 +121,17 @@ class Lacking:
                 lambda one: key in netting_keys(one) and one.total == netted,
             )
             parcel.add([(Netting.kind, raw) for raw in pair or ()])
+
+    async def _claims(self, account: Account, parcel: Parcel) -> None:
+        """The receipt and last checkpoint of each order of which the payer has not answered all."""
+        unanswered = [order for order, reservation in account.orders.items() if reservation.unanswered]
+        for order in unanswered[:_CLAIMED]:
+            parcel.walked += 1
+            kept = await self._book.journal.records_of(order)
+            claims = [record for record in kept if record.kind == Checkpoint.kind][-1:]
+            claims += [record for record in kept if record.kind == Receipt.kind]
+            if not parcel.add([(record.kind, record.raw) for record in claims]):
+                return
 
     async def _after(self, account: Account, said: Totals, parcel: Parcel) -> list[Signed[Acknowledgement]]:
         """Those after the one that the other party names, oldest first."""
