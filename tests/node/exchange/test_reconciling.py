@@ -31,6 +31,7 @@ from ledger.records import (
 )
 from node.exchange import lacking
 from node.exchange.book import Book
+from node.exchange.claims import Claims
 from node.exchange.heads import Met, stored_meetings
 from node.exchange.netting import Netter
 from node.exchange.reconciling import MAX_ROUNDS, Counterpart, Reconciler
@@ -99,6 +100,11 @@ class Pair:
         )
         self.buyers = Reconciler(self.customer.book, entropy, lambda _: self.sellers, self.customer.settler.promised)
         await self.buyers.heads.open()
+
+        async def tokenizer(_: bytes) -> Tokenizer:
+            return self.tokenizer
+
+        self.buyers.taking.claimed = Claims(self.customer.book, self.customer.settler, tokenizer).take
 
     async def _start(self, seed: int) -> tuple[Database, SeededEntropy]:
         self.starts += 1
