@@ -303,7 +303,7 @@ class Settler:
         Raises AccountError, Unpayable.
         """
         key, order, seller = dispute.key, dispute.order, parse_did(dispute.key.payee)
-        async with self._locks.setdefault(seller, asyncio.Lock()):
+        async with self._locks.setdefault(seller, asyncio.Lock()), self._promising.setdefault(seller, asyncio.Lock()):
             last = await self._last_word(order)
             granted = Acknowledged(order, amount)
             after = apply(self._book.journal.books.account(key), granted)
