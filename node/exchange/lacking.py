@@ -123,9 +123,9 @@ class Lacking:
             parcel.add([(Netting.kind, raw) for raw in pair or ()])
 
     async def _claims(self, account: Account, parcel: Parcel) -> None:
-        """The receipt and last checkpoint of each order of which the payer has not answered all."""
-        unanswered = [order for order, reservation in account.orders.items() if reservation.unanswered]
-        for order in unanswered[:_CLAIMED]:
+        """The receipt and last checkpoint of each order of which the payer has not answered all, the newest first."""
+        unanswered = [(one.expires, order) for order, one in account.orders.items() if one.unanswered]
+        for _, order in sorted(unanswered, reverse=True)[:_CLAIMED]:
             parcel.walked += 1
             kept = await self._book.journal.records_of(order)
             claims = [record for record in kept if record.kind == Checkpoint.kind][-1:]

@@ -12,6 +12,7 @@ from ledger.identity import Identity
 from ledger.records import Acknowledgement, Checkpoint, Margins, Order, Receipt, Verdict, open_record, sign
 from ledger.waivers import disputes
 from node.engine.memory import FINGERPRINT
+from node.exchange import lacking
 from node.exchange.book import kept
 from node.exchange.claims import Claims
 from node.exchange.delivery import Claimed
@@ -148,6 +149,22 @@ async def test_of_an_answer_that_broke_off_the_checkpoint_is_paid_and_the_rest_d
         assert [(one.asked, one.granted) for one in disputes(account)] == [(asked, covered)]
     await trade.meet()
     assert len(disputes(trade.ours)) == 1
+
+
+async def test_claims_that_do_not_fit_at_once_come_one_after_another(
+    trade: Trade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lacking, "_CLAIMED", 1)
+    for _ in range(3):
+        await break_off(trade, Receipt.kind)
+    assert trade.theirs.owed == 3 * FULL
+
+    await trade.meet()
+    await trade.meet()
+
+    for account in (trade.ours, trade.theirs):
+        assert (account.owed, account.authorized, account.disputed) == (3 * FULL, 3 * FULL, 0)
+    assert [met.differences for met in trade.buyers.heads.met().values()] == [[]]
 
 
 async def test_what_is_being_settled_is_not_answered_twice(trade: Trade) -> None:
