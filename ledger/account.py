@@ -371,6 +371,11 @@ class Reservation:
         return max((asked if self.at_most is None else min(asked, self.at_most)) - self.granted, 0)
 
     @property
+    def unanswered(self) -> bool:
+        """Whether it is over, and its payer has neither acknowledged all of it nor disputed the rest."""
+        return not self.open and self.asked is None and self.granted < self.earned
+
+    @property
     def binds(self) -> bool:
         """Whether it must be remembered: it may earn more, or is in dispute."""
         return self.open or self.disputed > 0

@@ -38,6 +38,7 @@ from node.engine.port import Engine
 from node.exchange.auditor import Auditor
 from node.exchange.book import NO_LEDGER, Book
 from node.exchange.buyer import Buyer
+from node.exchange.claims import Claims
 from node.exchange.disputes import Disputes
 from node.exchange.effects import EffectDriver
 from node.exchange.idling import IdleWatch, reader, selling_now
@@ -165,6 +166,7 @@ async def run_node(
         await reconciler.heads.open()
         fit = reconciler.heads.may_work_with
         peers = NamedPeers(book.identity.did, dialled, tokenizers, clock, buyer.take_grant, reconciler.meet, fit)
+        reconciler.taking.claimed = Claims(book, settler, tokenizers.open).take
         names = [model.name for model in own.models]
         sold = [model.engine.manifest.digest for model in own.models if model.price is not None]
         elsewhere = await open_remotes(config, home, session, tokenizers, names, sold)

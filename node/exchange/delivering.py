@@ -58,7 +58,7 @@ class Delivering:
         self._text = sale.stand.ware.tokenizer.stream(sale.request.stop, sale.so_far)
         self._last: int | None = None
         self._started_ms = book.now_ms()
-        self._receipt: Signed[Receipt] | None = None
+        self._ending: asyncio.Future[Signed[Receipt]] | None = None
         self._failed = False
         self._scored = False
         self._unpaid = False
@@ -230,7 +230,16 @@ class Delivering:
         return sign(record, self._book.identity)
 
     async def _finish(self, *with_it: Kept) -> Signed[Receipt]:
-        """Make the receipt and put it on disk, together with what was earned."""
+        """Make the receipt and put it on disk; once, also where the buyer hangs up while it is being written."""
+        if self._ending is None or (self._ending.done() and self._has_failed(self._ending)):
+            self._ending = asyncio.ensure_future(self._write_receipt(with_it))
+        return await asyncio.shield(self._ending)
+
+    @staticmethod
+    def _has_failed(ending: "asyncio.Future[Signed[Receipt]]") -> bool:
+        return ending.cancelled() or ending.exception() is not None
+
+    async def _write_receipt(self, with_it: Sequence[Kept]) -> Signed[Receipt]:
         sale, tokens = self.sale, self._chain.tokens
         record = Receipt(
             order=sale.order.digest,
@@ -251,7 +260,6 @@ class Delivering:
             AccountChanged(self.key, Released(sale.order.digest)),
             records=(*with_it, kept(receipt, sale.order.digest)),
         )
-        self._receipt = receipt
         return receipt
 
     def _finish_reason(self) -> Finish:
@@ -268,8 +276,6 @@ class Delivering:
 
     async def close(self) -> None:
         """Settle what is not settled: a buyer that hung up owes the input and what was sent."""
-        if self._receipt is not None:
-            return
         if not self._failed:
             await self._finish()
             return

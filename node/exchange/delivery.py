@@ -3,7 +3,7 @@
 from attrs import field, frozen
 
 from ledger import codec
-from ledger.commitments import CHECKPOINT_TOKENS, AnswerCommitment, prompt_commitment
+from ledger.commitments import CHECKPOINT_TOKENS, AnswerCommitment, answer_commitment, prompt_commitment
 from ledger.events import Observed
 from ledger.identity import Did
 from ledger.money import cost
@@ -93,6 +93,19 @@ class Delivery:
         if self.score is not None:
             return experience.scored(seller, self.terms.order.digest)
         return experience.delivered(seller, len(self.ids), self.first_token_ms, self.total_ms)
+
+
+@frozen
+class Claimed:
+    """What a seller claims for an order: its receipt, its last checkpoint, or both."""
+
+    receipt: Signed[Receipt] | None = None
+    checkpoint: Signed[Checkpoint] | None = None
+
+    @property
+    def whole(self) -> Signed[Receipt] | Signed[Checkpoint] | None:
+        """The one that counts: a receipt is for all that there is."""
+        return self.receipt or self.checkpoint
 
 
 class Incoming:
@@ -197,3 +210,45 @@ def misfit(terms: Terms, receipt: Signed[Receipt], tokens: int, commitment: byte
     )
     wrong = next((name for name, got, expected in facts if got != expected), None)
     return None if wrong is None else f"the receipt's {wrong} is not what was delivered"
+
+
+def sums_fit(terms: Terms, claim: Signed[Receipt] | Signed[Checkpoint]) -> bool:
+    """Whether a claim asks for what its tokens cost, where the tokens themselves were lost here."""
+    said, order = claim.record, terms.order.record
+    # A Score that was lost is worth nothing, and is not paid: its receipt says too much.
+    if claim.signer != terms.seller or said.order != terms.order.digest or order.work != "generate":
+        return False
+    if isinstance(said, Checkpoint):
+        return said.tokens <= order.max_tokens and said.cost == terms.output_cost(said.tokens)
+    sums = said.prompt_tokens == terms.prompt_tokens and said.cost == terms.full_cost(said.output_tokens)
+    return sums and said.output_tokens <= order.max_tokens
+
+
+def covered_late(terms: Terms, checkpoint: Signed[Checkpoint], ids: tuple[int, ...]) -> int:
+    """What is owed by a checkpoint that did not come with its tokens: its cost, if all of them came, and else nothing.
+
+    Those who may choose afterwards where it lies could ask for tokens that no checkpoint covered; so it lies after
+    every 64th.
+    """
+    tokens, order = checkpoint.record.tokens, terms.order.digest
+    if tokens > len(ids) or tokens % CHECKPOINT_TOKENS:
+        return 0
+    commitment = answer_commitment(terms.request.salt, order, ids[:tokens])
+    expected = Checkpoint(order, tokens, commitment, terms.output_cost(tokens))
+    return expected.cost if (checkpoint.signer, checkpoint.record) == (terms.seller, expected) else 0
+
+
+def late_objection(terms: Terms, receipt: Signed[Receipt], ids: tuple[int, ...], ended: bool) -> str | None:
+    """Why a receipt that did not come with its answer does not fit what came; None if it does.
+
+    `ended`: the ids end with an end-of-generation id or complete a stop string. Only a whole answer is owed with its
+    input: nobody can tell any more who ended another one.
+    """
+    if terms.order.record.work == "score":
+        return "the receipt came without its score"
+    commitment = answer_commitment(terms.request.salt, terms.order.digest, ids)
+    if (wrong := misfit(terms, receipt, len(ids), commitment)) is not None:
+        return wrong
+    finish = receipt.record.finish
+    fits = {"stop": ended, "length": len(ids) == terms.order.record.max_tokens and not ended}
+    return None if fits.get(finish, False) else f"the answer did not end by {finish!r}"

@@ -1,4 +1,4 @@
-"""What a counterparty lacks, found in the journal: acknowledged orders with all their records, and agreements.
+"""What a counterparty lacks, found in the journal: acknowledged orders with all their records, agreements, and claims.
 
 Theory of operation. Acknowledgements of one account name each other, so the last one that a party has says which ones
 it lacks: those after it, oldest first, each with the order, offer and receipt that it is about. A party that names none
@@ -7,6 +7,9 @@ what does not fit goes with the next one, since the party then names a later ack
 
 Peers may ask often, and make no account move by that: what was found of an account is known until it moves, and of each
 acknowledgement how it hangs together with the others, so that no signature is checked again and again.
+
+A payer that was cut off may never have seen what its payee has signed last. So whoever is owed more than is promised or
+disputed hands over its receipts and checkpoints of orders that are over and not answered.
 """
 
 import asyncio
@@ -42,6 +45,8 @@ _LATELY: Final = 400
 # More than one search sees: or each would find that the one before it has pushed out what it needs.
 _REMEMBERED: Final = 2 * _LOOK_BACK
 _ACCOUNTS: Final = 4_096
+# So many orders are claimed at a time.
+_CLAIMED: Final = MAX_HANDED // 2
 # Checking signatures takes a moment; after so many others have their turn.
 _AT_ONCE: Final = 16
 # Of one answer; the rest is for what stands around the records.
@@ -124,6 +129,8 @@ class Lacking:
                     break
         if account.key.rail == RAIL:
             await self._agreements(account, said, parcel)
+        if account.key.payee == self._book.me and account.forgivable:
+            await self._claims(account, parcel)
 
     async def _agreements(self, account: Account, said: Totals, parcel: Parcel) -> None:
         key, settled, netted = account.key, account.settled, account.netted
@@ -143,6 +150,17 @@ class Lacking:
                 lambda one: key in netting_keys(one) and one.total == netted,
             )
             parcel.add([(Netting.kind, raw) for raw in pair or ()])
+
+    async def _claims(self, account: Account, parcel: Parcel) -> None:
+        """The receipt and last checkpoint of each order of which the payer has not answered all, the newest first."""
+        unanswered = [(one.expires, order) for order, one in account.orders.items() if one.unanswered]
+        for _, order in sorted(unanswered, reverse=True)[:_CLAIMED]:
+            parcel.walked += 1
+            kept = await self._book.journal.records_of(order)
+            claims = [record for record in kept if record.kind == Checkpoint.kind][-1:]
+            claims += [record for record in kept if record.kind == Receipt.kind]
+            if not parcel.add([(record.kind, record.raw) for record in claims]):
+                return
 
     async def _after(self, account: Account, said: Totals, parcel: Parcel) -> list[_Link]:
         """Those after the one that the other party names, oldest first."""

@@ -30,7 +30,7 @@ from node.exchange import experience
 from node.exchange.auditor import Audit, Auditor
 from node.exchange.book import Book, kept
 from node.exchange.bought import load_bought
-from node.exchange.delivery import Delivery, Terms
+from node.exchange.delivery import Delivery, Terms, sums_fit
 from node.exchange.experience import Due
 from node.ports import Entropy
 from node.wire.messages import Refused, Unreachable
@@ -267,13 +267,43 @@ class Settler:
         self._latest[account.key.payee, account.key.unit] = acknowledgement.digest
         self._unsent.setdefault(terms.seller, []).append(acknowledgement)
 
+    async def answer(
+        self, terms: Terms, claim: Signed[Receipt] | Signed[Checkpoint], owed: int, objection: str | None
+    ) -> bool:
+        """Acknowledge, or dispute down to `owed`, what a seller claims for an order that is over; whether it was news.
+
+        Durable on return, sent soon after. What was granted before stays granted.
+        """
+        order, asked = terms.order.digest, claim.record.cost
+        async with self._promising.setdefault(terms.seller, asyncio.Lock()):
+            reservation = self._account_of(terms).orders.get(order)
+            if reservation is None or reservation.open or reservation.asked is not None:
+                return False
+            if not reservation.granted < asked <= reservation.amount:
+                return False
+            granted = max(owed, reservation.granted)
+            changes: list[Change] = [Acknowledged(order, granted)]
+            if objection is not None:
+                changes.append(Disputed(order, asked, granted))
+            await self._promise(terms, _Answer(claim.digest, granted, objection), changes, kept(claim, order))
+        self._hand_over(terms.seller)
+        return True
+
+    def pick_up(self, key: AccountKey, order: bytes) -> None:
+        """Settle, in the background, an order of which it became known after a restart what is due."""
+        self._start(self._recover_orders([(key, order)]))
+
+    def is_settling(self, order: bytes) -> bool:
+        """Whether an order is being settled just now."""
+        return order in self._settling
+
     async def give_way(self, dispute: Dispute, amount: int) -> None:
         """Acknowledge `amount` in all for a disputed order of ours. Durable on return, sent soon after.
 
         Raises AccountError, Unpayable.
         """
         key, order, seller = dispute.key, dispute.order, parse_did(dispute.key.payee)
-        async with self._locks.setdefault(seller, asyncio.Lock()):
+        async with self._locks.setdefault(seller, asyncio.Lock()), self._promising.setdefault(seller, asyncio.Lock()):
             last = await self._last_word(order)
             granted = Acknowledged(order, amount)
             after = apply(self._book.journal.books.account(key), granted)
@@ -385,7 +415,7 @@ class Settler:
         for key, order in orders:
             # Accounts may have been compared meanwhile, and the order's end found there.
             delivery = await self._left_behind(order) if self._is_open(key, order) else None
-            if delivery is not None:
+            if delivery is not None and self._is_open(key, order):
                 await self.settle(delivery)
             elif self._is_open(key, order) and self._is_over(key, order):
                 nothing.setdefault(key, set()).add(order)
@@ -425,13 +455,7 @@ class Settler:
             receipt = open_record(raw, Receipt) if raw is not None else None
         except (Refused, Unreachable, codec.Malformed):
             return None
-        if receipt is None or receipt.signer != terms.seller or receipt.record.order != terms.order.digest:
-            return None
-        said = receipt.record
-        sums = said.prompt_tokens == terms.prompt_tokens and said.cost == terms.full_cost(said.output_tokens)
-        # A Score that was lost is worth nothing, and is not paid: its receipt says too much.
-        fits = terms.order.record.work == "generate" and said.output_tokens <= terms.order.record.max_tokens
-        return receipt if sums and fits else None
+        return receipt if receipt is not None and sums_fit(terms, receipt) else None
 
     async def _latest_acknowledgements(self) -> list[tuple[Signed[Acknowledgement], Voucher]]:
         """The last one of each of the latest few orders, for each seller, oldest first; again it does no harm."""

@@ -4,6 +4,8 @@ Nothing is believed but signatures. An acknowledgement of ours that the journal 
 same; so is a receipt of ours, to which the payer's acknowledgement belongs. Settlements and nettings count with both
 signatures. What is known already changes nothing, and what proves nothing is passed over: a payer can sign any number
 of promises for orders that never were, so one that no order of ours bears out is kept only as it covers a debt.
+
+A payee's receipts and checkpoints that come with no acknowledgement are what it claims: they are answered.
 """
 
 import asyncio
@@ -13,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from itertools import pairwise
 from typing import Any, Final, TypeVar
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from ledger.account import AccountError, AccountKey
 from ledger.agreements import AgreementRefused, net, netting_keys, settle, settlement_key
@@ -47,6 +49,7 @@ from ledger.records import (
     open_record,
 )
 from node.exchange.book import REMEMBERED_S, Book, kept
+from node.exchange.delivery import Claimed
 from node.wire.messages import Handed, Refused
 
 # Checking a signature takes a fraction of a millisecond; after so many of them others have their turn.
@@ -67,6 +70,7 @@ class _Opened:
     offers: dict[bytes, Signed[Offer]] = field(factory=dict)
     claims: dict[bytes, Claim] = field(factory=dict)  # by order; a receipt before any checkpoint
     acknowledgements: list[Signed[Acknowledgement]] = field(factory=list)
+    claimed: dict[bytes, Claimed] = field(factory=dict)  # by order; as all that came for it
     settlements: list[Signed[Settlement]] = field(factory=list)
     nettings: list[Signed[Netting]] = field(factory=list)
 
@@ -79,8 +83,10 @@ class _Opened:
                 self.offers[signed.digest] = signed
             case Receipt(order=order):
                 self.claims[order] = signed
+                self.claimed[order] = evolve(self.claimed.get(order, Claimed()), receipt=signed)
             case Checkpoint(order=order):
                 self.claims.setdefault(order, signed)
+                self.claimed[order] = evolve(self.claimed.get(order, Claimed()), checkpoint=signed)
             case Acknowledgement():
                 self.acknowledgements.append(signed)
             case Settlement():
@@ -104,6 +110,8 @@ class Taking:
         self._promised = promised
         # Takes a buyer's acknowledgement, if this node sells; it raises Refused.
         self.paid: Callable[[bytes], Awaitable[None]] | None = None
+        # Answers what a payee claims for an order, if this node buys; whether that was news.
+        self.claimed: Callable[[Did, bytes, Claimed], Awaitable[bool]] | None = None
 
     async def take(self, peer: Did, handed: Handed, said_earned: Mapping[AccountKey, int]) -> int:
         """Take what a peer hands back; how many of them were news.
@@ -127,7 +135,13 @@ class Taking:
         if worthless:
             # One line, however many there are: a peer must not fill the log either.
             _log.warning("%s handed back %d records that count for nothing: %s", peer, len(worthless), worthless[0])
-        return news + await self._agreements(peer, opened)
+        return news + await self._agreements(peer, opened) + await self._claims(peer, opened)
+
+    async def _claims(self, peer: Did, opened: _Opened) -> int:
+        acknowledged = {one.record.order for one in opened.acknowledgements}
+        if self.claimed is None:
+            return 0
+        return sum([await self.claimed(peer, *one) for one in opened.claimed.items() if one[0] not in acknowledged])
 
     async def _as_payer(self, peer: Did, proof: Proof) -> int:
         key = account_of(opened_voucher(proof.acknowledgement))

@@ -34,7 +34,6 @@ _QUICKLY_S: Final = 0.5
 _REACHED_S: Final = 3.0
 _TRIES: Final = 3
 _ALL: Final = 100_000
-_EARNING: Final = ("checkpoint Earned", "receipt Earned")
 
 Books = Mapping[str, Mapping[str, int]]
 
@@ -46,11 +45,6 @@ class Point:
     node: str
     name: str
     nth: int
-
-    @property
-    def before_sending(self) -> bool:
-        """Whether the seller has written down what it earned, and its buyer has not heard of it."""
-        return self.node == "seller" and self.name.startswith(_EARNING) and self.name.endswith("after the commit")
 
     def __str__(self) -> str:
         return f"{self.node}, {self.name}" + (f" ({self.nth})" if self.nth > 1 else "")
@@ -198,7 +192,6 @@ class Pair:
     def __init__(self, folder: Path, server: Path, place: Place | None = None, terms: Terms = PAID_IN_THE_END) -> None:
         """`place` is that of both ledgers, by default the files in their homes."""
         self._clock, self._moved, self._http = folder / "clock", 0, aiohttp.ClientSession()
-        self._unsent, self._may_be_unsent = 0, 0
         write_clock(self._clock, 0)
         self.buyer = CrashingNode("buyer", folder, place, server, self._clock)
         self.seller = CrashingNode("seller", folder, place, server, self._clock)
@@ -303,25 +296,12 @@ class Pair:
         return all([(await node.do("idle"))["idle"] for node in self.nodes.values()])
 
     def _say_the_same(self, mine: Books, theirs: Books) -> bool:
-        """Whether nothing is open, and both books are the same but for what the seller died with on its tongue."""
-        unsent = theirs["bought"]["owed"] - mine["bought"]["owed"]
-        if not self._unsent <= unsent <= self._unsent + self._may_be_unsent:
-            return False
-        meant = {way: dict(books) for way, books in theirs.items()}
-        for name in ("earned", "owed"):
-            meant["bought"][name] -= unsent
-        return mine == meant and not any(way["open"] for way in mine.values())
+        """Whether nothing is open, and both books are the same."""
+        return mine == theirs and not any(way["open"] for way in mine.values())
 
-    async def recover(self, point: Point | None = None) -> Books:
-        """Start who was killed at `point`, let orders that nobody answered expire, and let both agree."""
-        self._may_be_unsent = COST if point is not None and point.before_sending else 0
+    async def recover(self) -> Books:
+        """Start who was killed, let orders that nobody answered expire, and let both agree."""
         await self.start()
-        books = await self._recovered()
-        theirs = (await self.books())[1]
-        self._unsent, self._may_be_unsent = theirs["bought"]["owed"] - books["bought"]["owed"], 0
-        return books
-
-    async def _recovered(self) -> Books:
         with contextlib.suppress(Differ):
             return await self.agree(_QUICKLY_S)
         self.move_clock(EXPIRY_S)
@@ -440,7 +420,7 @@ async def finish(pair: Pair, stage: Stage, point: Point, before: Books) -> None:
         if stage.is_done(before, (await pair.books())[0]):
             break
         await stage.run(pair, before)
-    now = await pair.recover(point)
+    now = await pair.recover()
     assert stage.is_right(before, now), f"{stage.name}, {point}: {before} became {now}"
 
 

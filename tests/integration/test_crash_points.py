@@ -1,8 +1,4 @@
-"""Nodes are killed at every point of a trade, one point after another; afterwards nothing is missing or doubled.
-
-What a seller had written down as earned and died with before it sent it, its buyer never saw and does not owe: that
-much, and nothing else, the seller's books may ask for beyond the buyer's (`Point.before_sending`).
-"""
+"""Nodes are killed at every point of a trade, one point after another; afterwards both books say the same."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -40,19 +36,16 @@ async def test_a_node_that_is_killed_at_any_point_of_a_trade_loses_and_doubles_n
 async def test_a_node_that_is_killed_while_an_answer_is_paid_on_the_way_pays_and_is_paid_once(
     tmp_path: Path, forking: Path
 ) -> None:
-    # What was not sent would fill the narrow window, kill by kill.
-    await kill_everywhere(Pair(tmp_path, forking, None, PAID_ON_THE_WAY), STAGES[:1], "sqlite", unsent=False)
+    await kill_everywhere(Pair(tmp_path, forking, None, PAID_ON_THE_WAY), STAGES[:1], "sqlite")
 
 
-async def kill_everywhere(pair: Pair, stages: Sequence[Stage], database: str, unsent: bool = True) -> None:
-    """Kill either node at each point of each stage, and check both ledgers; `unsent`: also just before it sends."""
+async def kill_everywhere(pair: Pair, stages: Sequence[Stage], database: str) -> None:
+    """Kill either node at each point of each stage, and check both ledgers."""
     missed: list[Point] = []
     killed: Counter[str] = Counter()
     async with pair:
         for stage in stages:
             for point in await points_of(pair, stage):
-                if not unsent and point.before_sending:
-                    continue
                 for _ in range(_TRIES):
                     if await crash(pair, stage, point):
                         killed[stage.name] += 1

@@ -11,6 +11,7 @@ from attrs import evolve
 from ledger import codec
 from ledger.commitments import SALT_BYTES
 from ledger.identity import Identity
+from ledger.journal import Entry, MemoryJournal
 from ledger.records import CLOCK_SKEW_S, Order, Receipt, open_record, sign
 from node.engine.port import Job
 from node.exchange.stands import OFFER_LIFETIME_S
@@ -351,6 +352,42 @@ async def test_a_receipt_can_be_fetched_again_by_the_orders_digest(store: Store,
     assert raw == frames[-1].raw
     assert open_record(frames[-1].raw, Receipt).record.order == draft.order.digest
     assert await store.seller.receipt(bytes(32)) is None
+
+
+class SlowToTell(MemoryJournal):
+    """Has written a receipt, and lets whoever waits for that wait."""
+
+    def __init__(self, chain_id: str) -> None:
+        super().__init__(chain_id)
+        self.written, self.may_tell = asyncio.Event(), asyncio.Event()
+
+    async def append(self, *events: Any, **rest: Any) -> Entry:
+        entry = await super().append(*events, **rest)
+        if any(record.kind == Receipt.kind for record in rest["records"]):
+            self.written.set()
+            await self.may_tell.wait()
+        return entry
+
+
+async def test_a_buyer_that_hangs_up_while_its_receipt_is_written_gets_one_receipt(
+    tokenizer: Tokenizer, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = SlowToTell(Identity((1).to_bytes(32, "little")).did)
+    store = await Store.open(tokenizer, clock, journal=journal)
+    draft = draft_order(BUYER, await store.offer(), clock)
+    answered = asyncio.create_task(frames_of(store.seller, draft))
+    await journal.written.wait()
+
+    answered.cancel()
+    await asyncio.sleep(0.01)
+    journal.may_tell.set()
+    with pytest.raises(asyncio.CancelledError):
+        await answered
+
+    assert (store.owed_by(BUYER.did).owed, store.owed_by(BUYER.did).reserved) == (price_of(5, 10), 0)
+    kinds = [record.kind for record in await journal.records_of(draft.order.digest)]
+    assert kinds.count(Receipt.kind) == 1
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize(("buyer", "unit", "code"), [("me", "uusd", "malformed"), (BUYER.did, "eur", "credit")])
