@@ -153,7 +153,7 @@ async def test_a_killed_buyer_pays_what_it_received_when_it_is_back(network: Net
     await sellers_are_known(buyer)
     async with client_of(buyer) as client:
         chunks = chunks_of(client)
-        await read(chunks, 10)
+        await read(chunks, 2)
         await kill(buyer)
         await chunks.aclose()  # type: ignore[attr-defined]
 
