@@ -85,6 +85,7 @@ _FIGURES: Final = (
     "reserved",
     "disputed",
     "unpaid",
+    "unsettled",
     "available",
 )
 

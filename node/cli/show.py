@@ -87,7 +87,7 @@ def status(body: Body) -> None:
         typer.echo(f"Not measured on this machine: {', '.join(selling['not_measured'])}")
     today = body["today"]
     earned, paid = (", ".join(today[name]) or "nothing" for name in ("earned", "paid"))
-    typer.echo(f"Since midnight UTC it has earned {earned} and paid {paid}.")
+    typer.echo(f"Since midnight UTC it has earned {earned} and promised to pay {paid}.")
     _running(body)
 
 
@@ -195,10 +195,10 @@ def audit(body: Body) -> None:
 def accounts(body: Body) -> None:
     """Every balance."""
     rows = [
-        (short(a["peer"]), a["direction"], a["earned"], a["authorized"], a["unpaid"], a["available"], a["limit"])
+        (short(a["peer"]), a["direction"], a["earned"], a["authorized"], a["unpaid"], a["unsettled"], a["available"])
         for a in body["accounts"]
     ]
-    columns = ("peer", "direction", "earned", "authorized", "unpaid", "available", "credit limit")
+    columns = ("peer", "direction", "earned", "promised", "without a promise", "to settle", "available")
     print_table("Accounts", columns, rows, "Nobody owes anything.")
     _effects(body["effects"])
     if body["chain"] == "intact":

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,6 +87,8 @@ class Tour:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _go(self, folder: Path) -> dict[str, Any]:
+        # However it is ended, the nodes end with it.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         self._say.opening(self._honest_only)
         weights = self._weights(folder)
         with contextlib.ExitStack() as nodes:

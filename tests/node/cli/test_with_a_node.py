@@ -105,7 +105,7 @@ def test_a_restricted_question_stays_here_and_says_so(idlemesh: Idlemesh, nodes:
 
 
 def test_the_status_tells_what_was_earned_and_paid_today(idlemesh: Idlemesh, nodes: Nodes) -> None:
-    assert "Since midnight UTC it has earned nothing and paid " in idlemesh("status", *home(nodes)).out
+    assert "Since midnight UTC it has earned nothing and promised to pay " in idlemesh("status", *home(nodes)).out
     assert idlemesh("status", *home(nodes), "--json").json()["today"]["earned"] == []
 
 
