@@ -7,14 +7,13 @@ retention, sandbox) is the seller's word.
 """
 
 from ledger.records import Fingerprint, Sampling
-from verify.calibration import TEMPERATURES, Calibration
+from verify.calibration import COMPARED, TEMPERATURES, Calibration
 from verify.cutoffs import MILLION
 from verify.sampler import SAMPLER
 from verify.steering import Steering
 
 # The build of a server of which its owner does not say what it is.
 UNDECLARED = "openai-compatible"
-_COMPARED = ("build", "backend", "kv", "sampler")
 # Characters of a reason: the auditor puts some before it, and the reason of a Verdict has 256.
 _LONGEST = 230
 
@@ -53,7 +52,7 @@ def _uncalibrated(seller: Fingerprint, checker: Fingerprint) -> str:
             "nobody calibrated the seller's server against this engine; `idlemesh calibrate MODEL --remote NAME` does, "
             f"for a server = {_quoted(seller.build)}"
         )
-    pairs = {name: (getattr(seller, name), getattr(checker, name)) for name in _COMPARED}
+    pairs = {name: (getattr(seller, name), getattr(checker, name)) for name in COMPARED}
     different = ", ".join(
         f"{name} {_quoted(theirs)} not {_quoted(ours)}" for name, (theirs, ours) in pairs.items() if theirs != ours
     )

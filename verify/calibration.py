@@ -52,6 +52,7 @@ TEMPERATURES: Final = (0, 700_000, 1_000_000, 1_500_000)  # millionths
 LEAST_TOKENS: Final = 500  # of each stratum: fewer bound nothing
 
 FORMAT: Final = "idlemesh calibration 1"
+COMPARED: Final = ("build", "backend", "kv", "sampler")  # what tells one engine's fingerprint from another's
 MAX_BYTES: Final = 1_048_576
 MAX_PAIRS: Final = 64
 # Where more of the honest tokens than this share are off by more than so many logits, models differ.
@@ -281,8 +282,8 @@ def encode(calibrations: Iterable[Calibration]) -> bytes:
         "edges": list(EDGES),
         "pairs": [
             {
-                "seller": _engine(one.seller),
-                "checker": _engine(one.checker),
+                "seller": engine_words(one.seller),
+                "checker": engine_words(one.checker),
                 "strata": [
                     {
                         "temperature": stratum.temperature,
@@ -341,7 +342,7 @@ def _fields(body: object, *names: str) -> Sequence[Any]:
 
 
 def _fingerprint(body: object) -> Fingerprint:
-    words = _fields(body, "build", "backend", "kv", "sampler")
+    words = _fields(body, *COMPARED)
     if not all(isinstance(word, str) for word in words):
         raise BadCalibration("an engine's fields must be text")
     try:
@@ -350,8 +351,9 @@ def _fingerprint(body: object) -> Fingerprint:
         raise BadCalibration(f"an engine's {error}") from None
 
 
-def _engine(fingerprint: Fingerprint) -> dict[str, str]:
-    return {name: getattr(fingerprint, name) for name in ("build", "backend", "kv", "sampler")}
+def engine_words(fingerprint: Fingerprint) -> dict[str, str]:
+    """What tells an engine from others, by name, as files hold it."""
+    return {name: getattr(fingerprint, name) for name in COMPARED}
 
 
 def _hexadecimal(text: object) -> bytes:

@@ -11,11 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from attrs import Attribute, asdict, astuple, frozen
+from attrs import astuple, frozen
 
 from ledger.records import Fingerprint
 from node.engine.calibration import ANSWER_TOKENS, KV_TYPES, SAMPLINGS, Answered
 from node.engine.port import Job
+from verify.calibration import engine_words
 
 FORMAT: Final = "idlemesh honest answers 1"
 MAX_ANSWERS: Final = 1_000_000
@@ -33,10 +34,6 @@ class BadRecording(ValueError):
         self.why = why
 
 
-def _is_compared(attribute: "Attribute[Any]", _: object) -> bool:
-    return attribute.eq is True
-
-
 class Recorder:
     """Writes a recording; it is there, whole up to its last round, once it is closed."""
 
@@ -45,9 +42,7 @@ class Recorder:
         self._path, self._partial = path, path.with_name(f"{path.name}.partial")
         self._sellers = list(sellers)
         self._file = self._partial.open("w")
-        self._line(
-            {"format": FORMAT, "model": model.hex(), "sellers": [asdict(one, filter=_is_compared) for one in sellers]}
-        )
+        self._line({"format": FORMAT, "model": model.hex(), "sellers": [engine_words(one) for one in sellers]})
 
     def __enter__(self) -> Self:
         return self
