@@ -40,6 +40,11 @@ async def collateral(account: Account) -> Sight | None:
     return None
 
 
+async def fee(kind: Kind, accounts: int) -> int | None:
+    """What does not move costs nothing."""
+    return 0
+
+
 async def perform(effect: Effect) -> Answer:
     """Nothing moves here."""
     return _NOTHING_MOVES

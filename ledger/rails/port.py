@@ -125,7 +125,7 @@ class Answer:
 class Rail(Protocol):
     """One way to pay: a module or object with these.
 
-    The three that talk to a network may take any time and raise anything: whoever asks them bounds the wait, and
+    The four that talk to a network may take any time and raise anything: whoever asks them bounds the wait, and
     cancels them when it is over.
     """
 
@@ -148,6 +148,12 @@ class Rail(Protocol):
 
     async def collateral(self, account: Account) -> Sight | None:
         """What collateral stands behind an account, asked of the network; None: there is none on this rail."""
+
+    async def fee(self, kind: Kind, accounts: int) -> int | None:
+        """What it costs now, in all and in the rail's unit, to move so many accounts by effects of one kind at once.
+
+        An estimate, rounded up; 0: nothing. None: cannot be told now, and what is not urgent waits.
+        """
 
     async def perform(self, effect: Effect) -> Answer:
         """Carry an effect out, once for each key; of one that was carried out before, say so again."""

@@ -163,11 +163,16 @@ class ScriptedRail:
         performing: Iterable[Performing] = (),
         telling: Iterable[Telling] = (),
         effects: Iterable[Kind] = get_args(Kind),
+        fees: tuple[int, int] | None = (0, 0),
     ) -> None:
-        """`stall` is what a request without an answer waits for."""
+        """`stall` is what a request without an answer waits for.
+
+        `fees` are what moving costs, in the unit of its accounts: once, and for each account; None: it cannot tell.
+        """
         self.bank = bank
         self.name = name
         self.effects = frozenset(effects)
+        self.fees = fees
         self.performing: deque[Performing] = deque(performing)
         self.telling: deque[Telling] = deque(telling)
         self.asked: list[tuple[str, bytes]] = []  # "perform" or "fate", and the key
@@ -190,6 +195,10 @@ class ScriptedRail:
         """What the bank holds."""
         purse = self.bank.purse(account.key)
         return Sight(purse.funded, purse.withdrawn, purse.sequence, purse.leaving) if purse.sequence else None
+
+    async def fee(self, kind: Kind, accounts: int) -> int | None:
+        """What it was told that moving costs."""
+        return None if self.fees is None else self.fees[0] + accounts * self.fees[1]
 
     async def perform(self, effect: Effect) -> Answer:
         """As the script says. Raises ConnectionError where the line breaks, and what `stall` raises."""
