@@ -9,9 +9,6 @@ from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
@@ -19,13 +16,15 @@ from pydantic import (
 )
 
 from ledger.database import Place, check_place
-from ledger.identity import Did, parse_did
-from ledger.money import Amount, Price, parse_amount, parse_price
+from ledger.identity import Did
+from ledger.money import Amount, Price
 from ledger.records import Privacy
 from node.exchange.seller import PATIENCE_S
 from node.market.candidates import Hardware, Limits, Remote, Route, Weights
 from node.market.idle import IdleRule, Window, parse_schedule
 from node.models.weights import KvType
+from node.settings import MAX_URL, AmountText, DidText, PriceText, Section, Share, read_with
+from node.stablecoin_settings import AddressText, Bytes32Text, DollarText, PaidSettings, StablecoinSettings
 from node.wire.client import LEAST_PATIENCE_S
 from verify.attestation import UNDECLARED
 
@@ -35,7 +34,6 @@ MAX_CONFIG: Final = 2**20
 DEMO_MODEL: Final = Path(__file__).parent / "models" / "demo" / "demo-Q8_0.gguf"
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _PEER_URL: Final = re.compile(r"https?://[^\s@/]+/?")
-_MAX_URL: Final = 256
 _MEMORY: Final = re.compile(r"(\d{1,9}(?:\.\d{1,3})?) ?([KMGT]i?B)", re.IGNORECASE)
 _MEMORY_UNITS: Final = {
     f"{letter}{binary}b": (1024 if binary else 1000) ** power
@@ -51,20 +49,6 @@ class BadConfig(ValueError):
     """Settings that cannot be used; the message names file, field and what to write."""
 
 
-def _with(parse: Callable[[str], Any], kind: type = str) -> BeforeValidator:
-    """Read what people write; also a number, so that the parser can say what it lacks."""
-    return BeforeValidator(lambda value: value if isinstance(value, kind) and kind is not str else parse(str(value)))
-
-
-_AmountText = Annotated[Amount, _with(parse_amount, Amount)]
-_PriceText = Annotated[Price, _with(parse_price, Price)]
-_DidText = Annotated[str, _with(parse_did)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-
-
 def _parse_memory(text: str) -> int:
     """Read bytes as people write them: 12GiB, 900MB."""
     found = _MEMORY.fullmatch(text.strip())
@@ -74,13 +58,13 @@ def _parse_memory(text: str) -> int:
 
 
 _Context = Annotated[int, Field(ge=64, le=2**20)]
-_MemoryText = Annotated[int, _with(_parse_memory), Field(ge=2**20, le=2**50)]
+_MemoryText = Annotated[int, read_with(_parse_memory), Field(ge=2**20, le=2**50)]
 
 
 _Jurisdiction = Annotated[str, Field(pattern=r"^[A-Z]{2,3}$")]  # a country as ISO 3166 has it, or EU
 
 
-class NodeSettings(_Section):
+class NodeSettings(Section):
     """Where the node listens, and how it runs its models; what is None follows from the machine."""
 
     host: str = "127.0.0.1"
@@ -107,7 +91,7 @@ def _ledger_url(url: SecretStr) -> SecretStr:
     return url
 
 
-class LedgerSettings(_Section):
+class LedgerSettings(Section):
     """Where the ledger is. A database of PostgreSQL may be shared by several nodes; its URL may hold a password."""
 
     url: Annotated[SecretStr, AfterValidator(_ledger_url)] | None = None  # None: a file in the home folder
@@ -117,17 +101,17 @@ class LedgerSettings(_Section):
         return file if self.url is None else self.url.get_secret_value()
 
 
-class ModelSettings(_Section):
+class ModelSettings(Section):
     """One model: its file, what it is called here, and how it is sold."""
 
     path: Annotated[Path, AfterValidator(Path.expanduser)]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/+-]{0,63}$")] | None = None  # None: the file's
-    price: _PriceText | None = None  # None: that of all models
+    price: PriceText | None = None  # None: that of all models
     sell: bool = True
     context: _Context | None = None  # None: that of all models
 
 
-class ApiSettings(_Section):
+class ApiSettings(Section):
     """What requests get that do not say."""
 
     privacy: Privacy = "internal"
@@ -135,28 +119,28 @@ class ApiSettings(_Section):
     max_tokens: Annotated[int, Field(ge=1, le=2**20)] = 512
 
 
-class SellSettings(_Section):
+class SellSettings(Section):
     """What is sold: the price of a million tokens, and the trust in buyers. Without a price nothing is sold."""
 
-    price: _PriceText | None = None
-    open_credit: _AmountText | None = None  # None: enough for a demo, in the price's unit
-    window: _AmountText | None = None  # None: a fifth of the open credit
-    exposure: _AmountText | None = None  # None: five windows
+    price: PriceText | None = None
+    open_credit: AmountText | None = None  # None: enough for a demo, in the price's unit
+    window: AmountText | None = None  # None: a fifth of the open credit
+    exposure: AmountText | None = None  # None: five windows
     patience: Annotated[float, Field(ge=LEAST_PATIENCE_S, le=600)] = PATIENCE_S  # seconds without pay, in mid-answer
+    bond: Bytes32Text | None = None  # a stake of this node's, by its id on the chain; offers name it
 
 
-_Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 
 
-class IdleSettings(_Section):
+class IdleSettings(Section):
     """When sold work may start: see `market.idle.IdleRule`. `schedule` as "mon-fri 18:00-08:00, sat-sun"."""
 
     enabled: bool = True
-    max_cpu: _Share = IdleRule().max_cpu
-    max_gpu: _Share = IdleRule().max_gpu
+    max_cpu: Share = IdleRule().max_cpu
+    max_gpu: Share = IdleRule().max_gpu
     on_battery: bool = IdleRule().on_battery
-    schedule: Annotated[tuple[Window, ...], _with(parse_schedule, tuple)] = ()
+    schedule: Annotated[tuple[Window, ...], read_with(parse_schedule, tuple)] = ()
     calm: _Seconds = IdleRule().calm_s
     grace: _Seconds = IdleRule().grace_s
 
@@ -170,7 +154,7 @@ class IdleSettings(_Section):
 _Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class WeightSettings(_Section):
+class WeightSettings(Section):
     """How much each part of a candidate's score counts; see `market.candidates.Weights`."""
 
     quality: _Weight = Weights().quality
@@ -181,15 +165,16 @@ class WeightSettings(_Section):
     reputation: _Weight = Weights().reputation
 
 
-class BuySettings(_Section):
+class BuySettings(Section):
     """Hard limits on buying, and the weights of the choice."""
 
-    max_input_price: _AmountText | None = None
-    max_output_price: _AmountText | None = None
-    max_order_cost: _AmountText | None = None
-    max_per_day: _AmountText | None = None
+    max_input_price: AmountText | None = None
+    max_output_price: AmountText | None = None
+    max_order_cost: AmountText | None = None
+    max_per_day: AmountText | None = None
     min_reputation: Annotated[float, Field(ge=0, le=1)] = 0.0
-    allowed_peers: tuple[_DidText, ...] | None = None
+    allowed_peers: tuple[DidText, ...] | None = None
+    arbiters: tuple[AddressText, ...] = ()  # trusted to judge sellers' bonds; other parts of a bond count for nothing
     busy_wait: Annotated[float, Field(ge=0, le=600)] = 2.0  # seconds
     patience: Annotated[float, Field(gt=0, le=600)] = 60.0  # seconds without a token
     weighing: WeightSettings = Field(default=WeightSettings(), alias="weights")
@@ -212,15 +197,15 @@ class BuySettings(_Section):
         )
 
 
-class AuditSettings(_Section):
+class AuditSettings(Section):
     """How often bought answers are checked, and what the help of other sellers in it may cost."""
 
     rate: Annotated[float, Field(ge=0, le=1)] = 0.05
     first: Annotated[int, Field(ge=0, le=1_000_000)] = 8
-    max_per_day: _AmountText | None = None  # None: a cent, or ten satoshis
+    max_per_day: AmountText | None = None  # None: a cent, or ten satoshis
 
 
-class RetentionSettings(_Section):
+class RetentionSettings(Section):
     """For how many days something is kept; what it proves stays in the journal's chain, as a digest."""
 
     # Prompts and answers of bought orders, encrypted, for audits: without them nothing can be audited any more.
@@ -235,27 +220,27 @@ class RetentionSettings(_Section):
 
 def _peer_url(url: str) -> str:
     """An address without path, user or password."""
-    if len(url) > _MAX_URL or not _PEER_URL.fullmatch(url):
+    if len(url) > MAX_URL or not _PEER_URL.fullmatch(url):
         raise ValueError("write where the peer listens and nothing after it, as http://192.168.1.20:8080")
     return url
 
 
-class PeerSettings(_Section):
+class PeerSettings(Section):
     """A named peer: its identity, and where it can be reached now."""
 
-    did: _DidText
+    did: DidText
     url: Annotated[str, AfterValidator(_peer_url)]
 
 
-class RemoteSettings(_Section):
+class RemoteSettings(Section):
     """An OpenAI-compatible server: where it is, what it is, and what the owner says of it."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/+-]{0,63}$")]
-    url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$", max_length=_MAX_URL)]  # as OpenAI's base_url: with /v1
+    url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$", max_length=MAX_URL)]  # as OpenAI's base_url: with /v1
     model: Annotated[str, Field(min_length=1, max_length=256)]  # as the server calls it
     key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")] | None = None
     key_file: Annotated[Path, AfterValidator(Path.expanduser)] | None = None
-    price: _PriceText = Price(0, 0, "uusd")  # what it costs the owner, for a million tokens
+    price: PriceText = Price(0, 0, "uusd")  # what it costs the owner, for a million tokens
     hardware: Hardware = "cloud"
     jurisdiction: _Jurisdiction | None = None
     retention: Literal["none"] | Annotated[int, Field(ge=1, le=36_500)] | None = None  # days; None: not known
@@ -267,6 +252,9 @@ class RemoteSettings(_Section):
     slots: Annotated[int, Field(ge=1, le=256)] = 4
     quality: Annotated[float, Field(ge=0, le=1)] = 0.5  # where no file of the model tells it
     sell: bool = False
+    pay: Literal["x402"] | None = None  # how each request is paid; None: the owner has an account there
+    max_payment: DollarText | None = None  # for one request; None: what its tokens may cost by `price`
+    max_per_day: DollarText | None = None
 
     @property
     def said_retention(self) -> str | None:
@@ -288,12 +276,18 @@ class RemoteSettings(_Section):
             raise ValueError("the key would travel for all to read: use https")
         if self.server == UNDECLARED:
             raise ValueError("say which server it is, as in server = 'llama-server b9960 f16', or nothing")
+        if self.pay is None and (self.max_payment is not None or self.max_per_day is not None):
+            raise ValueError(
+                'max_payment and max_per_day bound what is paid for requests: write pay = "x402" with them'
+            )
+        if self.pay is not None and self.price.unit != "uusd":
+            raise ValueError("x402 is paid in dollars: write the price in usd")
         if self.sell and self.tokenizer is None:
             raise ValueError("what is sold is counted and named by the model's own file: name it as tokenizer")
         return self
 
 
-class Config(_Section):
+class Config(Section):
     """All settings."""
 
     node: NodeSettings = NodeSettings()
@@ -307,6 +301,8 @@ class Config(_Section):
     retention: RetentionSettings = RetentionSettings()
     peers: tuple[PeerSettings, ...] = ()
     remotes: tuple[RemoteSettings, ...] = ()
+    stablecoin: StablecoinSettings | None = None
+    paid: PaidSettings | None = None
     catalogue: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default_factory=dict)
 
     @property
@@ -357,6 +353,20 @@ class Config(_Section):
                 sold.input < remote.price.input or sold.output < remote.price.output
             ):
                 raise ValueError(f"the remote {remote.name} costs more than it would be sold for")
+        return self
+
+    @model_validator(mode="after")
+    def _chain_for_what_needs_it(self) -> Self:
+        paying = [f"the remote {remote.name} is paid by x402" for remote in self.remotes if remote.pay == "x402"]
+        needing = [*paying, *(["[paid] takes x402's payments"] if self.paid is not None else [])]
+        if needing and self.stablecoin is None:
+            raise ValueError(f"{needing[0]}, and there is no wallet: write a section [stablecoin]")
+        if self.paid is not None:
+            price = self.paid.price or self.sell.price
+            if price is None:
+                raise ValueError("[paid] sells, and there is no price: write it there, or in [sell]")
+            if price.unit != "uusd":
+                raise ValueError("x402 is paid in dollars: write a price in usd in [paid]")
         return self
 
     @model_validator(mode="after")

@@ -445,3 +445,52 @@ def test_settings_do_not_change_once_read() -> None:
 )
 def test_the_default_credit_is_a_cent_or_ten_satoshis(price: Price, credit: Amount) -> None:
     assert default_credit(price) == credit
+
+
+CHAIN = """
+[stablecoin]
+network = "base-sepolia"
+rpc = ["https://rpc.example/v2/secret-key"]
+keystore = "~/keys/wallet.json"
+passphrase_file = "~/keys/passphrase"
+ether = "2500usd"
+max_gas_price = 5
+max_fee_share = 0.01
+claim_at = "2usd"
+claim_after = 3600
+confirmations = 3
+withdraw_delay = 900
+min_deposit = "0.5usd"
+deposit = "1usd"
+top_up_below = "0.2usd"
+"""
+
+
+def test_money_on_a_chain_is_off_until_its_section_is_written(write: Write) -> None:
+    assert load_config(None, {}).stablecoin is None
+    chain = load_config(write(CHAIN), {}).stablecoin
+    assert chain is not None
+    assert (chain.ether, chain.claim_at) == (Amount(2_500_000_000, "uusd"), Amount(2_000_000, "uusd"))
+    assert chain.keystore == Path("~/keys/wallet.json").expanduser()
+    assert "secret-key" not in repr(chain)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[stablecoin]\nrpc = ['ftp://secret.example']", "JSON-RPC endpoint"),
+        ("[stablecoin]\ndeposit = '12sat'", "counts in usd"),
+        ("[stablecoin]\nwithdraw_delay = 60", "withdraw_delay"),
+        ("[stablecoin]\nsigner = ['sign']\nkeystore = 'k.json'", "name one of the two"),
+        ("[stablecoin]\ntop_up_below = '1usd'", "raise deposit"),
+        ("[paid]\nprice = '1usd:1usd'", r"write a section \[stablecoin\]"),
+        ("[stablecoin]\n[paid]", "there is no price"),
+        ("[stablecoin]\n[paid]\nprice = '1sat:1sat'", "paid in dollars"),
+        (REMOTE + 'pay = "x402"', "the remote cloud is paid by x402, and there is no wallet"),
+        (REMOTE + "max_per_day = '1usd'", 'write pay = "x402"'),
+    ],
+)
+def test_settings_of_money_on_a_chain_that_make_no_sense_say_what_to_write(write: Write, text: str, why: str) -> None:
+    with pytest.raises(BadConfig, match=why) as error:
+        load_config(write(text), {})
+    assert "secret" not in str(error.value)
