@@ -1,4 +1,4 @@
-"""What all tests share: a server of PostgreSQL, started when the first of them asks for it."""
+"""What tests share: a server of PostgreSQL and a chain, each started when the first of them asks for it."""
 
 import asyncio
 from collections.abc import Iterator
@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ledger.database import upgrade_tables
+from tests import chain as chains
 from tests.postgres import NotInstalled, Server, running
+from tools.contracts import NotAvailable
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +38,20 @@ def bare_postgres_url(postgres: Server) -> Iterator[str]:
     """A database without tables."""
     with postgres.database() as name:
         yield postgres.url(name)
+
+
+@pytest.fixture(scope="session")
+def whole_chain() -> Iterator[chains.Anvil]:
+    """An anvil with the contracts and a dollar on it."""
+    try:
+        with chains.running() as chain:
+            yield chain
+    except NotAvailable as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture
+def chain(whole_chain: chains.Anvil) -> Iterator[chains.Anvil]:
+    """The same, as it was when the tests began; what a test does to it is undone."""
+    with whole_chain.restored():
+        yield whole_chain

@@ -18,6 +18,7 @@ from typing import Final
 from tools.commands import SetUpError, alone, watched
 
 NAMES: Final = ("PaymentChannels", "Bonds", "ApproveCollector", "ERC3009Collector")
+FOR_TESTS: Final = {"Dollar": "Tokens", "Multicall": "Multicall"}  # what tests on a chain deploy besides, by source
 RELEASE: Final = "release"  # the profile of foundry.toml that makes what is kept
 
 
@@ -31,6 +32,7 @@ class Contracts:
     def __init__(self, root: Path) -> None:
         self.folder = root / "contracts"
         self.abi = self.folder / "abi"
+        self.abi_of_tests = self.folder / "test" / "abi"
         self.build = root / "build" / "contracts"
         self.programs = self.folder / "node_modules" / ".bin"
 
@@ -59,6 +61,11 @@ class Contracts:
         """Forge: npm's for this platform, or else the machine's own."""
         return shutil.which("forge", path=self.programs) or shutil.which("forge")
 
+    @property
+    def anvil(self) -> str | None:
+        """A chain of one's own, by the same rule."""
+        return shutil.which("anvil", path=self.programs) or shutil.which("anvil")
+
     def forge(
         self, *arguments: str, profile: str = "default", committed: bool = False, more: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
@@ -75,10 +82,19 @@ class Contracts:
         done = self.forge("build", profile=RELEASE)
         if done.returncode:
             raise SetUpError(f"The contracts do not compile.\n{done.stdout}{done.stderr}")
-        return {name: self.kept(name) for name in NAMES}
+        return {name: self.kept(self.build / RELEASE / f"{name}.sol" / f"{name}.json") for name in NAMES}
 
-    def kept(self, name: str) -> str:
-        made = json.loads((self.build / RELEASE / f"{name}.sol" / f"{name}.json").read_text(encoding="utf-8"))
+    def compiled_for_tests(self) -> dict[str, str]:
+        """The same of the contracts that tests alone deploy; their files are in `test/abi/`."""
+        done = self.forge("build", *(f"test/support/{source}.sol" for source in FOR_TESTS.values()))
+        if done.returncode:
+            raise SetUpError(f"The tests' contracts do not compile.\n{done.stdout}{done.stderr}")
+        return {
+            name: self.kept(self.build / "out" / f"{source}.sol" / f"{name}.json") for name, source in FOR_TESTS.items()
+        }
+
+    def kept(self, artifact: Path) -> str:
+        made = json.loads(artifact.read_text(encoding="utf-8"))
         entries = ",\n".join(f"  {json.dumps(entry)}" for entry in made["abi"])
         return f'{{\n "abi": [\n{entries}\n ],\n "bytecode": "{made["bytecode"]["object"]}"\n}}\n'
 
@@ -126,6 +142,8 @@ def main() -> int:
             return contracts.slither()
         for name, text in contracts.compiled().items():
             (contracts.abi / f"{name}.json").write_text(text, encoding="utf-8")
+        for name, text in contracts.compiled_for_tests().items():
+            (contracts.abi_of_tests / f"{name}.json").write_text(text, encoding="utf-8")
     except SetUpError as failure:
         print(failure, file=sys.stderr)
         return 1

@@ -58,6 +58,12 @@ def test_what_is_kept_is_what_the_sources_compile_to(contracts: Contracts) -> No
     assert not changed, f"{', '.join(changed)} changed: make contracts"
 
 
+def test_what_tests_deploy_is_what_the_sources_compile_to(contracts: Contracts) -> None:
+    compiled = contracts.compiled_for_tests()
+    changed = [name for name, text in compiled.items() if (contracts.abi_of_tests / f"{name}.json").read_text() != text]
+    assert not changed, f"{', '.join(changed)} changed: make contracts"
+
+
 def test_what_is_kept_passes_the_contracts_own_tests(contracts: Contracts) -> None:
     done = contracts.forge("test", committed=True)
     assert done.returncode == 0, done.stdout + done.stderr
