@@ -22,6 +22,7 @@ from ledger.money import MAX_AMOUNT, Amount, Price, Unit
 
 DIGEST_BYTES: Final = 32
 NONCE_BYTES: Final = 16
+ADDRESS_BYTES: Final = 20  # of an account or contract on a chain of Ethereum's kind
 # Two honest clocks may differ by this much.
 CLOCK_SKEW_S: Final = 120
 OFFER_LIFETIME_S: Final = 24 * 3600
@@ -30,6 +31,8 @@ GRANT_LIFETIME_S: Final = 30 * 24 * 3600
 MAX_TOKENS: Final = 2**24
 # Tokens of one score order: its Score must fit a frame.
 MAX_SCORED: Final = 4_096
+# As many as the contract of bonds admits.
+MAX_ARBITERS: Final = 16
 
 Privacy = Literal["public", "internal", "confidential", "restricted"]
 PRIVACY_LEVELS: Final[tuple[Privacy, ...]] = get_args(Privacy)
@@ -66,6 +69,14 @@ def _items(most: int, longest: int) -> Callable[[tuple[str, ...]], None]:
     return check
 
 
+def _addresses(value: tuple[bytes, ...]) -> None:
+    _sized(1, MAX_ARBITERS)(value)
+    for item in value:
+        _sized(ADDRESS_BYTES, ADDRESS_BYTES)(item)
+    if list(value) != sorted(set(value)):
+        raise ValueError("must be in ascending order, each once")
+
+
 def _did(value: str) -> None:
     _sized(DID_LENGTH, DID_LENGTH)(value)
     parse_did(value)
@@ -97,6 +108,7 @@ Milliseconds = Annotated[int, _between(0, MAX_AMOUNT)]
 Seed = Annotated[int, _between(0, 2**64 - 1)]
 Digest = Annotated[bytes, _sized(DIGEST_BYTES, DIGEST_BYTES)]
 DigestOrNone = Annotated[bytes, _digest_or_empty]
+Address = Annotated[bytes, _sized(ADDRESS_BYTES, ADDRESS_BYTES)]
 Bytes16 = Annotated[bytes, _sized(16, 16)]
 DidText = Annotated[str, _did]
 Name = Annotated[str, _sized(1, 128)]
@@ -157,6 +169,30 @@ class Fingerprint:
 
 
 @frozen(field_transformer=_ranges)
+class Bond:
+    """A stake that the seller has locked in a contract of bonds: its terms, from which its id follows, and how much.
+
+    The seller's did and `serial` make the salt of the terms, so nobody can name a bond that another has locked.
+    """
+
+    network: Annotated[str, _sized(1, 64)]  # CAIP-2
+    contract: Address
+    owner: Address  # the seller's account there
+    token: Address
+    sink: Address  # gets of a slash what exceeds the damage; all zeros: it is burned
+    notice: Seconds
+    challenge: Seconds
+    quorum: Annotated[int, _between(1, MAX_ARBITERS)]
+    arbiters: Annotated[tuple[bytes, ...], _addresses]
+    serial: Count
+    amount: Positive  # in the token's unit: what the seller says is locked
+
+    def __attrs_post_init__(self) -> None:
+        if not len(self.arbiters) < 2 * self.quorum <= 2 * len(self.arbiters):
+            raise ValueError("quorum must be more than half of the arbiters, and not more than all")
+
+
+@frozen(field_transformer=_ranges)
 class Offer:
     """What a seller runs, what it costs, and the key to seal requests for it."""
 
@@ -184,6 +220,7 @@ class Offer:
     # Of whoever computes for the seller: the law it is under, and how long it keeps prompts ("none", "30 days").
     jurisdiction: Annotated[str | None, _word_if_any] = None
     retention: Annotated[str | None, _word_if_any] = None
+    bond: Bond | None = None  # what the seller stands to lose if it is found cheating
 
 
 @frozen(field_transformer=_ranges)
@@ -502,7 +539,7 @@ Record = (
 )
 KINDS: Final[dict[str, type[Any]]] = {record.kind: record for record in get_args(Record)}
 _MAY_BE_ABSENT: Final = {
-    "offer": ("jurisdiction", "retention"),
+    "offer": ("jurisdiction", "retention", "bond"),
     "acknowledgement": ("previous",),
     "order": ("part_of",),
 }

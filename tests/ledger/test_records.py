@@ -97,15 +97,32 @@ def test_what_is_no_record_is_refused(vector: dict[str, Any]) -> None:
 
 
 def test_unknown_fields_are_passed_over_and_stay_signed() -> None:
-    plain, more, _ = (v for v in VECTORS["records"] if v["kind"] == "offer")
+    plain, more, *_ = (v for v in VECTORS["records"] if v["kind"] == "offer")
     assert opened(plain).record == attrs.evolve(opened(more).record, jurisdiction=None)
     assert opened(plain).digest != opened(more).digest == digest_of(bytes.fromhex(more["raw"]))
 
 
 def test_an_offer_may_say_whose_law_its_answers_are_under_and_how_long_prompts_are_kept() -> None:
-    plain, _, elsewhere = (opened(v).record for v in VECTORS["records"] if v["kind"] == "offer")
+    plain, _, elsewhere, _ = (opened(v).record for v in VECTORS["records"] if v["kind"] == "offer")
     assert (plain.jurisdiction, plain.retention) == (None, None)
     assert (elsewhere.jurisdiction, elsewhere.retention) == ("CH", "30 days")
+
+
+def test_an_offer_may_name_what_its_seller_stands_to_lose() -> None:
+    plain, _, _, bonded = (opened(v).record for v in VECTORS["records"] if v["kind"] == "offer")
+    assert plain.bond is None
+    assert (bonded.bond.quorum, len(bonded.bond.arbiters), bonded.bond.amount) == (2, 3, 100_000_000)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"quorum": 1}, {"quorum": 4}, {"owner": bytes(19)}, {"arbiters": ()}, {"arbiters": (bytes(20),) * 3}],
+    ids=str,
+)
+def test_a_bond_that_no_contract_has_cannot_be_named(change: dict[str, Any]) -> None:
+    bond = next(opened(v).record for v in reversed(VECTORS["records"]) if v["kind"] == "offer").bond
+    with pytest.raises(ValueError, match=next(iter(change))):
+        attrs.evolve(bond, **change)
 
 
 def test_a_refusal_names_the_field_and_what_it_must_be() -> None:
