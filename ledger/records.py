@@ -10,6 +10,7 @@ the offer names. Sampling parameters are integers, in millionths, so that no two
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Sized
 from typing import Annotated, Any, ClassVar, Final, Generic, Literal, TypeVar, get_args, get_origin
 
@@ -28,16 +29,24 @@ CLOCK_SKEW_S: Final = 120
 OFFER_LIFETIME_S: Final = 24 * 3600
 ORDER_LIFETIME_S: Final = 600
 GRANT_LIFETIME_S: Final = 30 * 24 * 3600
+TERMS_LIFETIME_S: Final = 24 * 3600
 MAX_TOKENS: Final = 2**24
 # Tokens of one score order: its Score must fit a frame.
 MAX_SCORED: Final = 4_096
 # As many as the contract of bonds admits.
 MAX_ARBITERS: Final = 16
+# Of Ethereum: r, s and v, which tells their key.
+SIGNATURE_BYTES: Final = 65
+# What the channels contract takes: 15 minutes to 30 days.
+MIN_WITHDRAW_DELAY_S: Final = 900
+MAX_WITHDRAW_DELAY_S: Final = 2_592_000
 
 Privacy = Literal["public", "internal", "confidential", "restricted"]
 PRIVACY_LEVELS: Final[tuple[Privacy, ...]] = get_args(Privacy)
 Finish = Literal["stop", "length", "cancelled", "cut", "unpaid"]
 Outcome = Literal["honest", "dishonest", "undecided"]
+
+_CHAIN: Final = re.compile(r"eip155:[1-9][0-9]{0,19}")
 
 
 class Expired(codec.Malformed):
@@ -97,6 +106,17 @@ def _word_if_any(value: str | None) -> None:
         _sized(1, 64)(value)
 
 
+def _signature_if_any(value: bytes | None) -> None:
+    if value is not None:
+        _sized(1, SIGNATURE_BYTES)(value)
+
+
+def _chain(value: str) -> None:
+    """One chain by CAIP-2, of the namespace that the EVM's are in."""
+    if not _CHAIN.fullmatch(value):
+        raise ValueError(f"must name a chain as eip155:8453 does, not {value[:64]!r}")
+
+
 # The types of fields: what a stranger's value must be to get in.
 Count = Annotated[int, _between(0, MAX_AMOUNT)]
 Positive = Annotated[int, _between(1, MAX_AMOUNT)]
@@ -108,8 +128,12 @@ Milliseconds = Annotated[int, _between(0, MAX_AMOUNT)]
 Seed = Annotated[int, _between(0, 2**64 - 1)]
 Digest = Annotated[bytes, _sized(DIGEST_BYTES, DIGEST_BYTES)]
 DigestOrNone = Annotated[bytes, _digest_or_empty]
-Address = Annotated[bytes, _sized(ADDRESS_BYTES, ADDRESS_BYTES)]
 Bytes16 = Annotated[bytes, _sized(16, 16)]
+Bytes32 = Annotated[bytes, _sized(32, 32)]
+Address = Annotated[bytes, _sized(ADDRESS_BYTES, ADDRESS_BYTES)]
+EvmSignature = Annotated[bytes, _sized(SIGNATURE_BYTES, SIGNATURE_BYTES)]
+ChainName = Annotated[str, _chain]
+WithdrawDelay = Annotated[int, _between(MIN_WITHDRAW_DELAY_S, MAX_WITHDRAW_DELAY_S)]
 DidText = Annotated[str, _did]
 Name = Annotated[str, _sized(1, 128)]
 Word = Annotated[str, _sized(0, 64)]
@@ -296,6 +320,51 @@ class Voucher:
     account: Reason  # binds it to one channel there; empty for credit
     unit: Unit
     total: Money
+    # What the network itself takes for this promise: on the rail "stablecoin" the channel's EIP-712 voucher.
+    signature: Annotated[bytes | None, _signature_if_any] = None
+
+
+@frozen(field_transformer=_ranges)
+class ChannelTerms:
+    """What a payment channel to a seller has to be for it to count, on which chain and in which token."""
+
+    kind: ClassVar[str] = "channel-terms"
+    limit: ClassVar[int] = 1_024
+
+    network: ChainName  # CAIP-2
+    contract: Address  # the channels
+    token: Address
+    receiver: Address
+    receiver_authorizer: Address
+    withdraw_delay: WithdrawDelay  # seconds of notice, at least
+    min_deposit: Money  # the least that the seller brings to the chain at its own expense
+    issued: Seconds
+    expires: Seconds
+
+
+@frozen(field_transformer=_ranges)
+class Channel:
+    """This payment channel is the payer's account with the payee: signed by the payer, proved by the channel's key."""
+
+    kind: ClassVar[str] = "channel"
+    limit: ClassVar[int] = 1_024
+
+    payer: DidText
+    payee: DidText
+    network: ChainName  # CAIP-2
+    contract: Address  # the channels
+    wallet: Address  # whose money it is: the config's `payer`
+    payer_authorizer: Address  # whose key signs the vouchers
+    receiver: Address
+    receiver_authorizer: Address
+    token: Address
+    withdraw_delay: WithdrawDelay
+    salt: Bytes32
+    # The authorizer's EIP-712 signature over the payer's did and the channel: nobody cites another's channel.
+    proof: EvmSignature
+
+    def __attrs_post_init__(self) -> None:
+        _are_two(self.payer, self.payee)
 
 
 @frozen(field_transformer=_ranges)
@@ -526,6 +595,8 @@ Record = (
     | Checkpoint
     | Receipt
     | Voucher
+    | ChannelTerms
+    | Channel
     | Acknowledgement
     | Grant
     | Settlement
@@ -542,6 +613,13 @@ _MAY_BE_ABSENT: Final = {
     "offer": ("jurisdiction", "retention", "bond"),
     "acknowledgement": ("previous",),
     "order": ("part_of",),
+    "voucher": ("signature",),
+}
+_LIFETIMES: Final = {
+    "offer": OFFER_LIFETIME_S,
+    "order": ORDER_LIFETIME_S,
+    "grant": GRANT_LIFETIME_S,
+    "channel-terms": TERMS_LIFETIME_S,
 }
 R = TypeVar("R", bound=Record)
 R_co = TypeVar("R_co", bound=Record, covariant=True)
@@ -660,9 +738,9 @@ def _explain(error: BaseException, _kind: type | None) -> str:
     return f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
 
 
-def check_time(record: Offer | Order | Grant, now: int) -> None:
+def check_time(record: Offer | Order | Grant | ChannelTerms, now: int) -> None:
     """Check that a record lives now and not for too long. Raises Expired."""
-    longest = {"offer": OFFER_LIFETIME_S, "order": ORDER_LIFETIME_S, "grant": GRANT_LIFETIME_S}[record.kind]
+    longest = _LIFETIMES[record.kind]
     if record.expires < now - CLOCK_SKEW_S:
         raise Expired(f"the {record.kind} expired {now - record.expires} seconds ago: ask for a new one")
     if record.issued > now + CLOCK_SKEW_S:

@@ -8,10 +8,16 @@ from ledger.records import Signed, Voucher, sign
 
 
 def make_voucher(
-    rail: str, place: tuple[str, str], identity: Identity, account: Account, total: int
+    rail: str,
+    place: tuple[str, str],
+    identity: Identity,
+    account: Account,
+    total: int,
+    signature: bytes | None = None,
 ) -> Signed[Voucher]:
     """The payer's promise of a growing total; `place` is the network and the account there.
 
+    `signature` is what the network itself takes for that promise, where it takes one.
     What it promised before may be signed again. Raises AuthorizedFell, AboveOwed (guards of `Authorized`), WrongSigner.
     """
     key = account.key
@@ -19,7 +25,7 @@ def make_voucher(
         raise WrongSigner(key.payer, identity.did)
     if total != account.authorized:
         apply(account, Authorized(total))  # for its guards: what we sign, we must be able to write down
-    return sign(Voucher(key.payer, key.payee, rail, *place, key.unit, total), identity)
+    return sign(Voucher(key.payer, key.payee, rail, *place, key.unit, total, signature), identity)
 
 
 def check_voucher(
