@@ -24,6 +24,7 @@ from ledger.money import Unit
 from ledger.records import CLOCK_SKEW_S, Record, Signed
 from ledger.statement import DAY_MS
 from node.exchange.recollection import BadRecollection, Recollection
+from node.exchange.strangers import Strangers
 from node.ports import Clock
 from node.wire.messages import MAX_REQUEST, Request, decode_request, encode_request
 
@@ -112,6 +113,11 @@ class Book:
         if self.trouble is not None:
             _log.warning("the ledger can be written again")
         self.trouble = None
+
+    @property
+    def strangers(self) -> Strangers:
+        """What strangers that pay by x402 have presented."""
+        return self._recollection.strangers
 
     def earned_today(self) -> dict[Unit, int]:
         """What this node has delivered to others since midnight UTC, by unit."""

@@ -136,7 +136,8 @@ class TestOtherBytes:
         [
             {"format": 1},
             {"format": 2, "experience": {}, "turnover": [], "checking": [], "unsettled": []},
-            {"format": 2, "turnover": [], "checking": [], "unsettled": []},
+            {"format": 3, "experience": {}, "turnover": [], "checking": [], "unsettled": []},
+            {"format": 3, "turnover": [], "checking": [], "unsettled": [], "strangers": {}},
             [],
             7,
         ],

@@ -1,0 +1,163 @@
+"""What strangers that pay by x402 have with this node: their accounts, and what of their payments outlives a restart.
+
+Theory of operation. A stranger has no did:key and signs no record of ours: it has a wallet. Its account's payer is a
+did:pkh (CAIP-10) with the wallet's address; one that pays from a channel has an account for each channel, told apart by
+the fragment, because an account stands for one channel for good:
+
+    prepaid     did:pkh:eip155:8453:0x1234...             what it has paid before, by transfers (scheme `exact`)
+    stablecoin  did:pkh:eip155:8453:0x1234...#0xabcd...   a channel of its own (scheme `batch-settlement`)
+
+What it authorizes up front is in the journal, in one entry with the order that it is for: of each channel its
+configuration and the latest voucher, from which the rail claims; of each transfer that it was presented, until it is
+known whether its money came. An account's `authorized` follows what is charged: the voucher may say more, which is the
+payer's risk by x402's rules, and never claimed.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from attrs import frozen
+
+from ledger.account import AccountKey
+from ledger.events import Event, Fact, Observed
+
+CHANNEL_RAIL: Final = "stablecoin"
+PREPAID_RAIL: Final = "prepaid"
+_PKH: Final = "did:pkh:"
+_HELD: Final = "x402 voucher"
+_PRESENTED: Final = "x402 transfer"
+_ENDED: Final = "x402 transfer ended"
+
+
+def did_of_wallet(network: str, address: bytes, channel: bytes | None = None) -> str:
+    """The payer of an account: a wallet on a network (CAIP-2), and one of its channels."""
+    return f"{_PKH}{network}:0x{address.hex()}" + (f"#0x{channel.hex()}" if channel is not None else "")
+
+
+def is_stranger(did: str) -> bool:
+    """Whether an account's payer is a wallet, and no node."""
+    return did.startswith(_PKH)
+
+
+def wallet_of(did: str) -> bytes:
+    """The address in a stranger's did."""
+    return bytes.fromhex(did.partition("#")[0].rpartition(":")[2].removeprefix("0x"))
+
+
+def channel_of(did: str) -> bytes | None:
+    """The channel's id in a stranger's did, if it names one."""
+    channel = did.partition("#")[2]
+    return bytes.fromhex(channel.removeprefix("0x")) if channel else None
+
+
+@frozen
+class HeldVoucher:
+    """The latest voucher of a channel: `config` is the channel's configuration, packed; `total` what was signed."""
+
+    config: bytes
+    total: int
+    signature: bytes
+
+
+@frozen
+class Transfer:
+    """A signed transfer (EIP-3009) to this node's wallet, of which it is not known yet whether its money came.
+
+    `nonce` is the authorization's, `expires` (seconds since 1970) when it ends, `value` in millionths of a dollar.
+    """
+
+    payer: str
+    nonce: bytes
+    value: int
+    expires: int
+
+
+def held(did: str, voucher: HeldVoucher) -> Observed:
+    """The event that a channel's voucher is held."""
+    return Observed(did, _HELD, {"config": voucher.config, "total": voucher.total, "signature": voucher.signature})
+
+
+def presented(order: bytes, transfer: Transfer) -> Observed:
+    """The event that a transfer is about to be handed to the chain, for an order."""
+    facts: dict[str, Fact] = {
+        "order": order,
+        "nonce": transfer.nonce,
+        "value": transfer.value,
+        "expires": transfer.expires,
+    }
+    return Observed(transfer.payer, _PRESENTED, facts)
+
+
+def ended(order: bytes, transfer: Transfer) -> Observed:
+    """The event that it is known what became of a transfer: its money is counted by now, or will never come."""
+    return Observed(transfer.payer, _ENDED, {"order": order})
+
+
+class Strangers:
+    """What follows from the journal about strangers' payments."""
+
+    def __init__(self) -> None:
+        self.vouchers: Final[dict[str, HeldVoucher]] = {}
+        self.transfers: Final[dict[bytes, Transfer]] = {}
+
+    def voucher(self, key: AccountKey) -> HeldVoucher | None:
+        """The latest voucher for an account, if its payer is a stranger with a channel."""
+        return self.vouchers.get(key.payer) if key.rail == CHANNEL_RAIL else None
+
+    def copy(self) -> "Strangers":
+        """All of it as it is now."""
+        copied = Strangers()
+        copied.vouchers.update(self.vouchers)
+        copied.transfers.update(self.transfers)
+        return copied
+
+    def take(self, events: Iterable[Event]) -> None:
+        """Take the next entry's events."""
+        for event in events:
+            if isinstance(event, Observed):
+                self._observe(event.subject, event.what, event.facts)
+
+    def _observe(self, did: str, what: str, facts: Mapping[str, Fact]) -> None:
+        match facts:
+            case {"config": bytes(config), "total": int(total), "signature": bytes(signature)} if what == _HELD:
+                known = self.vouchers.get(did)
+                if known is None or total >= known.total:
+                    self.vouchers[did] = HeldVoucher(config, total, signature)
+            case {"order": bytes(order), "nonce": bytes(nonce), "value": int(value), "expires": int(expires)} if (
+                what == _PRESENTED
+            ):
+                self.transfers[order] = Transfer(did, nonce, value, expires)
+            case {"order": bytes(order)} if what == _ENDED:
+                self.transfers.pop(order, None)
+
+    def to_plain(self) -> dict[str, Any]:
+        """It as plain values."""
+        return {
+            "vouchers": [
+                [did, voucher.config, voucher.total, voucher.signature]
+                for did, voucher in sorted(self.vouchers.items())
+            ],
+            "transfers": [
+                [order, transfer.payer, transfer.nonce, transfer.value, transfer.expires]
+                for order, transfer in sorted(self.transfers.items())
+            ],
+        }
+
+    @classmethod
+    def from_plain(cls, written: Mapping[str, Any]) -> "Strangers":
+        """What `to_plain` wrote. Raises ValueError, TypeError or KeyError."""
+        found = cls()
+        for row in written["vouchers"]:
+            did, config, total, signature = _typed(row, str, bytes, int, bytes)
+            found.vouchers[did] = HeldVoucher(config, total, signature)
+        for row in written["transfers"]:
+            order, payer, nonce, value, expires = _typed(row, bytes, str, bytes, int, int)
+            found.transfers[order] = Transfer(payer, nonce, value, expires)
+        return found
+
+
+def _typed(row: object, *kinds: type) -> list[Any]:
+    """A row of values of just these types. Raises TypeError."""
+    if type(row) is not list or [type(value) for value in row] != list(kinds):
+        raise TypeError(f"{str(row)[:80]!r} is no row of {', '.join(kind.__name__ for kind in kinds)}")
+    return row

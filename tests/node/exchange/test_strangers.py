@@ -1,0 +1,66 @@
+"""What strangers' payments leave in the journal, and in what is remembered of it."""
+
+import pytest
+
+from ledger.account import AccountKey
+from ledger.events import decode_events, encode_events
+from ledger.identity import Identity
+from ledger.journal import MemoryJournal
+from node.exchange.book import Book
+from node.exchange.recollection import Recollection
+from node.exchange.strangers import (
+    HeldVoucher,
+    Strangers,
+    Transfer,
+    channel_of,
+    did_of_wallet,
+    ended,
+    held,
+    is_stranger,
+    presented,
+    wallet_of,
+)
+from node.ports import ManualClock
+
+WALLET, CHANNEL = bytes(range(20)), bytes(range(32))
+DID = did_of_wallet("eip155:31337", WALLET, CHANNEL)
+TRANSFER = Transfer(did_of_wallet("eip155:31337", WALLET), b"n" * 32, 1_000, 77)
+ORDER = b"o" * 32
+
+
+def test_a_strangers_did_names_its_wallet_and_its_channel() -> None:
+    assert (wallet_of(DID), channel_of(DID)) == (WALLET, CHANNEL)
+    assert channel_of(TRANSFER.payer) is None
+    assert is_stranger(DID)
+    assert not is_stranger(Identity(b"1" * 32).did)
+
+
+def test_the_highest_voucher_of_a_channel_is_held() -> None:
+    strangers = Strangers()
+    for total in (5, 9, 7):
+        strangers.take([held(DID, HeldVoucher(b"c", total, b"s%d" % total))])
+    assert strangers.voucher(AccountKey(DID, "me", "stablecoin", "uusd")) == HeldVoucher(b"c", 9, b"s9")
+    assert strangers.voucher(AccountKey(DID, "me", "credit", "uusd")) is None
+
+
+def test_a_transfer_is_remembered_until_it_is_known_what_became_of_it() -> None:
+    strangers = Strangers()
+    strangers.take(decode_events(encode_events([presented(ORDER, TRANSFER)])))
+    assert strangers.transfers == {ORDER: TRANSFER}
+    strangers.take(decode_events(encode_events([ended(ORDER, TRANSFER)])))
+    assert strangers.transfers == {}
+
+
+async def test_what_is_remembered_outlives_the_node() -> None:
+    identity = Identity(b"1" * 32)
+    book = await Book.open(MemoryJournal(identity.did), identity, ManualClock())
+    await book.post(held(DID, HeldVoucher(b"c", 5, b"s")), presented(ORDER, TRANSFER))
+    raw = book._recollection.freeze()()
+    again = Recollection.read(raw, identity.did, []).strangers
+    assert (again.vouchers, again.transfers) == (book.strangers.vouchers, book.strangers.transfers)
+
+
+@pytest.mark.parametrize("rows", [[["did", b"c", "5", b"s"]], [["did", 5, 5, 5]], [5], [["did"]]])
+def test_what_it_did_not_write_is_refused(rows: list[object]) -> None:
+    with pytest.raises(TypeError):
+        Strangers.from_plain({"vouchers": rows, "transfers": []})
