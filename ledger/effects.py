@@ -13,21 +13,23 @@ by it, and `before` what that counter was: a movement is counted from there, onc
 
 What the rail says of it moves a `Tracked` effect from state to state:
 
-    state         settled       failed        unknown  retried   contradicted  confirmed  dismissed
-    ------------  ------------  ------------  -------  --------  ------------  ---------  ---------
-    planned       settled       failed        unknown  -         contradicted  -          -
-    unknown       settled       failed        -        -         contradicted  -          -
-    failed        -             -             -        planned   contradicted  -          forgotten
-    settled       -             -             -        -         contradicted  forgotten  -
-    contradicted  -             -             -        planned   -             -          forgotten
+    state         settled  failed  unknown  retried  contradicted  vanished  confirmed  dismissed
+    ------------  -------  ------  -------  -------  ------------  --------  ---------  ---------
+    planned       settled  failed  unknown  -        contradicted  -         -          -
+    unknown       settled  failed  -        -        contradicted  -         -          -
+    failed        -        -       -        planned  contradicted  -         -          forgotten
+    settled       -        -       -        -        contradicted  planned   forgotten  -
+    contradicted  -        -       -        planned  -             -         -          forgotten
 
 `planned` says that it may have been tried, and may not: whoever picks it up asks the rail. `unknown` was tried, and no
 answer came. While either stands, nothing else is tried on the account, and no wait makes it fail. What failed is tried
 again under the same key: rails move the money of one key once at most, so even a rail that says "failed" and means
 something else cannot be made to pay twice. Only a claim may be planned anew over one that failed: rails pay claims by
-their totals. `contradicted` is a rail that said two things, or moved another amount than it was asked to: what was
-counted stands, what is above what was asked is never counted, and the account is left alone until its owner has looked:
-it is retried under its key, and counted up to what was asked, or dismissed.
+their totals. For the same reason a claim that settled and has `vanished`, as a chain that is reorganised can lose it,
+is made again without its owner; what was counted stands, and is not counted twice. `contradicted` is a rail that said
+two things, or moved another amount than it was asked to: what was counted stands, what is above what was asked is never
+counted, and the account is left alone until its owner has looked: it is retried under its key, and counted up to what
+was asked, or dismissed.
 """
 
 from typing import Any, Final, Literal, get_args
@@ -40,7 +42,7 @@ from ledger.money import MAX_AMOUNT
 
 Kind = Literal["top_up", "pay", "claim", "refund", "close"]
 State = Literal["planned", "unknown", "failed", "settled", "contradicted"]
-News = Literal["settled", "failed", "unknown", "retried", "contradicted", "confirmed", "dismissed"]
+News = Literal["settled", "failed", "unknown", "retried", "contradicted", "vanished", "confirmed", "dismissed"]
 KEY_BYTES: Final = 32
 MAX_WHY: Final = 256
 
@@ -64,6 +66,7 @@ _NEXT: Final[dict[tuple[State, News], State | None]] = {
     ("failed", "contradicted"): "contradicted",
     ("failed", "dismissed"): None,
     ("settled", "contradicted"): "contradicted",
+    ("settled", "vanished"): "planned",
     ("settled", "confirmed"): None,
     ("contradicted", "retried"): "planned",
     ("contradicted", "dismissed"): None,
@@ -333,7 +336,7 @@ def _check_unsettled(amount: int, account: Account) -> None:
 
 
 def _told(tracked: Tracked, news: News, event: EffectTold, account: Account) -> Tracked | None:
-    if (tracked.state, news) not in _NEXT:
+    if (tracked.state, news) not in _NEXT or (news == "vanished" and tracked.effect.kind != "claim"):
         raise NewsUnfit(tracked.state, news)
     if event.moved:
         if event.moved > tracked.effect.amount - tracked.moved:
@@ -345,5 +348,5 @@ def _told(tracked: Tracked, news: News, event: EffectTold, account: Account) -> 
     state = _NEXT[tracked.state, news]
     if state is None:
         return None
-    moved, tries = tracked.moved + event.moved, tracked.tries + (news == "retried")
+    moved, tries = tracked.moved + event.moved, tracked.tries + (news in ("retried", "vanished"))
     return evolve(tracked, state=state, heard=event.time, tries=tries, moved=moved, why=event.why)

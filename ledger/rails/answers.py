@@ -1,9 +1,14 @@
 """What a rail's answers mean for an effect and for its account."""
 
+from typing import Final
+
 from ledger.account import Account
 from ledger.changes import Change, Funded, Settled, Withdrawn
 from ledger.effects import News, Tracked
 from ledger.rails.port import Answer, Sight
+
+# A claim that was tried so often, and vanished each time, is no reorganised chain: its owner should look.
+_TRIES: Final = 4
 
 
 def news_of(tracked: Tracked, answer: Answer) -> News | None:
@@ -17,6 +22,8 @@ def news_of(tracked: Tracked, answer: Answer) -> News | None:
             return "unknown"
         case "settled", "settled":
             return "confirmed" if answer.moved == tracked.effect.amount else "contradicted"
+        case "settled", "absent" if tracked.effect.kind == "claim" and tracked.tries < _TRIES:
+            return "vanished"
         case ("settled", "failed" | "absent") | ("failed", "settled"):
             return "contradicted"
     return None

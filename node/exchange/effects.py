@@ -1,81 +1,42 @@
 """The driver of effects: money moves by rails when it should, once, and what became of it is always found out.
 
-Theory of operation. Each round looks at every account on a rail that can move something. Where nothing is under way,
-the policy decides; what it wants is durable in the journal before the rail hears of it. The rail's answer goes into
-one entry together with what it changes in the account. No answer in time is no answer: the effect is then unknown, and
-is asked for until the rail tells. So is what was planned before a restart: it may have been tried, and is tried again
-only where the rail says that it never heard of it, under the same key. What failed is asked for once more before it is
-tried again; what settled is asked for once more before it is forgotten. A rail whose words do not agree is left alone
-on that account, until the owner has looked.
+Theory of operation. Each round attends to every account on a rail that can move something, and then decides, of all
+that nothing is under way on, what goes now: what moves together shares a fee, and the policy says when the fee is small
+enough. What is to move is durable in the journal before the rail hears of it. The rail's answer goes into one entry
+together with what it changes in the account. No answer in time is no answer: the effect is then unknown, and is asked
+for until the rail tells. So is what was planned before a restart: it may have been tried, and is tried again only where
+the rail says that it never heard of it, under the same key. What failed is asked for once more before it is tried
+again; what settled is asked for once more before it is forgotten, and a claim that a reorganised chain has lost by then
+is made again. A rail whose words do not agree is left alone on that account, until the owner has looked.
 
 Every wait is bounded, every account has its own, and a rail that gives no answer holds up no other.
 """
 
 import asyncio
+import itertools
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Final, TypeVar
+from collections.abc import Coroutine, Iterable, Mapping
+from typing import Any, Final
 
-from attrs import define
+from attrs import evolve
 
 from ledger.account import Account, AccountError, AccountKey
 from ledger.changes import InvalidChange
-from ledger.effects import (
-    KEY_BYTES,
-    MAX_WHY,
-    CounterMoved,
-    Effect,
-    EffectPlanned,
-    EffectTold,
-    EffectUnknown,
-    Kind,
-    News,
-    Tracked,
-    counted_at_once,
-    draw_up,
-)
-from ledger.events import AccountChanged
-from ledger.rails.answers import counted, moved_by, news_of, seen, shows, why_of
-from ledger.rails.policy import Policy, Wish, wanted
-from ledger.rails.port import Answer, Rail, Sight
+from ledger.effects import EffectUnknown, Kind, Tracked
+from ledger.rails.policy import Policy, Wish
+from ledger.rails.port import Rail
 from node.exchange.book import Book
-from node.exchange.pacing import Pace, Waits
+from node.exchange.choosing import Chooser
+from node.exchange.moving import CannotMove, EffectRefused, Mover, NotNow
+from node.exchange.pacing import Pace
 from node.ports import Entropy
+
+__all__ = ["CannotMove", "EffectDriver", "EffectRefused", "NotNow"]
 
 # Of a rail's accounts so many are attended to at the same time.
 _AT_ONCE: Final = 16
-# An account that moves between reckoning and writing is reckoned again so many times.
-_RECKONED: Final = 8
-_NO_WORD: Final = Answer("unknown")
 
 _log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-
-class EffectRefused(Exception):
-    """An effect that cannot be asked for or put aside; the message says what to do."""
-
-
-@define
-class CannotMove(EffectRefused):
-    """The rail of the account cannot do this, or not for this side of it."""
-
-    rail: str
-    kind: str
-
-    def __str__(self) -> str:
-        return f"the rail {self.rail!r} has no {self.kind} for this side of the account"
-
-
-@define
-class NotNow(EffectRefused):
-    """The account does not admit it now."""
-
-    why: str
-
-    def __str__(self) -> str:
-        return self.why
 
 
 class EffectDriver:
@@ -86,18 +47,19 @@ class EffectDriver:
         book: Book,
         entropy: Entropy,
         rails: Iterable[Rail],
-        policy: Policy | None = None,
+        policies: Mapping[str, Policy] | None = None,
         pace: Pace | None = None,
     ) -> None:
+        """`policies` are the owner's, by the rail's name."""
         self._book = book
-        self._entropy = entropy
         self._rails: Mapping[str, Rail] = {rail.name: rail for rail in rails if rail.effects}
-        self._policy = policy or Policy()
         self._pace = pace or Pace()
-        self._waits: dict[AccountKey, Waits] = {}
+        self._mover = Mover(book, entropy, self._pace)
+        self._chooser = Chooser(book, self._mover, policies or {})
         self._locks: dict[AccountKey, asyncio.Lock] = {}
         self._slots = {name: asyncio.Semaphore(_AT_ONCE) for name in self._rails}
-        self._attending: dict[AccountKey, asyncio.Task[None]] = {}
+        self._attending: dict[AccountKey, asyncio.Task[bool]] = {}
+        self._rounds: dict[str, asyncio.Task[list[asyncio.Task[bool]]]] = {}
 
     async def run(self) -> None:
         """Round after round, until cancelled; what is under way then is picked up after the next start."""
@@ -111,11 +73,12 @@ class EffectDriver:
     async def step(self) -> None:
         """One round, to its end."""
         self._start_round()
-        await asyncio.gather(*self._attending.values())
+        moves = await asyncio.gather(*self._rounds.values())
+        await asyncio.gather(*self._attending.values(), *itertools.chain(*moves))
 
     async def close(self) -> None:
         """Stop what is being attended to."""
-        tasks = list(self._attending.values())
+        tasks = [*self._rounds.values(), *self._attending.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -123,22 +86,42 @@ class EffectDriver:
     async def ask(self, key: AccountKey, kind: Kind, amount: int) -> Tracked | None:
         """Move `amount` now, because the owner or the other side asks for it; what is known of it afterwards.
 
-        To close takes what is unsettled, and `amount` is 0. Raises EffectRefused.
+        To close takes what is unsettled, and `amount` is 0. Whatever the fee is. Raises EffectRefused.
         """
         rail = self._rails.get(key.rail)
         if rail is None or kind not in rail.effects:
             raise CannotMove(key.rail, kind)
         async with self._lock(key):
+            await self._make_way(rail, key)
             account = self._book.journal.books.account(key)
             try:
-                effect = self._draw_up(account, Wish(kind, account.unsettled if kind == "close" else amount))
+                effect = self._mover.draw_up(account, Wish(kind, account.unsettled if kind == "close" else amount))
                 if effect.asked_by_payer not in (None, key.payer == self._book.me):
                     raise CannotMove(key.rail, kind)
-                await self._plan(effect, account)
+                await self._mover.plan(effect, account)
             except (AccountError, InvalidChange) as error:
                 raise NotNow(str(error)) from None
-            await self._perform(rail, effect)
+            await self._mover.perform(rail, effect)
             return self._book.journal.books.effects.get(key)
+
+    async def look(self, key: AccountKey) -> Account:
+        """The account, its collateral looked at now rather than in a while: somebody says that it has changed.
+
+        Not more often than `Pace.look_again_s`: what is asked for sooner, or while the account is attended to, waits
+        for one of the next rounds.
+        """
+        rail = self._rails.get(key.rail)
+        if rail is not None:
+            self._mover.wait(key).ask_for_look()
+            if not self._lock(key).locked():
+                async with self._lock(key):
+                    await self._mover.look(key, rail)
+        return self._book.journal.books.account(key)
+
+    async def fee(self, rail: str, kind: Kind, accounts: int = 1) -> int | None:
+        """What a rail says that moving so many accounts costs now, in its unit; None: it cannot tell."""
+        found = self._rails.get(rail)
+        return None if found is None else await self._chooser.fee(found, kind, accounts)
 
     async def dismiss(self, key: bytes) -> None:
         """The owner has seen an effect that failed or was contradicted, and gives it up. Raises EffectRefused.
@@ -148,7 +131,7 @@ class EffectDriver:
         tracked = self._seen_by_owner(key)
         async with self._lock(tracked.effect.account):
             try:
-                await self._tell(tracked, "dismissed")
+                await self._mover.tell(tracked, "dismissed")
             except AccountError as error:
                 raise NotNow(str(error)) from None
 
@@ -160,9 +143,15 @@ class EffectDriver:
             raise CannotMove(tracked.effect.account.rail, tracked.effect.kind)
         async with self._lock(tracked.effect.account):
             try:
-                await self._retry(rail, tracked)
+                await self._mover.retry(rail, tracked)
             except AccountError as error:
                 raise NotNow(str(error)) from None
+
+    async def _make_way(self, rail: Rail, key: AccountKey) -> None:
+        """What settled need not wait to be asked for once more where something else is to move."""
+        tracked = self._book.journal.books.effects.get(key)
+        if tracked is not None and tracked.state == "settled":
+            await self._mover.confirm(rail, tracked)
 
     def _seen_by_owner(self, key: bytes) -> Tracked:
         for tracked in self._book.journal.books.effects.values():
@@ -175,196 +164,98 @@ class EffectDriver:
     # Rounds
 
     def _start_round(self) -> None:
+        for name, rail in self._rails.items():
+            if name not in self._rounds:
+                task = self._rounds[name] = asyncio.create_task(self._round(rail))
+                task.add_done_callback(lambda _, name=name: self._rounds.pop(name, None))  # type: ignore[misc]
+
+    async def _round(self, rail: Rail) -> list[asyncio.Task[bool]]:
+        """Attend to each account; then decide for those that are free, without waiting long for the others.
+
+        Gives what was begun.
+        """
         books = self._book.journal.books
-        for key in {**books.accounts, **books.effects} if self._rails else ():
-            rail = self._rails.get(key.rail)
-            if rail is None or key in self._attending or not self._concerns_us(books.account(key)):
-                continue
-            task = asyncio.create_task(self._attend(key, rail))
-            self._attending[key] = task
-            task.add_done_callback(lambda _, key=key: self._attending.pop(key, None))  # type: ignore[misc]
+        keys = [key for key in {**books.accounts, **books.effects} if self._concerns_us(key, rail)]
+        started = {key: self._start(key, self._attend(key, rail)) for key in keys}
+        if started:
+            await asyncio.wait(started.values(), timeout=self._pace.round_s)
+        free = [key for key, task in started.items() if task.done() and not task.cancelled() and task.result()]
+        begun = []
+        for key, wish in (await self._chooser.chosen(free, rail)).items():
+            if key not in self._attending:
+                begun.append(self._start(key, self._move(key, rail, wish)))
+        return begun
 
-    def _concerns_us(self, account: Account) -> bool:
+    def _concerns_us(self, key: AccountKey, rail: Rail) -> bool:
         """Whether there can be anything to do, so that accounts at rest cost nothing."""
-        key, now = account.key, self._book.now()
-        ours = self._book.me in (key.payer, key.payee)
-        return ours and (
-            key in self._book.journal.books.effects or account.unsettled > 0 or self._wait(key).look_is_due(now)
-        )
+        books = self._book.journal.books
+        if key.rail != rail.name or self._book.me not in (key.payer, key.payee) or key in self._attending:
+            return False
+        look_is_due = self._mover.wait(key).look_is_due(self._book.now())
+        return key in books.effects or books.account(key).unsettled > 0 or look_is_due
 
-    async def _attend(self, key: AccountKey, rail: Rail) -> None:
-        async with self._slots[key.rail], self._lock(key):
+    def _start(self, key: AccountKey, doing: Coroutine[Any, Any, bool]) -> asyncio.Task[bool]:
+        task = self._attending[key] = asyncio.create_task(doing)
+        task.add_done_callback(lambda _: self._attending.pop(key, None))
+        return task
+
+    async def _attend(self, key: AccountKey, rail: Rail) -> bool:
+        """Look, and go on with what is under way; whether something new may be planned."""
+        async with self._slots[key.rail]:
+            return await self._carefully(key, self._go_on(key, rail))
+
+    async def _move(self, key: AccountKey, rail: Rail, wish: Wish) -> bool:
+        """Plan and try what was decided, with what is due by now."""
+        await self._carefully(key, self._begin(key, rail, wish))
+        return False
+
+    async def _carefully(self, key: AccountKey, doing: Coroutine[Any, Any, bool]) -> bool:
+        async with self._lock(key):
             try:
-                await self._go_on(key, rail)
-            except AccountError as error:
-                self._pause(key)
+                return await doing
+            except (AccountError, InvalidChange, EffectRefused) as error:
+                self._mover.pause(key)
                 _log.info("what should move on the rail %s cannot now: %s", key.rail, error)
             except Exception:  # noqa: BLE001 - one account's trouble, or the disk's, is no other's
                 _log.exception("an effect on the rail %s could not go on; it is tried again", key.rail)
+        return False
 
-    async def _go_on(self, key: AccountKey, rail: Rail) -> None:
-        await self._look(key, rail)
+    async def _go_on(self, key: AccountKey, rail: Rail) -> bool:
+        await self._mover.look(key, rail)
         tracked = self._book.journal.books.effects.get(key)
-        if not self._wait(key).rested(self._book.now()):
-            return
+        if not self._mover.wait(key).rested(self._book.now()):
+            return False
         if tracked is None:
-            await self._decide(key, rail)
-        elif tracked.under_way:
-            await self._find_out(rail, tracked)
+            return True
+        if tracked.under_way:
+            await self._mover.find_out(rail, tracked)
         elif tracked.state == "failed":
-            await self._try_again(rail, tracked)
+            return await self._mover.try_again(rail, tracked)
         elif tracked.state == "settled":
-            await self._confirm(rail, tracked)
+            if self._is_to_be_confirmed(tracked, rail):
+                await self._mover.confirm(rail, tracked)
         elif self._is_pressing(tracked):
-            await self._retry(rail, tracked)
+            await self._mover.retry(rail, tracked)
+        return False
 
-    async def _decide(self, key: AccountKey, rail: Rail) -> None:
+    async def _begin(self, key: AccountKey, rail: Rail, wish: Wish) -> bool:
         account = self._book.journal.books.account(key)
-        wish = self._wish(account, rail)
-        if wish is not None:
-            effect = self._draw_up(account, wish)
-            await self._plan(effect, account)
-            await self._perform(rail, effect)
+        amount = wish.amount if wish.kind == "top_up" else account.unsettled
+        await self._mover.begin(rail, account, evolve(wish, amount=amount))
+        return False
 
-    def _wish(self, account: Account, rail: Rail) -> Wish | None:
-        age_s, leaving = self._book.unsettled_s(account.key), self._wait(account.key).leaving
-        return wanted(account, self._book.me, rail.effects, self._policy, age_s, leaving)
-
-    # One effect
-
-    def _draw_up(self, account: Account, wish: Wish) -> Effect:
-        return draw_up(account, wish.kind, wish.amount, self._entropy.bytes(KEY_BYTES))
-
-    async def _plan(self, effect: Effect, account: Account) -> None:
-        """Make it durable that this is about to be tried. Raises AccountError."""
-        at_once = [AccountChanged(account.key, change) for change in counted_at_once(effect, account)]
-        await self._book.post(EffectPlanned(effect, self._book.now()), *at_once)
-
-    async def _perform(self, rail: Rail, effect: Effect) -> None:
-        answer = await self._heard(rail, "perform", effect)
-        await self._take(rail, effect, answer)
-
-    async def _find_out(self, rail: Rail, tracked: Tracked) -> None:
-        """Ask what became of an effect; only where it was never heard of, it is tried, under the same key."""
-        answer = await self._heard(rail, "fate", tracked.effect)
-        if answer.fate == "absent":
-            answer = await self._heard(rail, "perform", tracked.effect)
-        await self._take(rail, tracked.effect, answer)
-
-    async def _try_again(self, rail: Rail, tracked: Tracked) -> None:
-        answer = await self._heard(rail, "fate", tracked.effect)
-        if answer.fate in ("settled", "unknown"):
-            await self._take(rail, tracked.effect, answer)
-        elif tracked.effect.kind == "claim":
-            # By now more may be due; claims are paid by their totals, so one that grew cannot be paid twice.
-            self._pause(tracked.effect.account)
-            await self._decide(tracked.effect.account, rail)
-        else:
-            self._pause(tracked.effect.account)
-            try:
-                await self._tell(tracked, "retried", why=tracked.why)
-            except AccountError as error:
-                _log.info("a %s on the rail %s is not tried again: %s", tracked.effect.kind, rail.name, error)
-            else:
-                await self._perform(rail, tracked.effect)
-
-    async def _confirm(self, rail: Rail, tracked: Tracked) -> None:
-        """Ask once more for what settled: when some time has passed, or something else waits for it."""
-        wish = self._wish(self._account_of(tracked), rail)
+    def _is_to_be_confirmed(self, tracked: Tracked, rail: Rail) -> bool:
+        """When some time has passed, or something else waits for it."""
+        wish = self._chooser.wish(tracked.effect.account, rail)
         heard_s = self._book.now() - tracked.heard
-        if wish is not None or not 0 <= heard_s < self._pace.confirm_s:
-            answer = await self._heard(rail, "fate", tracked.effect)
-            if answer.fate == "settled" and not shows(tracked, self._account_of(tracked)):
-                self._pause(tracked.effect.account)
-            else:
-                await self._take(rail, tracked.effect, answer)
+        return (wish is not None and wish.ripe) or not 0 <= heard_s < self._pace.confirm_s
 
     def _is_pressing(self, tracked: Tracked) -> bool:
         """Whether a claim that was contradicted cannot wait for its owner: its collateral is leaving.
 
         It may be retried without a risk, for under its key it is paid once; but not for ever.
         """
-        return tracked.effect.kind == "claim" and self._wait(tracked.effect.account).press()
-
-    async def _retry(self, rail: Rail, tracked: Tracked) -> None:
-        """Ask for an effect again under its key, if that still holds. Raises AccountError."""
-        await self._tell(tracked, "retried", why=tracked.why)
-        await self._find_out(rail, tracked)
-
-    async def _take(self, rail: Rail, effect: Effect, answer: Answer) -> None:
-        """Make durable what a rail says of an effect, with what it changes in the account."""
-        tracked = self._book.journal.books.effects.get(effect.account)
-        if tracked is None or tracked.effect.key != effect.key:
-            return
-        news = news_of(tracked, answer)
-        if news is None:
-            self._pause(effect.account)
-            return
-        why = why_of(tracked, answer)
-        await self._tell(tracked, news, 0 if news == "confirmed" else moved_by(tracked, answer), why)
-        if news == "contradicted":
-            _log.warning("the rail %s contradicts itself on a %s: %s", rail.name, effect.kind, why)
-        if news in ("settled", "confirmed"):
-            self._wait(effect.account).refresh()
-        else:
-            self._pause(effect.account)
-        if news in ("settled", "contradicted"):
-            await self._look(effect.account, rail)
-
-    async def _tell(self, tracked: Tracked, news: News, moved: int = 0, why: str = "") -> None:
-        """Write one piece of news, and in the same entry what it settles. Raises AccountError."""
-        effect = tracked.effect
-        key = effect.account
-        for _ in range(_RECKONED):
-            account = self._book.journal.books.account(key)
-            told = EffectTold(key, effect.key, news, self._book.now(), moved, account.settled, why[:MAX_WHY])
-            changes = [AccountChanged(key, change) for change in counted(tracked, moved, account)]
-            try:
-                await self._book.post(told, *changes)
-            except CounterMoved:
-                continue  # something else was settled in between
-            return
-        raise NotNow("the account moves too fast: try again")
-
-    # What the rail says
-
-    async def _heard(self, rail: Rail, what: str, effect: Effect) -> Answer:
-        ask: Callable[[Effect], Awaitable[Answer]] = rail.perform if what == "perform" else rail.fate
-        answer = await self._bounded(rail, ask(effect))
-        return answer if isinstance(answer, Answer) else _NO_WORD
-
-    async def _bounded(self, rail: Rail, asked: Awaitable[T]) -> T | None:
-        """An answer; None where there is none in time, whatever went wrong: it may have been done all the same."""
-        try:
-            return await asyncio.wait_for(asked, self._pace.answer_s)
-        except TimeoutError:
-            _log.info("the rail %s has not answered in %s s", rail.name, self._pace.answer_s)
-        except Exception as error:  # noqa: BLE001 - a rail may fail in any way, and its text may hold secrets
-            _log.warning("the rail %s failed to answer: %s", rail.name, type(error).__name__)
-        return None
-
-    async def _look(self, key: AccountKey, rail: Rail) -> None:
-        """Take in what collateral the rail sees behind an account, every now and then."""
-        waits, now = self._wait(key), self._book.now()
-        if not waits.look_is_due(now):
-            return
-        waits.looked = now
-        sight = await self._bounded(rail, rail.collateral(self._book.journal.books.account(key)))
-        if isinstance(sight, Sight) and waits.saw(sight.sequence, sight.leaving):
-            changes = seen(self._book.journal.books.account(key), self._book.journal.books.effects.get(key), sight)
-            if changes:
-                await self._book.post(*(AccountChanged(key, change) for change in changes))
-
-    # One account
-
-    def _account_of(self, tracked: Tracked) -> Account:
-        return self._book.journal.books.account(tracked.effect.account)
+        return tracked.effect.kind == "claim" and self._mover.wait(tracked.effect.account).press()
 
     def _lock(self, key: AccountKey) -> asyncio.Lock:
         return self._locks.setdefault(key, asyncio.Lock())
-
-    def _wait(self, key: AccountKey) -> Waits:
-        return self._waits.setdefault(key, Waits(self._pace))
-
-    def _pause(self, key: AccountKey) -> None:
-        self._wait(key).pause(self._book.now())

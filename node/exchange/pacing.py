@@ -7,13 +7,15 @@ from attrs import define, frozen
 class Pace:
     """How long the driver waits, in seconds.
 
-    `answer_s` for a rail's answer; `look_s` between two looks at an account's collateral; `confirm_s` before what
-    settled is asked for once more. Retries wait twice as long each time, from `first_retry_s` to `last_retry_s`.
+    `answer_s` for a rail's answer; `look_s` between two looks at an account's collateral, `look_again_s` where somebody
+    says that it has changed; `confirm_s` before what settled is asked for once more. Retries wait twice as long each
+    time, from `first_retry_s` to `last_retry_s`.
     """
 
     round_s: float = 5.0
     answer_s: float = 30.0
     look_s: float = 60.0
+    look_again_s: float = 2.0
     confirm_s: float = 600.0
     first_retry_s: float = 2.0
     last_retry_s: float = 3600.0
@@ -28,6 +30,7 @@ class Waits:
 
     pace: Pace
     looked: float | None = None
+    look_asked: bool = False  # whether somebody says that the collateral has changed
     sighted: int = 0  # the rail's count of the last sight
     leaving: int = 0  # what of the collateral its payer is taking back
     pressed: bool = False  # whether a claim was retried because of that
@@ -50,7 +53,15 @@ class Waits:
 
     def look_is_due(self, now: float) -> bool:
         """Whether the collateral is to be looked at."""
-        return _is_over(self.looked, now, self.pace.look_s)
+        return _is_over(self.looked, now, self.pace.look_again_s if self.look_asked else self.pace.look_s)
+
+    def ask_for_look(self) -> None:
+        """The collateral is to be looked at soon."""
+        self.look_asked = True
+
+    def look(self, now: float) -> None:
+        """It is being looked at."""
+        self.looked, self.look_asked = now, False
 
     def saw(self, sequence: int, leaving: int) -> bool:
         """Take in a sight of the collateral; whether it is none that another was later than."""

@@ -43,7 +43,7 @@ HEARD: dict[State, dict[News, State | None]] = {
     "planned": {"settled": "settled", "failed": "failed", "unknown": "unknown", "contradicted": "contradicted"},
     "unknown": {"settled": "settled", "failed": "failed", "contradicted": "contradicted"},
     "failed": {"retried": "planned", "contradicted": "contradicted", "dismissed": None},
-    "settled": {"contradicted": "contradicted", "confirmed": None},
+    "settled": {"contradicted": "contradicted", "vanished": "planned", "confirmed": None},
     "contradicted": {"retried": "planned", "dismissed": None},
 }
 
@@ -72,6 +72,18 @@ class TestStates:
         after = follow(Tracked(effect(), 5, "failed"), told("retried"), OWING)
         assert after is not None
         assert (after.tries, after.effect) == (2, effect())
+
+    @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"claim"}))
+    def test_only_a_claim_is_made_again_after_it_vanished(self, kind: Kind) -> None:
+        with pytest.raises(NewsUnfit):
+            follow(Tracked(effect(kind, 40), 5, "settled"), told("vanished"), OWING)
+
+    def test_what_was_counted_of_a_claim_that_vanished_is_not_counted_again(self) -> None:
+        again = follow(Tracked(effect(), 5, "settled", moved=60), told("vanished"), OWING)
+        assert again is not None
+        assert (again.moved, again.tries) == (60, 2)
+        with pytest.raises(AboveAskedFor):
+            follow(again, told("settled", moved=1), OWING)
 
     def test_news_of_another_effect_are_refused(self) -> None:
         for tracked in (None, Tracked(effect(), 5)):

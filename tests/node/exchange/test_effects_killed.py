@@ -139,7 +139,7 @@ class KilledNode(RuleBasedStateMachine):
             taken = snapshot.take(ME.did, entries[-1], books)
             assert snapshot.decode(snapshot.encode(taken), ME.did) == taken
         self.book = self.runner.run(Book.open(self.journal, ME, self.clock))
-        self.driver = EffectDriver(self.book, SeededEntropy(self.starts), [self.rail], POLICY, Pace())
+        self.driver = EffectDriver(self.book, SeededEntropy(self.starts), [self.rail], {self.rail.name: POLICY}, Pace())
 
     def step(self) -> None:
         self.runner.run(self.driver.step())
