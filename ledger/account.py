@@ -50,7 +50,8 @@ latest sight counts), so a message that comes twice or late does no harm. Two fa
                                                                    v     Acknowledged up to what is asked
                                                                  in dispute
 
-    the rail:  credit                 lightning, stablecoin    one that is not known here
+    the rail:  credit                 lightning, stablecoin,   one that is not known here
+                                      prepaid
     capacity:  limit + settled        funded - withdrawn       0
                + netted
 
@@ -312,7 +313,7 @@ class AboveDue(AccountError):
 
 
 # On these the payer's collateral lies with the rail.
-_DEPOSIT_RAILS: Final = frozenset({"lightning", "stablecoin"})
+_DEPOSIT_RAILS: Final = frozenset({"lightning", "stablecoin", "prepaid"})
 
 
 def _is_unit(_: object, __: object, value: str) -> None:

@@ -48,6 +48,7 @@ from node.exchange.book import RAIL, Book, kept
 from node.exchange.delivering import Delivering
 from node.exchange.sale import Sale, Ware, check_fit, check_grammar
 from node.exchange.stands import Stands
+from node.exchange.strangers import is_stranger
 from node.exchange.windows import Windows
 from node.ports import Entropy
 from node.wire.frames import AnswerWriter, ReceiptFrame, ScoreFrame
@@ -122,7 +123,7 @@ class Seller:
         """
         self._stands.sweep()
         for key, account in self._book.journal.books.accounts.items():
-            if key.payee == self._book.me:
+            if key.payee == self._book.me and not is_stranger(key.payer):
                 await self._book.let_go(
                     key, {d for d, r in account.orders.items() if r.open and d not in self._running}
                 )
