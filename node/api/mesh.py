@@ -83,6 +83,7 @@ class MeshDoor:
         return [
             web.get("/mesh/v1/offers", self.offers),
             web.get("/mesh/v1/grants/{buyer}/{unit}", self.grant),
+            web.get("/mesh/v1/grants/{buyer}/{unit}/{rail}", self.grant),
             web.get("/mesh/v1/manifests/{digest}", self.manifest),
             web.get("/mesh/v1/tokenizers/{digest}", self.tokenizer),
             web.post("/mesh/v1/orders", self.order),
@@ -108,7 +109,8 @@ class MeshDoor:
         return _cbor(codec.encode(list(await self._open.offers())))
 
     async def grant(self, request: web.Request) -> web.Response:
-        return _cbor(await self._open.grant(request.match_info["buyer"], request.match_info["unit"]))
+        asked = request.match_info
+        return _cbor(await self._open.grant(asked["buyer"], asked["unit"], asked.get("rail", "credit")))
 
     async def manifest(self, request: web.Request) -> web.Response:
         return _cbor(await self._open.manifest(_digest(request)))

@@ -23,12 +23,13 @@ from ledger.journal import Journal, Kept, Material, Nonce, Remembered, Replay
 from ledger.money import Unit
 from ledger.records import CLOCK_SKEW_S, Record, Signed
 from ledger.statement import DAY_MS
+from node.exchange.rails import CREDIT, Rails, counts_in, ways_to_pay
 from node.exchange.recollection import BadRecollection, Recollection
 from node.exchange.strangers import Strangers
+from node.market.candidates import Way
 from node.ports import Clock
 from node.wire.messages import MAX_REQUEST, Request, decode_request, encode_request
 
-RAIL: Final = "credit"
 # A closed order can still be acknowledged so long: its buyer may have been away.
 REMEMBERED_S: Final = 24 * 3600
 # The owner's setting, unless there is another: audits and challenges are over by then.
@@ -51,6 +52,7 @@ class Book:
         self.journal: Final = journal
         self.identity: Final = identity
         self.experience: Final = recollection.experience
+        self.rails: Final = Rails()
         self.under_way: Final[set[bytes]] = set()  # orders of ours that are being answered now, by digest
         self.trouble: str | None = None  # why the last write failed, if it did
         self.token_ids_s = TOKEN_IDS_S  # how long prompts and answers are kept from now on, encrypted
@@ -80,13 +82,18 @@ class Book:
         """Milliseconds since 1970."""
         return int(self._clock.now() * 1000)
 
-    def debt_to(self, seller: str, unit: Unit) -> Account:
-        """What this node owes a seller."""
-        return self.journal.books.account(AccountKey(self.me, seller, RAIL, unit))
+    def debt_to(self, seller: str, unit: Unit, rail: str = CREDIT) -> Account:
+        """What this node owes a seller, on one rail."""
+        return self.journal.books.account(AccountKey(self.me, seller, rail, unit))
 
-    def debt_of(self, buyer: str, unit: Unit) -> Account:
-        """What a buyer owes this node."""
-        return self.journal.books.account(AccountKey(buyer, self.me, RAIL, unit))
+    def debt_of(self, buyer: str, unit: Unit, rail: str = CREDIT) -> Account:
+        """What a buyer owes this node, on one rail."""
+        return self.journal.books.account(AccountKey(buyer, self.me, rail, unit))
+
+    def ways_to_pay(self, seller: str, offered: Sequence[str], unit: Unit) -> tuple[Way, ...]:
+        """How this node could pay a seller that takes these rails, the preferred way first."""
+        common = [rail for rail in self.rails.names if rail in offered and counts_in(rail, unit)]
+        return ways_to_pay(self.debt_to(seller, unit, rail) for rail in common)
 
     async def post(
         self,

@@ -16,7 +16,7 @@ from typing import Final
 from ledger import codec
 from ledger.account import AccountError, AccountKey
 from ledger.changes import Admitted, Granted, Released
-from ledger.commitments import SALT_BYTES
+from ledger.commitments import CHECKPOINT_TOKENS, SALT_BYTES
 from ledger.database import LedgerError
 from ledger.events import AccountChanged, Observed
 from ledger.identity import Did
@@ -35,12 +35,14 @@ from ledger.records import (
     sign,
 )
 from node.exchange import experience
-from node.exchange.book import RAIL, Book, kept
+from node.exchange.book import Book, kept
 from node.exchange.delivery import BrokenPromise, Delivery, Terms
 from node.exchange.purchase import Ask, NotPlaced, Paying, Purchase
+from node.exchange.rails import CREDIT
 from node.exchange.receiving import DRAIN_S, Patience, Receiving
 from node.exchange.recomputing import follow
 from node.exchange.scoring import ScoreReceiving
+from node.market.candidates import choose_way
 from node.models.grammar import BadGrammar, ForbiddenToken, GrammarGaveUp, Matcher
 from node.models.tokenizer import Tokenizer
 from node.ports import Entropy
@@ -96,7 +98,7 @@ class Buyer:
 
     async def take_grant(self, seller: Did, grant: Grant) -> None:
         """A seller says how much credit it gives this node; what was known before is no news."""
-        account = self._book.debt_to(seller, grant.unit)
+        account = self._book.debt_to(seller, grant.unit, grant.rail)
         new = (grant.credit, grant.window) != (account.limit, account.window)
         if new and grant.sequence > account.grant_sequence:
             granted = Granted(grant.credit, grant.window, grant.sequence)
@@ -147,6 +149,7 @@ class Buyer:
     def _prepare(self, offer: Signed[Offer], ask: Ask) -> tuple[Terms, bytes, bytes]:
         """The signed order, its sealed request, and the key of the answer."""
         now, draw = self._book.now(), self._entropy.bytes
+        most = _cost(offer.record, ask, ask.max_tokens)
         request = Request(draw(SALT_BYTES), ask.prompt, ask.stop, ask.steering, ask.earlier, ask.claimed)
         nonce, ephemeral = draw(NONCE_BYTES), KeyPair.from_seed(draw(KEY_BYTES))
         try:
@@ -164,10 +167,10 @@ class Buyer:
             seed=ask.seed,
             start=ask.start,
             max_tokens=ask.max_tokens,
-            max_cost=cost(offer.record.price, len(ask.prompt) + len(ask.claimed), 0 if ask.claimed else ask.max_tokens),
+            max_cost=most,
             privacy=ask.privacy,
             hops=0,
-            rail=RAIL,
+            rail=self._rail(offer, ask, most),
             trace=open_record(ask.earlier.order, Order).record.trace if ask.earlier is not None else draw(16),
             issued=now,
             expires=now + ORDER_LIFETIME_S,
@@ -176,6 +179,15 @@ class Buyer:
         signed = sign(order, self._book.identity)
         answer_key = buyers_answer_key(ephemeral, offer.record.prekey, signed.digest)
         return Terms(signed, offer, request), sealed, answer_key
+
+    def _rail(self, offer: Signed[Offer], ask: Ask, most: int) -> str:
+        """How an order is paid. Raises NotPlaced where its seller takes nothing that this node has."""
+        said = offer.record
+        first = _cost(said, ask, min(ask.max_tokens, CHECKPOINT_TOKENS)) if self.pays_on_the_way(offer.signer) else most
+        way = choose_way(self._book.ways_to_pay(offer.signer, said.rails, said.price.unit), most, first)
+        if way is None:
+            raise NotPlaced(f"it is paid by {' or '.join(said.rails)}, and this node has no money there", "rail")
+        return way.rail
 
     async def _reserve(self, terms: Terms) -> None:
         order = terms.order
@@ -189,7 +201,8 @@ class Buyer:
                 materials=(self._material(terms, ()),),
             )
         except AccountError as error:
-            raise NotPlaced(f"its credit does not bear the order: {error}", "credit") from None
+            what = "credit" if order.record.rail == CREDIT else "channel"
+            raise NotPlaced(f"its {what} does not bear the order: {error}", "credit") from None
 
     async def _deliver(
         self, receiving: "Receiving | ScoreReceiving", peer: Peer, terms: Terms, sealed: bytes
@@ -234,10 +247,15 @@ class Buyer:
         )
 
     def _account(self, terms: Terms) -> AccountKey:
-        return self._book.debt_to(terms.seller, terms.offer.record.price.unit).key
+        return terms.account(self._book.me)
 
     def _material(self, terms: Terms, ids: tuple[int, ...]) -> Material:
         return self._book.sealed_material(terms.order.digest, terms.request, ids)
+
+
+def _cost(offer: Offer, ask: Ask, tokens: int) -> int:
+    """What an order costs with so many output tokens; one to score has none."""
+    return cost(offer.price, len(ask.prompt) + len(ask.claimed), 0 if ask.claimed else tokens)
 
 
 async def _matcher(ask: Ask, tokenizer: Tokenizer) -> Matcher | None:

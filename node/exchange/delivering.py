@@ -51,7 +51,7 @@ class Delivering:
         self._book = book
         self._windows = windows
         self._patience_s = patience_s
-        self.key: Final = book.debt_of(sale.buyer, sale.stand.ware.price.unit).key
+        self.key: Final = sale.account
         self._writer = AnswerWriter(sale.key)
         self._chain = AnswerCommitment(sale.request.salt, sale.order.digest)
         # A stop string may begin in the part before.

@@ -3,6 +3,7 @@
 from attrs import field, frozen
 
 from ledger import codec
+from ledger.account import AccountKey
 from ledger.commitments import CHECKPOINT_TOKENS, AnswerCommitment, answer_commitment, prompt_commitment
 from ledger.events import Observed
 from ledger.identity import Did
@@ -36,6 +37,10 @@ class Terms:
     def seller(self) -> Did:
         """Who was to deliver."""
         return self.offer.signer
+
+    def account(self, buyer: str) -> AccountKey:
+        """The account that it is paid from."""
+        return AccountKey(buyer, self.seller, self.order.record.rail, self.offer.record.price.unit)
 
     @property
     def input_ids(self) -> tuple[int, ...]:

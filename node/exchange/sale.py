@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from attrs import field, frozen
 
+from ledger.account import AccountKey
 from ledger.commitments import CHECKPOINT_TOKENS
 from ledger.identity import Did
 from ledger.money import Price, cost
@@ -68,6 +69,12 @@ class Sale:
     def buyer(self) -> Did:
         """Who ordered."""
         return self.order.signer
+
+    @property
+    def account(self) -> AccountKey:
+        """The account that it is paid from."""
+        said = self.order.record
+        return AccountKey(self.buyer, said.seller, said.rail, self.stand.ware.price.unit)
 
     @property
     def so_far(self) -> tuple[int, ...]:

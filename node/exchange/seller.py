@@ -23,7 +23,6 @@ from ledger.exposure import AboveExposure, check_exposure, is_proven
 from ledger.identity import Did, NotADid, parse_did
 from ledger.journal import Nonce, NonceReused
 from ledger.money import Amount, Unit
-from ledger.rails.credit import check_voucher
 from ledger.rails.port import TotalTooLow, VoucherRefused
 from ledger.records import (
     CLOCK_SKEW_S,
@@ -44,8 +43,9 @@ from ledger.records import (
     sign,
 )
 from node.exchange import experience
-from node.exchange.book import RAIL, Book, kept
+from node.exchange.book import Book, kept
 from node.exchange.delivering import Delivering
+from node.exchange.rails import CREDIT, Rails, counts_in
 from node.exchange.sale import Sale, Ware, check_fit, check_grammar
 from node.exchange.stands import Stands
 from node.exchange.strangers import is_stranger
@@ -108,7 +108,7 @@ class Seller:
         self._wares = {ware.engine.manifest.digest: ware for ware in wares}
         self._credit = credit
         self._tokenizer_file = tokenizer_file
-        self._stands = Stands(book, entropy, list(self._wares.values()))
+        self._stands = Stands(book, entropy, list(self._wares.values()), self.rails)
         self._running: dict[bytes, Sale] = {}
         # What waits to be written is in no book yet: of orders by strangers, and of acknowledgements by their order.
         self._unwritten: dict[bytes, tuple[Unit, int]] = {}
@@ -134,8 +134,14 @@ class Seller:
         """The open offers; made anew when half of their life is over. None while nothing may be sold."""
         return self._stands.offers(self.url) if self._may_sell() is None else []
 
-    async def grant(self, buyer: str, unit: str) -> bytes:
-        """How much credit a buyer has here. Asking changes nothing."""
+    def rails(self, unit: Unit) -> tuple[str, ...]:
+        """How sales in a unit may be paid; on credit only where some is given."""
+        given = unit in self._credit
+        able = [rail for rail in self._book.rails.names if given and counts_in(rail, unit)]
+        return tuple(rail for rail in able if rail != CREDIT or self._credit[unit].limit.value)
+
+    async def grant(self, buyer: str, unit: str, rail: str = CREDIT) -> bytes:
+        """How much credit, and how large a window, a buyer has here on a rail. Asking changes nothing."""
         try:
             parse_did(buyer)
         except NotADid as error:
@@ -143,10 +149,12 @@ class Seller:
         known: Unit | None = next((given for given in self._credit if given == unit), None)
         if known is None:
             raise Refused("credit", f"no credit is given here in {unit[:32]!r}")
-        granted, now = self._terms(self._book.debt_of(buyer, known)), self._book.now()
+        if rail not in (CREDIT, *self.rails(known)):
+            raise Refused("rail", f"payment by {rail[:64]!r} is not taken here")
+        granted, now = self._terms(self._book.debt_of(buyer, known, rail)), self._book.now()
         grant = Grant(
             buyer=buyer,
-            rail=RAIL,
+            rail=rail,
             unit=known,
             credit=granted.limit,
             window=granted.window,
@@ -157,10 +165,13 @@ class Seller:
         return sign(grant, self._book.identity).raw
 
     def _terms(self, account: Account) -> Granted:
-        """The owner's terms for an account. Their sequence is the time: of two that a buyer hears, the later counts."""
+        """The owner's terms for an account. Their sequence is the time: of two that a buyer hears, the later counts.
+
+        Where the buyer's collateral stands behind its debts, no limit is given, but a window all the same.
+        """
         terms = self._credit[account.key.unit]
         sequence = max(self._book.now_ms(), account.grant_sequence + 1)
-        return Granted(terms.limit.value, terms.window.value, sequence)
+        return Granted(terms.limit.value if account.key.rail == CREDIT else 0, terms.window.value, sequence)
 
     async def manifest(self, model: bytes) -> bytes:
         """The manifest of a model that is sold here: it proves what the offer says of it."""
@@ -219,9 +230,10 @@ class Seller:
 
     async def _take(self, ack: Signed[Acknowledgement], order: Signed[Order]) -> None:
         """Write down what an acknowledgement of a known order says. Raises Refused."""
-        said, account = ack.record, self._book.debt_of(ack.signer, await self._unit_of(order))
+        said, unit = ack.record, await self._unit_of(order)
+        account = self._book.debt_of(ack.signer, unit, order.record.rail)
         try:
-            received = _received(open_record(said.voucher, Voucher), account)
+            received = _received(self._book.rails, open_record(said.voucher, Voucher), account)
         except (VoucherRefused, codec.Malformed) as error:
             raise Refused("malformed", str(error)) from None
         facts = [received, *_facts(said, account.orders.get(said.order))]
@@ -309,7 +321,7 @@ class Seller:
             raise Refused("malformed", "the sealed request is not the one that the order names")
         if order.privacy == "restricted":
             raise Refused("privacy", "a restricted prompt must not leave its owner's machine")
-        if order.rail != RAIL:
+        if order.rail not in self._book.rails.names:
             raise Refused("rail", f"payment by {order.rail!r} is not taken here")
         if order.hops:
             raise Refused("hops", "orders are not passed on here: allow 0 hops")
@@ -330,7 +342,7 @@ class Seller:
         return b"".join((*scores, writer.write(ReceiptFrame(receipt))))
 
     def _accounts_of(self, buyer: Did) -> list[Account]:
-        return [self._book.debt_of(buyer, unit) for unit in self._credit]
+        return [self._book.debt_of(buyer, unit, rail) for unit in self._credit for rail in self._book.rails.names]
 
     async def _admit(self, order: Signed[Order], sealed: bytes) -> Sale:
         """Check the order against offer, engine and account, reserve what it may cost, and draw what it begins with.
@@ -395,7 +407,9 @@ class Seller:
         if unit not in self._credit:
             raise Refused("credit", f"no credit is given here in {unit}")
         await check_grammar(sale)
-        account = self._book.debt_of(sale.buyer, unit)
+        if order.record.rail not in sale.stand.offer.record.rails:
+            raise Refused("rail", f"payment by {order.record.rail!r} is not taken for this")
+        account = self._book.journal.books.account(sale.account)
         amount = sale.cost(sale.most_tokens)
         self._check_exposure(account, amount)
         if not is_proven(account, self._named):
@@ -418,7 +432,8 @@ class Seller:
         except AboveWindow as error:
             raise Refused("window", f"too much of your work here would be unpaid: {error}") from None
         except AccountError as error:
-            raise Refused("credit", f"your credit here does not bear the order: {error}") from None
+            what = "credit" if account.key.rail == CREDIT else "channel"
+            raise Refused("credit", f"your {what} here does not bear the order: {error}") from None
         finally:
             self._unwritten.pop(order.digest, None)
 
@@ -433,10 +448,10 @@ class Seller:
             raise Refused("exposure", why) from None
 
 
-def _received(voucher: Signed[Voucher], account: Account) -> VoucherReceived:
+def _received(rails: Rails, voucher: Signed[Voucher], account: Account) -> VoucherReceived:
     """What a voucher brings; one that came late, after one for more, brings nothing and takes nothing back."""
     try:
-        return check_voucher(voucher, account)
+        return rails.check_voucher(voucher, account)
     except TotalTooLow:
         return VoucherReceived(voucher.record.total)
 

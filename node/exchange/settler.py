@@ -23,7 +23,6 @@ from ledger.commitments import CHECKPOINT_TOKENS
 from ledger.events import AccountChanged
 from ledger.identity import Did, parse_did
 from ledger.journal import Kept
-from ledger.rails.credit import make_voucher
 from ledger.records import CLOCK_SKEW_S, Acknowledgement, Checkpoint, Receipt, Signed, Voucher, open_record, sign
 from ledger.waivers import Dispute
 from node.exchange import experience
@@ -97,7 +96,7 @@ class Settler:
         self._locks: dict[Did, asyncio.Lock] = {}
         self._promising: dict[Did, asyncio.Lock] = {}  # held for a moment only, unlike the other while it is audited
         self._unsent: dict[Did, list[Signed[Acknowledgement]]] = {}
-        self._latest: dict[tuple[str, str], bytes] = {}  # by (payee, unit): the acknowledgement before the next one
+        self._latest: dict[AccountKey, bytes] = {}  # the acknowledgement before the next one, by its account
         self._sending: set[Did] = set()
         self._to_pay: dict[bytes, tuple[Terms, Signed[Checkpoint]]] = {}  # the last checkpoint, by order
         self._paying: set[bytes] = set()  # orders
@@ -247,7 +246,7 @@ class Settler:
         total = max(after.owed, after.authorized)
         if total > after.authorized:
             changes = [*changes, Authorized(total)]
-        voucher = make_voucher(self._book.identity, after, total)
+        voucher = self._book.rails.make_voucher(self._book.identity, after, total)
         acknowledgement = sign(
             Acknowledgement(
                 order=order,
@@ -255,7 +254,7 @@ class Settler:
                 accepted=answer.objection is None,
                 reason=(answer.objection or "")[:256],
                 amount=answer.granted,
-                previous=self._latest.get((account.key.payee, account.key.unit)),
+                previous=self._latest.get(account.key),
                 voucher=voucher.raw,
             ),
             self._book.identity,
@@ -264,7 +263,7 @@ class Settler:
             *(AccountChanged(account.key, change) for change in changes),
             records=(*records, kept(acknowledgement, order)),
         )
-        self._latest[account.key.payee, account.key.unit] = acknowledgement.digest
+        self._latest[account.key] = acknowledgement.digest
         self._unsent.setdefault(terms.seller, []).append(acknowledgement)
 
     async def answer(
@@ -314,15 +313,15 @@ class Settler:
                 accepted=whole,
                 reason="" if whole else last.reason,
                 amount=amount,
-                previous=self._latest.get((key.payee, key.unit)),
-                voucher=make_voucher(self._book.identity, after, total).raw,
+                previous=self._latest.get(key),
+                voucher=self._book.rails.make_voucher(self._book.identity, after, total).raw,
             )
             acknowledgement = sign(said, self._book.identity)
             changes: list[Change] = [granted, Authorized(total)] if total > after.authorized else [granted]
             await self._book.post(
                 *(AccountChanged(key, change) for change in changes), records=(kept(acknowledgement, order),)
             )
-            self._latest[key.payee, key.unit] = acknowledgement.digest
+            self._latest[key] = acknowledgement.digest
             self._unsent.setdefault(seller, []).append(acknowledgement)
         self._hand_over(seller)
 
@@ -334,7 +333,7 @@ class Settler:
         raise Unpayable(order)
 
     def _account_of(self, terms: Terms) -> Account:
-        return self._book.debt_to(terms.seller, terms.offer.record.price.unit)
+        return self._book.journal.books.account(terms.account(self._book.me))
 
     async def _send(self, seller: Did, peer: Peer) -> None:
         """Hand over what is unsent, oldest first, until the seller has all of it."""
@@ -368,7 +367,7 @@ class Settler:
 
     def promised(self, key: AccountKey, acknowledgement: bytes) -> None:
         """An acknowledgement of ours came back that the journal had lost, by its digest: the next one names it."""
-        self._latest[key.payee, key.unit] = acknowledgement
+        self._latest[key] = acknowledgement
 
     async def recover(self, ready: Callable[[], Awaitable[None]] | None = None) -> None:
         """Pick up what an earlier run left: open orders, and acknowledgements that may not have arrived.
@@ -376,7 +375,7 @@ class Settler:
         With `ready`, orders are settled in the background once it is done: those who help in audits must be known.
         """
         for acknowledgement, voucher in await self._latest_acknowledgements():
-            self._latest[voucher.payee, voucher.unit] = acknowledgement.digest
+            self._latest[_account_of(voucher)] = acknowledgement.digest
             self._unsent.setdefault(parse_did(voucher.payee), []).append(acknowledgement)
         left = self._open_orders(before=None)  # those of this run are not among them
         for seller in list(self._unsent):
@@ -459,8 +458,8 @@ class Settler:
 
     async def _latest_acknowledgements(self) -> list[tuple[Signed[Acknowledgement], Voucher]]:
         """The last one of each of the latest few orders, for each seller, oldest first; again it does no harm."""
-        latest: dict[tuple[str, str], dict[bytes, tuple[Signed[Acknowledgement], Voucher]]] = {
-            (key.payee, key.unit): {}
+        latest: dict[AccountKey, dict[bytes, tuple[Signed[Acknowledgement], Voucher]]] = {
+            key: {}
             for key, account in self._book.journal.books.accounts.items()
             if key.payer == self._book.me and account.authorized
         }
@@ -474,7 +473,11 @@ class Settler:
             for record in page:
                 acknowledgement = open_record(record.raw, Acknowledgement)
                 voucher = open_record(acknowledgement.record.voucher, Voucher).record
-                ours = latest.get((voucher.payee, voucher.unit), {})
+                ours = latest.get(_account_of(voucher), {})
                 if acknowledgement.signer == self._book.me and len(ours) < _SENT_AGAIN:
                     ours.setdefault(acknowledgement.record.order, (acknowledgement, voucher))
         return [one for ours in latest.values() for one in reversed(ours.values())]
+
+
+def _account_of(voucher: Voucher) -> AccountKey:
+    return AccountKey(voucher.payer, voucher.payee, voucher.rail, voucher.unit)

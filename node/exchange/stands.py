@@ -1,10 +1,11 @@
 """The offers that are open, each with the prekey that opens its requests. Prekeys live in memory only."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
+from ledger.money import Unit
 from ledger.records import CLOCK_SKEW_S, Offer, sign
-from node.exchange.book import RAIL, Book
+from node.exchange.book import Book
 from node.exchange.sale import Stand, Ware
 from node.ports import Entropy
 from node.wire.sealing import KEY_BYTES, KeyPair
@@ -16,8 +17,11 @@ OFFER_LIFETIME_S: Final = 3600
 class Stands:
     """What is offered, by the offers' digests."""
 
-    def __init__(self, book: Book, entropy: Entropy, wares: Sequence[Ware]) -> None:
-        self._book, self._entropy, self._wares = book, entropy, wares
+    def __init__(
+        self, book: Book, entropy: Entropy, wares: Sequence[Ware], rails: Callable[[Unit], Sequence[str]]
+    ) -> None:
+        """`rails` says how sales in a unit may be paid."""
+        self._book, self._entropy, self._wares, self._rails = book, entropy, wares, rails
         self._stands: dict[bytes, Stand] = {}
 
     def offers(self, url: str) -> list[bytes]:
@@ -67,7 +71,7 @@ class Stands:
             context=ware.engine.context,
             engine=ware.engine.fingerprint,
             price=ware.price,
-            rails=(RAIL,),
+            rails=tuple(self._rails(ware.price.unit)),
             slots=ware.engine.slots,
             speed=0,
             first_token_ms=0,

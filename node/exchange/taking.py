@@ -24,7 +24,6 @@ from ledger.codec import Malformed
 from ledger.events import AccountChanged
 from ledger.identity import Did
 from ledger.journal import Kept
-from ledger.rails.credit import check_voucher
 from ledger.rails.port import VoucherRefused
 from ledger.reconcile import (
     Claim,
@@ -189,7 +188,7 @@ class Taking:
             if covered <= 0 or covered * _PARTS < account.unpaid:
                 continue
             try:
-                promised = check_voucher(opened_voucher(acknowledgement), account)
+                promised = self._book.rails.check_voucher(opened_voucher(acknowledgement), account)
             except VoucherRefused as error:
                 worthless.append(error)
                 continue

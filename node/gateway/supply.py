@@ -6,7 +6,6 @@ from typing import Final
 from attrs import frozen
 
 from ledger.codec import Malformed
-from ledger.money import Amount
 from ledger.records import Offer, Signed
 from node.engine.pool import State
 from node.engine.port import Engine
@@ -126,7 +125,6 @@ class Supply:
     def _peer_candidate(self, offer: Signed[Offer]) -> Candidate:
         said = offer.record
         standing = self._book.experience.standing(offer.signer)
-        account = self._book.debt_to(offer.signer, said.price.unit)
         return Candidate(
             model=said.model,
             name=self.name_of(said.model),
@@ -137,9 +135,7 @@ class Supply:
             offer=offer,
             reputation=score(standing.history),
             condemned=standing.history.condemned,
-            # What this node disputes still counts as owed at the seller.
-            available=Amount(max(account.available - account.disputed, 0), said.price.unit),
-            window=Amount(max(account.window_left - account.disputed, 0), said.price.unit),
+            ways=self._book.ways_to_pay(offer.signer, said.rails, said.price.unit),
             paid_on_the_way=self._buyer.pays_on_the_way(offer.signer),
             tokens_per_s=standing.speed.tokens_per_s,
             first_token_ms=standing.speed.first_token_ms,

@@ -9,6 +9,7 @@ weights are the owner's. Hard limits come first: whoever breaks one is ruled out
 """
 
 import math
+from collections.abc import Sequence
 from typing import Final, Literal
 
 from attrs import field, frozen
@@ -28,6 +29,8 @@ _OF_CLOUDS: Final = {(True, False): 0.4, (True, True): 0.3, (False, False): 0.2,
 # What a seller that nobody has measured is taken to need; close to a small machine's, so that it gets a try.
 _UNMEASURED_TOKENS_PER_S: Final = 20.0
 _UNMEASURED_FIRST_TOKEN_MS: Final = 500.0
+# What stands behind a debt, in a word for the owner.
+_CALLED: Final = {"stablecoin": "channel"}
 Route = Literal["auto", "local", "peers", "remotes"]
 # Where the owner sets no limit to a day's spending: a dollar, or a thousand satoshis. Credit and prices are the
 # sellers' to say, and somebody has to say stop.
@@ -82,6 +85,27 @@ class Remote:
 
 
 @frozen
+class Way:
+    """One way to pay a seller: its rail, what the account there still bears, and what of it may be unpaid at a time.
+
+    Amounts in the unit of the seller's price.
+    """
+
+    rail: str
+    available: int
+    window: int
+
+    def bears(self, most: int, first: int) -> bool:
+        """Whether an order may cost `most` by it, and come to `first` before anything is paid."""
+        return most <= self.available and first <= self.window
+
+
+def choose_way(ways: Sequence[Way], most: int, first: int) -> Way | None:
+    """The first way that bears an order, else the last: its seller may give more than is known here."""
+    return next((way for way in ways if way.bears(most, first)), ways[-1] if ways else None)
+
+
+@frozen
 class Candidate:
     """One who could answer. `quality` and `reputation` lie in 0..1; speeds are measured, None until then."""
 
@@ -93,8 +117,7 @@ class Candidate:
     offer: Signed[Offer] | None = None
     reputation: float = 1.0
     condemned: bool = False
-    available: Amount | None = None  # what the account there still bears; None = not known yet
-    window: Amount | None = None  # what of it may be unpaid at a time; None = not known yet
+    ways: tuple[Way, ...] | None = None  # how it can be paid, the preferred way first; None = not known yet
     paid_on_the_way: bool = True  # whether a long answer there is paid as it goes, and not only when it is over
     tokens_per_s: float | None = None
     first_token_ms: float | None = None
@@ -176,8 +199,8 @@ def _distrusted(candidate: Candidate, offer: Offer, limits: Limits) -> str | Non
         return "was found cheating"
     if candidate.reputation < limits.min_reputation:
         return f"has a reputation of {candidate.reputation:.2f}, under the least of {limits.min_reputation:.2f}"
-    if "credit" not in offer.rails:
-        return "takes no credit, the one way to pay so far"
+    if candidate.ways == ():
+        return f"is paid by {' or '.join(offer.rails)}, and this node has no money there"
     return None
 
 
@@ -186,7 +209,6 @@ def _too_dear(candidate: Candidate, asks: Price, wish: Wish, limits: Limits) -> 
     price = candidate.cost(wish.prompt_tokens, wish.max_tokens)
     if price > MAX_AMOUNT:
         return "asks more than can be paid at all"
-    unpaid = candidate.unpaid_cost(wish.prompt_tokens, wish.max_tokens)
     over_a_day = min(wish.spent_today.get(unit, 0) + price, MAX_AMOUNT)
     checks = (
         (limits.max_input_price, asks.input, "asks {} for a million prompt tokens, over the most of {}"),
@@ -197,13 +219,24 @@ def _too_dear(candidate: Candidate, asks: Price, wish: Wish, limits: Limits) -> 
             over_a_day,
             "would bring today's spending to {}, over the most of {}",
         ),
-        (candidate.available, price, "may cost {} for this order, and its credit bears {}"),
-        (candidate.window, unpaid, "delivers up to {} before it is paid, and its window bears {}"),
     )
     for most, asked, words in checks:
         if most is not None and (most.unit != unit or asked > most.value):
             return words.format(Amount(asked, unit), most)
-    return None
+    return _not_borne(candidate, price, wish, unit)
+
+
+def _not_borne(candidate: Candidate, price: int, wish: Wish, unit: Unit) -> str | None:
+    """Why none of the ways to pay bears an order."""
+    unpaid = candidate.unpaid_cost(wish.prompt_tokens, wish.max_tokens)
+    if candidate.ways is None or any(way.bears(price, unpaid) for way in candidate.ways):
+        return None
+    bearing = [way for way in candidate.ways if price <= way.available]
+    if bearing:
+        most = Amount(max(way.window for way in bearing), unit)
+        return f"delivers up to {Amount(unpaid, unit)} before it is paid, and its window bears {most}"
+    borne = (f"its {_CALLED.get(way.rail, way.rail)} bears {Amount(way.available, unit)}" for way in candidate.ways)
+    return f"may cost {Amount(price, unit)} for this order, and {', '.join(borne)}"
 
 
 def rank(candidates: list[Candidate], wish: Wish, weights: Weights) -> list[Candidate]:

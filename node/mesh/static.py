@@ -47,17 +47,20 @@ class NamedPeers:
         take_grant: Callable[[Did, Grant], Awaitable[None]],
         meet: Callable[[Did], Awaitable[None]] | None = None,
         may_work_with: Callable[[Did], Refused | None] = lambda _: None,
+        rails: Sequence[str] = ("credit",),
     ) -> None:
         """`take_grant` is told of each credit that a peer grants, verified; it may be told again of the same one.
 
         `meet` is called on each connection before any offer of the peer is taken. It raises Refused, Unreachable or
-        Malformed; the peer's offers are taken all the same, unless `may_work_with` says why not.
+        Malformed; the peer's offers are taken all the same, unless `may_work_with` says why not. `rails` are those
+        that this node pays on: what is granted on others is not asked for.
         """
         self._me = me
         self._clock = clock
         self._take_grant = take_grant
         self._meet = meet
         self._may_work_with = may_work_with
+        self._rails = rails
         self._meet_after: dict[Did, float] = {}  # when a peer is met again, while the connection lasts
         self._asked: dict[Did, asyncio.Event] = {did: asyncio.Event() for did in peers}
         self._peers = dict(peers)
@@ -104,10 +107,11 @@ class NamedPeers:
         now, raws = self._clock.now(), await peer.offers()
         await self._meet_in_time(did, raws)
         checked = OfferBook()
-        units = {checked.take(raw, did, now).record.price.unit for raw in raws}
+        taken = [checked.take(raw, did, now).record for raw in raws]
+        granted = {(offer.price.unit, rail) for offer in taken for rail in offer.rails if rail in self._rails}
         # The credit first: an offer that stands in the book can be ordered from.
-        for unit in sorted(units):
-            await self._take_grant(did, self._checked(did, unit, await peer.grant(self._me, unit)))
+        for unit, rail in sorted(granted):
+            await self._take_grant(did, self._checked(did, unit, rail, await peer.grant(self._me, unit, rail)))
         unproved: dict[bytes, str] = {}
         for offer in checked.standing(now):
             try:
@@ -162,10 +166,11 @@ class NamedPeers:
         standing = {offer.record.model for offer in self.offers()}
         self._manifests = {model: manifest for model, manifest in self._manifests.items() if model in standing}
 
-    def _checked(self, did: Did, unit: Unit, raw: bytes) -> Grant:
+    def _checked(self, did: Did, unit: Unit, rail: str, raw: bytes) -> Grant:
         grant = open_record(raw, Grant)
         check_time(grant.record, int(self._clock.now()))
-        if (grant.signer, grant.record.buyer, grant.record.unit) != (did, self._me, unit):
+        said = grant.record
+        if (grant.signer, said.buyer, said.unit, said.rail) != (did, self._me, unit, rail):
             raise Malformed("the grant is not this seller's for this node")
         return grant.record
 

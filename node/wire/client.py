@@ -64,8 +64,9 @@ class HttpPeer:
             raise Unreachable(f"{self.url} answers no list of at most {MAX_OFFERS} offers")
         return offers
 
-    async def grant(self, buyer: str, unit: str) -> bytes:
-        return await self._call("GET", f"/grants/{buyer}/{unit}", limit=Grant.limit)
+    async def grant(self, buyer: str, unit: str, rail: str = "credit") -> bytes:
+        on = "" if rail == "credit" else f"/{rail}"
+        return await self._call("GET", f"/grants/{buyer}/{unit}{on}", limit=Grant.limit)
 
     async def manifest(self, model: bytes) -> bytes:
         return await self._call("GET", f"/manifests/{model.hex()}", limit=MAX_MANIFEST)

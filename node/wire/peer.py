@@ -15,8 +15,8 @@ class Peer(Protocol):
         """Its signed Offers that are open now."""
         ...
 
-    async def grant(self, buyer: str, unit: str) -> bytes:
-        """Its signed Grant of credit for one buyer in one unit."""
+    async def grant(self, buyer: str, unit: str, rail: str = "credit") -> bytes:
+        """Its signed Grant for one buyer in one unit: how much credit, and how large a window, on a rail."""
         ...
 
     async def manifest(self, model: bytes) -> bytes:

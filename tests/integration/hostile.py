@@ -81,7 +81,7 @@ class HostileSeller:
     async def offers(self) -> Sequence[bytes]:
         return self._offers
 
-    async def grant(self, buyer: str, unit: str) -> bytes:
+    async def grant(self, buyer: str, unit: str, rail: str = "credit") -> bytes:
         now = int(SystemClock().now())
         return sign(Grant(buyer, "credit", "uusd", 10**6, 10**6, 1, now, now + 3_600), self.identity).raw
 

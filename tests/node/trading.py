@@ -284,8 +284,8 @@ class Line:
     async def offers(self) -> Sequence[bytes]:
         return await self.peer.offers()
 
-    async def grant(self, buyer: str, unit: str) -> bytes:
-        return await self.peer.grant(buyer, unit)
+    async def grant(self, buyer: str, unit: str, rail: str = "credit") -> bytes:
+        return await self.peer.grant(buyer, unit, rail)
 
     async def manifest(self, model: bytes) -> bytes:
         return await self.peer.manifest(model)
@@ -606,7 +606,7 @@ class ScriptedSeller:
     async def offers(self) -> Sequence[bytes]:
         return [self.offer.raw]
 
-    async def grant(self, buyer: str, unit: str) -> bytes:
+    async def grant(self, buyer: str, unit: str, rail: str = "credit") -> bytes:
         now = int(self._clock.now())
         grant = Grant(buyer, "credit", "uusd", 100_000, 10_000, 1, now, now + 3_600)
         return sign(grant, self.identity).raw

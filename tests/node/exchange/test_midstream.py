@@ -379,7 +379,7 @@ class Hasty(ScriptedSeller):
 
     deaf = False
 
-    async def grant(self, buyer: str, unit: str) -> bytes:
+    async def grant(self, buyer: str, unit: str, rail: str = "credit") -> bytes:
         now = self.offer.record.issued
         terms = Grant(buyer, "credit", "uusd", 100_000, NARROW.window.value, 1, now, now + 3_600)
         return sign(terms, self.identity).raw

@@ -17,6 +17,7 @@ from node.engine.memory import FINGERPRINT, MemoryEngine
 from node.engine.port import Engine, Rows
 from node.exchange.panel import Market, Panel
 from node.exchange.purchase import NotPlaced
+from node.exchange.rails import way_by
 from node.market.candidates import Candidate, Limits
 from node.market.privacy import Relation
 from node.models.tokenizer import Tokenizer
@@ -91,8 +92,7 @@ class House:
                 context=offer.record.context,
                 offer=offer,
                 condemned=self.customer.book.experience.standing(did).history.condemned,
-                available=uusd(self.customer.owes(did).available),
-                window=uusd(self.customer.owes(did).window_left),
+                ways=(way_by(self.customer.owes(did)),),
             )
             for did, offer in self.offers.items()
         ]

@@ -13,6 +13,7 @@ from node.market.candidates import (
     Hardware,
     Limits,
     Remote,
+    Way,
     Weights,
     Wish,
     quality_of,
@@ -54,7 +55,7 @@ def test_whoever_keeps_every_limit_may_answer(make_offer: MakeOffer, here: Candi
     )
     wish = evolve(ANYTHING, spent_today={"uusd": 3_000, "msat": 10**9})
 
-    assert rule_out(candidate(offer, reputation=0.5, available=uusd(2_000), window=uusd(1_128)), wish, limits) is None
+    assert rule_out(candidate(offer, reputation=0.5, ways=(Way("credit", 2_000, 1_128),)), wish, limits) is None
     assert rule_out(here, wish, limits) is None
 
 
@@ -88,13 +89,21 @@ def test_each_of_the_owners_limits_rules_out_with_its_reason(
         ({}, evolve(ANYTHING, models=frozenset()), "runs another model"),
         ({}, evolve(ANYTHING, route="local"), "the route is local"),
         ({"condemned": True}, ANYTHING, "was found cheating"),
-        ({"available": uusd(1_999)}, ANYTHING, "may cost 0.002000usd for this order, and its credit bears 0.001999"),
         (
-            {"window": uusd(1_127)},
+            {"ways": (Way("credit", 1_999, 9_999),)},
+            ANYTHING,
+            "may cost 0.002000usd for this order, and its credit bears 0.001999",
+        ),
+        (
+            {"ways": (Way("credit", 9_999, 1_127),)},
             ANYTHING,
             "delivers up to 0.001128usd before it is paid, and its window bears 0.001127",
         ),
-        ({"window": uusd(1_999), "paid_on_the_way": False}, ANYTHING, "delivers up to 0.002000usd before it is paid"),
+        (
+            {"ways": (Way("credit", 9_999, 1_999),), "paid_on_the_way": False},
+            ANYTHING,
+            "delivers up to 0.002000usd before it is paid",
+        ),
         ({"relation": "anyone"}, evolve(ANYTHING, privacy="internal"), "may see prompts up to public, and this one is"),
         ({}, evolve(ANYTHING, max_tokens=3_097), "has a context of 4096 tokens, and 4097 are needed"),
     ],
@@ -127,10 +136,10 @@ def test_a_price_beyond_all_amounts_is_ruled_out(make_offer: MakeOffer) -> None:
 
 
 def test_a_seller_that_takes_no_credit_is_ruled_out(make_offer: MakeOffer) -> None:
-    said = rule_out(candidate(make_offer(rails=("lightning",))), ANYTHING, Limits())
+    said = rule_out(candidate(make_offer(rails=("lightning",)), ways=()), ANYTHING, Limits())
 
     assert said is not None
-    assert "takes no credit" in said
+    assert said == "is paid by lightning, and this node has no money there"
 
 
 @pytest.mark.parametrize(

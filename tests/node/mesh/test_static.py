@@ -50,8 +50,8 @@ class Saying(Line):
     async def offers(self) -> Sequence[bytes]:
         return await super().offers() if self.said is None else self.said
 
-    async def grant(self, buyer: str, unit: str) -> bytes:
-        return await super().grant(buyer, unit) if self._grant is None else self._grant
+    async def grant(self, buyer: str, unit: str, rail: str = "credit") -> bytes:
+        return await super().grant(buyer, unit, rail) if self._grant is None else self._grant
 
 
 def naming(customer: Customer, peers: dict[Did, Peer], tokenizers: Tokenizers, clock: ManualClock) -> NamedPeers:
