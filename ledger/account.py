@@ -442,7 +442,12 @@ class Account:
         """What stands behind the debt and is more than trust: payments, services in return, deposits."""
         if self.key.rail == "credit":
             return self.settled + self.netted
-        return max(self.funded - self.withdrawn, 0) if self.key.rail in _DEPOSIT_RAILS else 0
+        return max(self.funded - self.withdrawn, 0) if self.on_deposit else 0
+
+    @property
+    def on_deposit(self) -> bool:
+        """Whether the payer's collateral lies with the rail."""
+        return self.key.rail in _DEPOSIT_RAILS
 
     @property
     def capacity(self) -> int:

@@ -19,13 +19,27 @@ class AboveExposure(Exception):
 
 
 def is_proven(account: Account, named: Collection[str]) -> bool:
-    """Whether the owner named the payer, or it has paid or worked for something; mere promises prove nothing."""
-    return account.backed > 0 or account.key.payer in named
+    """Whether the owner named the payer, or it has paid or worked for something.
+
+    Mere promises prove nothing, nor do deposits: both can be had back.
+    """
+    return account.settled + account.netted > 0 or account.key.payer in named
 
 
 def exposure(account: Account) -> int:
-    """What a payer may leave unpaid if it goes away now: owed or reserved, without what stands behind it."""
+    """What a payer may leave unpaid if it goes away now, without what stands behind it.
+
+    On credit that is all that is owed or reserved. A deposit is behind what has vouchers alone; the rest of it can be
+    had back, and no more than the window is ever without.
+    """
+    if account.on_deposit:
+        return min(max(account.owed + account.reserved - account.authorized, 0), account.window)
     return max(account.owed + account.reserved - account.backed, 0)
+
+
+def added_exposure(account: Account, amount: int) -> int:
+    """By how much an order of `amount` may raise an account's exposure."""
+    return min(amount, max(account.window - exposure(account), 0)) if account.on_deposit else amount
 
 
 def unproven_exposure(accounts: Iterable[Account], like: Account, named: Collection[str]) -> int:
@@ -46,6 +60,7 @@ def check_exposure(
     """
     if is_proven(account, named):
         return
+    amount = added_exposure(account, amount)
     left = max(bound - unproven_exposure(accounts, account, named), 0)
     if amount > left:
         raise AboveExposure(amount, left)

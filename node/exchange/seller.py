@@ -16,10 +16,10 @@ from typing import Final
 from attrs import frozen
 
 from ledger import codec
-from ledger.account import AboveWindow, Account, AccountError, Reservation
+from ledger.account import AboveWindow, Account, AccountError, Reservation, apply
 from ledger.changes import Acknowledged, Admitted, Disputed, Granted, VoucherReceived
 from ledger.events import AccountChanged, Event
-from ledger.exposure import AboveExposure, check_exposure, is_proven
+from ledger.exposure import AboveExposure, added_exposure, check_exposure, is_proven
 from ledger.identity import Did, NotADid, parse_did
 from ledger.journal import Nonce, NonceReused
 from ledger.money import Amount, Unit
@@ -410,14 +410,15 @@ class Seller:
         if order.record.rail not in sale.stand.offer.record.rails:
             raise Refused("rail", f"payment by {order.record.rail!r} is not taken for this")
         account = self._book.journal.books.account(sale.account)
-        amount = sale.cost(sale.most_tokens)
-        self._check_exposure(account, amount)
-        if not is_proven(account, self._named):
-            self._unwritten[order.digest] = unit, amount
         events: list[Event] = []
         granted = self._terms(account)
         if (granted.limit, granted.window) != (account.limit, account.window):
             events.append(AccountChanged(account.key, granted))
+            account = apply(account, granted)
+        amount = sale.cost(sale.most_tokens)
+        self._check_exposure(account, amount)
+        if not is_proven(account, self._named):
+            self._unwritten[order.digest] = unit, added_exposure(account, amount)
         first = sale.cost_to_next(0)
         events.append(AccountChanged(account.key, Admitted(order.digest, amount, first, order.record.expires)))
         remembered = order.record.expires + 2 * CLOCK_SKEW_S
@@ -438,8 +439,9 @@ class Seller:
             self._unwritten.pop(order.digest, None)
 
     def _check_exposure(self, account: Account, amount: int) -> None:
-        amount += sum(other for unit, other in self._unwritten.values() if unit == account.key.unit)
-        bound, accounts = self._credit[account.key.unit].exposure.value, self._book.journal.books.accounts.values()
+        unwritten = sum(other for unit, other in self._unwritten.values() if unit == account.key.unit)
+        bound = max(self._credit[account.key.unit].exposure.value - unwritten, 0)
+        accounts = self._book.journal.books.accounts.values()
         try:
             check_exposure(accounts, account, amount, bound, self._named)
         except AboveExposure:

@@ -3,7 +3,7 @@
 import pytest
 
 from ledger.account import Account, AccountKey, apply
-from ledger.changes import Change, Earned, Funded, Granted, Netted, Reserved, Settled
+from ledger.changes import Admitted, Authorized, Change, Drawn, Earned, Funded, Granted, Netted, Reserved, Settled
 from ledger.exposure import AboveExposure, check_exposure, exposure, unproven_exposure
 from ledger.money import Unit
 
@@ -56,9 +56,22 @@ def test_a_promise_proves_nothing() -> None:
         check_exposure(known, known[0], 1, 100, NOBODY)
 
 
-def test_deposits_are_not_exposed() -> None:
-    changes = Granted(0, 1000, 1), Funded(100, 1), Reserved(ORDER, 80, 9)
-    assert exposure(account("a", *changes, rail="lightning")) == 0
+DEPOSITED = Granted(0, 50, 1), Funded(100, 1), Admitted(ORDER, 80, 20, 9)
+
+
+def test_of_a_deposit_what_has_no_voucher_is_exposed_as_far_as_the_window() -> None:
+    paid = Earned(ORDER, 20), Authorized(20), Drawn(ORDER, 60), Earned(ORDER, 60), Authorized(60)
+    assert exposure(account("a", *DEPOSITED, rail="lightning")) == 50
+    assert exposure(account("a", *DEPOSITED, *paid, rail="lightning")) == 20
+
+
+def test_a_deposit_proves_nothing_until_something_of_it_was_paid_out() -> None:
+    fresh = account("a", *DEPOSITED[:2], rail="lightning")
+    with pytest.raises(AboveExposure) as refused:
+        check_exposure([fresh], fresh, 80, 49, NOBODY)
+    assert (refused.value.amount, refused.value.left) == (50, 49)
+    check_exposure([fresh], fresh, 80, 50, NOBODY)
+    check_exposure([fresh], apply(fresh, Settled(1)), 80, 0, NOBODY)
 
 
 def test_other_units_and_what_we_owe_ourselves_do_not_count() -> None:
