@@ -163,6 +163,7 @@ class WeightSettings(Section):
     sovereignty: _Weight = Weights().sovereignty
     privacy: _Weight = Weights().privacy
     reputation: _Weight = Weights().reputation
+    bond: _Weight = Weights().bond
 
 
 class BuySettings(Section):

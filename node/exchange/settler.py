@@ -34,7 +34,7 @@ from node.exchange.experience import Due
 from node.ports import Entropy
 from node.wire.messages import Refused, Unreachable
 from node.wire.peer import Peer
-from verify.audits import ENTROPY_BYTES, AuditPlan, plan
+from verify.audits import ENTROPY_BYTES, AuditPlan, plan, rate_with_stake
 
 _FIRST_RETRY_S: Final = 0.5
 _LAST_RETRY_S: Final = 60.0
@@ -87,12 +87,15 @@ class Settler:
         auditor: Auditor,
         policy: AuditPolicy,
         dial: Callable[[Did], Peer | None],
+        bonded: Callable[[Did], int] = lambda _: 0,
     ) -> None:
+        """`bonded` is what of a seller's bond counts here, in uusd."""
         self._book = book
         self._entropy = entropy
         self._auditor = auditor
         self._policy = policy
         self._dial = dial
+        self._bonded = bonded
         self._locks: dict[Did, asyncio.Lock] = {}
         self._promising: dict[Did, asyncio.Lock] = {}  # held for a moment only, unlike the other while it is audited
         self._unsent: dict[Did, list[Signed[Acknowledgement]]] = {}
@@ -116,7 +119,7 @@ class Settler:
         self._settling.add(order)
         try:
             async with self._locks.setdefault(seller, asyncio.Lock()):
-                chosen = self._plan(seller) if audited else _NO_AUDIT
+                chosen = self._plan(seller, delivery) if audited else _NO_AUDIT
                 verdict = await self._audit(delivery) if chosen.audit and chosen.before_payment else None
                 async with self._promising.setdefault(seller, asyncio.Lock()):
                     await self._acknowledge(delivery, verdict)
@@ -194,10 +197,14 @@ class Settler:
         if not task.cancelled() and task.exception() is not None:
             _log.error("settling failed; a restart goes on with it", exc_info=task.exception())
 
-    def _plan(self, seller: Did) -> AuditPlan:
+    def _plan(self, seller: Did, delivery: Delivery) -> AuditPlan:
         # Only what was really checked counts: a seller whom no audit can judge stays new.
         earlier = self._book.experience.standing(seller).audits
-        return plan(self._policy.rate, earlier, self._policy.first, self._entropy.bytes(ENTROPY_BYTES))
+        account = self._account_of(delivery.terms)
+        stake = self._bonded(seller) if account.key.unit == "uusd" else 0
+        # All that it asked for so far, and this: what cheating can have gained. A bond is lost once for all of it.
+        rate = rate_with_stake(self._policy.rate, account.earned + delivery.owed, stake)
+        return plan(rate, earlier, self._policy.first, self._entropy.bytes(ENTROPY_BYTES))
 
     async def _audit(self, delivery: Delivery) -> Audit:
         # What was cut before its first checkpoint costs nothing, but it was read: it is evidence like any other.

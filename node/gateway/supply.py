@@ -6,6 +6,8 @@ from typing import Final
 from attrs import frozen
 
 from ledger.codec import Malformed
+from ledger.identity import Did
+from ledger.money import Amount
 from ledger.records import Offer, Signed
 from node.engine.pool import State
 from node.engine.port import Engine
@@ -49,7 +51,10 @@ class Supply:
         peers: NamedPeers,
         buyer: Buyer,
         remotes: Remotes,
+        bonded: Callable[[Did], int] = lambda _: 0,
     ) -> None:
+        """`bonded` is what of a seller's bond counts here, in uusd."""
+        self._bonded = bonded
         self.remotes: Final = remotes
         self._book = book
         self._locals = {local.engine.manifest.digest: local for local in locals_}
@@ -135,6 +140,7 @@ class Supply:
             offer=offer,
             reputation=score(standing.history),
             condemned=standing.history.condemned,
+            bond=Amount(self._bonded(offer.signer), "uusd"),
             ways=self._book.ways_to_pay(offer.signer, said.rails, said.price.unit),
             paid_on_the_way=self._buyer.pays_on_the_way(offer.signer),
             tokens_per_s=standing.speed.tokens_per_s,

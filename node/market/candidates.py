@@ -2,10 +2,11 @@
 function that ranks them.
 
     score = w_quality * quality + w_cost * (1 - cost) + w_latency * (1 - latency)
-          + w_sovereignty * sovereignty + w_privacy * privacy + w_reputation * reputation
+          + w_sovereignty * sovereignty + w_privacy * privacy + w_reputation * reputation + w_bond * bond
 
-Each part lies in 0..1; cost and latency are shares of the dearest and the slowest candidate of the same wish; the
-weights are the owner's. Hard limits come first: whoever breaks one is ruled out, and the reason is kept for the owner.
+Each part lies in 0..1; cost and latency are shares of the dearest and the slowest candidate of the same wish; a bond
+that would pay for 10,000 such orders counts in full; the weights are the owner's. Hard limits come first: whoever
+breaks one is ruled out, and the reason is kept for the owner.
 """
 
 import math
@@ -31,6 +32,8 @@ _UNMEASURED_TOKENS_PER_S: Final = 20.0
 _UNMEASURED_FIRST_TOKEN_MS: Final = 500.0
 # What stands behind a debt, in a word for the owner.
 _CALLED: Final = {"stablecoin": "channel"}
+# A bond stands behind all that its seller sells to anybody: one order is weighed against a small part of it.
+_BACKED_ORDERS: Final = 10_000
 Route = Literal["auto", "local", "peers", "remotes"]
 # Where the owner sets no limit to a day's spending: a dollar, or a thousand satoshis. Credit and prices are the
 # sellers' to say, and somebody has to say stop.
@@ -50,6 +53,7 @@ class Weights:
     sovereignty: float = 0.5
     privacy: float = 0.5
     reputation: float = 2.0
+    bond: float = 0.5
 
 
 @frozen
@@ -117,6 +121,7 @@ class Candidate:
     offer: Signed[Offer] | None = None
     reputation: float = 1.0
     condemned: bool = False
+    bond: Amount | None = None  # what it would lose to arbiters whom this node trusts, as seen on the chain
     ways: tuple[Way, ...] | None = None  # how it can be paid, the preferred way first; None = not known yet
     paid_on_the_way: bool = True  # whether a long answer there is paid as it goes, and not only when it is over
     tokens_per_s: float | None = None
@@ -246,13 +251,13 @@ def rank(candidates: list[Candidate], wish: Wish, weights: Weights) -> list[Cand
     costs = _shares([_comparable_cost(c, wish) for c in candidates])
     times = _shares([_expected_ms(c, wish) for c in candidates])
     scored = [
-        (-_score(c, spent, wait, weights), c.who if c.price else "", c)
+        (-_score(c, c.cost(wish.prompt_tokens, wish.max_tokens), spent, wait, weights), c.who if c.price else "", c)
         for c, spent, wait in zip(candidates, costs, times, strict=True)
     ]
     return [c for _, _, c in sorted(scored, key=lambda row: row[:2])]
 
 
-def _score(candidate: Candidate, cost_share: float, time_share: float, weights: Weights) -> float:
+def _score(candidate: Candidate, most: int, cost_share: float, time_share: float, weights: Weights) -> float:
     privacy = PRIVACY_LEVELS.index(candidate.ceiling) / (len(PRIVACY_LEVELS) - 1)
     return (
         weights.quality * candidate.quality
@@ -261,7 +266,18 @@ def _score(candidate: Candidate, cost_share: float, time_share: float, weights: 
         + weights.sovereignty * candidate.sovereignty
         + weights.privacy * privacy
         + weights.reputation * candidate.reputation
+        + weights.bond * _backed(candidate, most)
     )
+
+
+def _backed(candidate: Candidate, most: int) -> float:
+    """How well the stake of a candidate covers an order that costs `most`, 0..1; this machine needs none."""
+    if candidate.price is None:
+        return 1.0
+    bond = candidate.bond
+    if bond is None or bond.unit != candidate.price.unit or bond.value == 0:
+        return 0.0
+    return min(bond.value / (_BACKED_ORDERS * most), 1.0) if most else 1.0
 
 
 def _comparable_cost(candidate: Candidate, wish: Wish) -> float:

@@ -164,11 +164,12 @@ class Customer:
         policy: AuditPolicy,
         patience_s: float,
         unpaid_s: float,
+        bonded: Callable[[Did], int],
     ) -> None:
         self.book, self.tokenizer = book, tokenizer
         self.lines: Final[dict[Did, Peer]] = {}
         self.auditor = Auditor(book, engines, calibration_of, lambda _: tokenizer)
-        self.settler = Settler(book, entropy, self.auditor, policy, self.lines.get)
+        self.settler = Settler(book, entropy, self.auditor, policy, self.lines.get, bonded)
         self.buyer = Buyer(book, entropy, self._settle, patience_s, self.settler, unpaid_s)
         self.helping = Buyer(book, entropy, self.settler.settle_help, patience_s, self.settler)
         self._ended: asyncio.Queue[Delivery] = asyncio.Queue()
@@ -185,11 +186,12 @@ class Customer:
         policy: AuditPolicy = NO_AUDITS,
         patience_s: float = 5.0,
         unpaid_s: float = UNPAID_S,
+        bonded: Callable[[Did], int] = lambda _: 0,
     ) -> "Customer":
         """Open it; the node's identity is made from `seed`. It knows the same journal again after a restart."""
         identity = Identity(seed.to_bytes(32, "little"))
         book = await Book.open(journal or MemoryJournal(identity.did), identity, clock)
-        return Customer(book, tokenizer, entropy or SeededEntropy(seed), engines, policy, patience_s, unpaid_s)
+        return Customer(book, tokenizer, entropy or SeededEntropy(seed), engines, policy, patience_s, unpaid_s, bonded)
 
     @property
     def did(self) -> Did:

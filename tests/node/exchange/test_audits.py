@@ -176,6 +176,28 @@ async def test_a_rate_of_nothing_audits_nothing(tokenizer: Tokenizer, clock: Man
     assert await verdicts(customer) == []
 
 
+async def test_a_seller_with_a_stake_is_audited_less_and_its_first_receipts_all_the_same(
+    tokenizer: Tokenizer, clock: ManualClock
+) -> None:
+    audited = []
+    for stake in (0, 10**12):
+        store = await Store.open(tokenizer, clock)
+        customer = await Customer.open(
+            tokenizer,
+            clock,
+            engines=[engine_of(tokenizer)],
+            policy=AuditPolicy(rate=1.0, first=1),
+            bonded={store.did: stake}.__getitem__,
+        )
+        offer = await customer.meet(store.seller)
+        for seed in range(6):
+            await customer.order(offer, max_tokens=20, seed=seed)
+        audited.append(len(await verdicts(customer)))
+
+    assert audited[0] == 6
+    assert 1 <= audited[1] < 4, "one in ten is what stays at least, drawn from a fixed entropy"
+
+
 async def test_the_same_answer_is_evidence_once(tokenizer: Tokenizer, clock: ManualClock) -> None:
     store, customer = await Store.open(tokenizer, clock), await auditing(tokenizer, clock, NO_AUDITS)
     delivery = await customer.order(await customer.meet(store.seller), max_tokens=40)

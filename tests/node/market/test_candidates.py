@@ -262,6 +262,27 @@ def test_weights_say_what_counts(make_offer: MakeOffer) -> None:
     assert rank([cheap, trusted], ANYTHING, Weights(cost=0.0, reputation=10.0))[0] == trusted
 
 
+def test_of_two_equal_sellers_the_one_that_would_lose_a_stake_comes_first(make_offer: MakeOffer) -> None:
+    among = [candidate(make_offer(n), bond=bond) for n, bond in ((1, None), (2, uusd(0)), (3, uusd(10_000)))]
+    more = candidate(make_offer(4), bond=uusd(20_000_000))
+
+    ranked = rank([*among, more], ANYTHING, Weights())
+
+    assert ranked[:2] == [more, among[2]]
+    assert [c.seller for c in rank(among, ANYTHING, Weights(bond=0.0))] == sorted(c.seller or "" for c in among)
+
+
+def test_a_bond_counts_in_full_where_it_pays_for_ten_thousand_such_orders(make_offer: MakeOffer) -> None:
+    enough = candidate(make_offer(1), bond=uusd(10_000 * 2_000))
+    more = candidate(make_offer(2), bond=uusd(10_000 * 2_000 * 1_000))
+    other_money = candidate(make_offer(3), bond=Amount(10**12, "msat"), reputation=0.99)
+
+    bonds = Weights(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, bond=1.0)
+    names = [c.seller for c in rank([enough, more, other_money], ANYTHING, bonds)]
+    assert names[:2] == sorted([enough.seller or "", more.seller or ""])
+    assert names[2] == other_money.seller
+
+
 def test_nobody_is_ranked_to_nobody() -> None:
     assert rank([], ANYTHING, Weights()) == []
 
