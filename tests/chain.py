@@ -263,10 +263,11 @@ class Anvil:
 
     def deploy_all(self) -> None:
         """The contracts and a dollar; the same code where x402 has it, which finds out its domain at each call."""
-        channels = self.deploy(_kept("PaymentChannels"))
+        # In this order, so that addresses are those of the network `anvil` in networks.json.
+        dollar, channels = self.deploy(_kept("Dollar")), self.deploy(_kept("PaymentChannels"))
         collector, approve = _kept("ERC3009Collector"), _kept("ApproveCollector")
         self.deployed = Deployed(
-            dollar=self.deploy(_kept("Dollar")),
+            dollar=dollar,
             channels=channels,
             erc3009_collector=self.deploy(collector, types=["address"], values=[channels]),
             approve_collector=self.deploy(approve, types=["address"], values=[channels]),

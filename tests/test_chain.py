@@ -1,5 +1,6 @@
 """The chain that tests run on does what they ask of it."""
 
+from ledger.rails.stablecoin.networks import checksummed, network
 from tests.chain import X402_CHANNELS, Anvil
 
 DOMAIN = "eip712Domain()"
@@ -38,3 +39,14 @@ def test_the_channels_at_x402s_address_bind_that_address(chain: Anvil) -> None:
     for address in (X402_CHANNELS, chain.deployed.channels):
         found = chain.call(address, DOMAIN, returns=shape)
         assert found[1:5] == ("x402 Batch Settlement", "1", 31337, address.lower())
+
+
+def test_the_network_anvil_is_what_is_deployed(chain: Anvil) -> None:
+    known = network("anvil")
+    ours = known.deployment(bytes.fromhex(chain.deployed.channels[2:]))
+    assert checksummed(known.token.address) == chain.deployed.dollar
+    assert ours.erc3009_collector is not None
+    assert ours.approve_collector is not None
+    assert checksummed(ours.erc3009_collector) == chain.deployed.erc3009_collector
+    assert checksummed(ours.approve_collector) == chain.deployed.approve_collector
+    assert checksummed(known.deployment().contract) == chain.deployed.x402_channels

@@ -1,5 +1,6 @@
-"""The stablecoin rail: payment channels on a chain of the EVM, by x402's `batch-settlement`. Only a node uses it.
+"""The stablecoin rail: payment channels on an Ethereum network, paid for off chain and settled on it.
 
-A channel holds the payer's deposit; its vouchers are cumulative, as ours are. What is said and signed (`digests`,
-`vouchers`, `channels`) is pure; what asks a chain is not.
+Unlike the rest of the ledger it talks to a network and keeps a file: `networks` are data, `rpc` asks endpoints that
+nobody trusts, `keys` signs, `transactions` sees to it that what was sent arrives, `watch` follows the channels, and
+`chain` is all of this behind one facade.
 """

@@ -1,0 +1,209 @@
+"""What the contracts are asked and what they say, in bytes: calls, answers and events (`contracts/src/I*.sol`).
+
+The functions and structs of the channels are x402's `batch-settlement`. Nothing here talks to anybody.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Self
+
+from attrs import Attribute, astuple, field, frozen, validators
+from eth_abi.abi import decode, encode
+from eth_abi.exceptions import DecodingError
+from eth_utils.crypto import keccak
+
+from ledger.rails.stablecoin.networks import ADDRESS_BYTES
+
+UINT128_MAX: Final = 2**128 - 1
+WORD: Final = 32
+MAX_ROWS: Final = 50  # of one claim: more cost hardly less each
+CONFIG: Final = "(address,address,address,address,address,uint40,bytes32)"
+_CLAIM: Final = f"(({CONFIG},uint128),bytes,uint128)"
+_BOND_TERMS: Final = "(address,address,address,uint40,uint40,uint8,address[],bytes32)"
+_JUDGEMENT: Final = "(bytes32,address,uint128,uint128,uint40)"
+_ARBITER: Final = "(uint8,bytes)[]"
+
+# What is called: name -> the types of its arguments, and of its answer.
+FUNCTIONS: Final[Mapping[str, tuple[str, str]]] = {
+    "deposit": (f"({CONFIG},uint128,address,bytes)", "()"),
+    "claim": (f"({_CLAIM}[])", "()"),
+    "settle": ("(address,address)", "()"),
+    "refund": (f"({CONFIG},uint128)", "()"),
+    "refundWithSignature": (f"({CONFIG},uint128,uint256,bytes)", "()"),
+    "initiateWithdraw": (f"({CONFIG},uint128)", "()"),
+    "finalizeWithdraw": (f"({CONFIG})", "()"),
+    "channels": ("(bytes32)", "(uint128,uint128)"),
+    "pendingWithdrawals": ("(bytes32)", "(uint128,uint40)"),
+    "receivers": ("(address,address)", "(uint128,uint128)"),
+    "refundNonce": ("(bytes32)", "(uint256)"),
+    "bond": (f"({_BOND_TERMS},uint128)", "()"),
+    "requestUnlock": (f"({_BOND_TERMS},uint128)", "()"),
+    "cancelUnlock": (f"({_BOND_TERMS})", "()"),
+    "unlock": (f"({_BOND_TERMS})", "()"),
+    "proposeSlash": (f"({_BOND_TERMS},{_JUDGEMENT},{_ARBITER})", "()"),
+    "bonds": ("(bytes32)", "(uint128,uint128,uint128,uint40)"),
+    "payOut": ("(address,address)", "()"),
+    "approve": ("(address,uint256)", "(bool)"),
+    "allowance": ("(address,address)", "(uint256)"),
+    "balanceOf": ("(address)", "(uint256)"),
+    "decimals": ("()", "(uint8)"),
+    "authorizationState": ("(address,bytes32)", "(bool)"),
+    "getL1FeeUpperBound": ("(uint256)", "(uint256)"),
+}
+
+CREATED: Final = keccak(text=f"ChannelCreated(bytes32,{CONFIG})")
+DEPOSITED: Final = keccak(text="Deposited(bytes32,address,uint128,uint128)")
+CLAIMED: Final = keccak(text="Claimed(bytes32,uint128)")
+REFUNDED: Final = keccak(text="Refunded(bytes32,address,uint128)")
+WITHDRAWN: Final = keccak(text="WithdrawFinalized(bytes32,address,uint128)")
+
+_CONFIG_TYPE: Final = keccak(
+    text="ChannelConfig(address payer,address payerAuthorizer,address receiver,address receiverAuthorizer,"
+    "address token,uint40 withdrawDelay,bytes32 salt)"
+)
+_DOMAIN_TYPE: Final = keccak(text="EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)")
+
+
+class Malformed(Exception):
+    """An answer that no such contract gives."""
+
+
+def _is_address(_: Any, attribute: "Attribute[bytes]", value: bytes) -> None:
+    if not isinstance(value, bytes) or len(value) != ADDRESS_BYTES:
+        raise ValueError(f"{attribute.name} has {ADDRESS_BYTES} bytes")
+
+
+def _is_word(_: Any, attribute: "Attribute[bytes]", value: bytes) -> None:
+    if not isinstance(value, bytes) or len(value) != WORD:
+        raise ValueError(f"{attribute.name} has {WORD} bytes")
+
+
+@frozen
+class ChannelConfig:
+    """What a channel is; its digest is the channel's id. Addresses of 20 bytes, the delay in seconds."""
+
+    payer: bytes = field(validator=_is_address)
+    payer_authorizer: bytes = field(validator=_is_address)
+    receiver: bytes = field(validator=_is_address)
+    receiver_authorizer: bytes = field(validator=_is_address)
+    token: bytes = field(validator=_is_address)
+    withdraw_delay: int = field(validator=[validators.instance_of(int), validators.ge(0), validators.lt(2**40)])
+    salt: bytes = field(validator=_is_word)
+
+    @classmethod
+    def read(cls, found: Sequence[Any]) -> Self:
+        """From what a contract or event says."""
+        payer, by, receiver, for_, token = (bytes.fromhex(each[2:]) for each in found[:5])
+        return cls(payer, by, receiver, for_, token, found[5], found[6])
+
+
+@frozen
+class Row:
+    """One channel's part of a claim: the best voucher, and up to which total to claim."""
+
+    config: ChannelConfig
+    most: int
+    signature: bytes
+    total: int
+
+
+@frozen
+class Call:
+    """A transaction's content: what is called with which bytes. `gas` is the most it needs; None: it is estimated."""
+
+    to: bytes = field(validator=_is_address)
+    data: bytes = field(repr=False)
+    value: int = 0
+    gas: int | None = None
+
+
+def encoded(name: str, *values: Any) -> bytes:
+    """The data of a call."""
+    arguments, _ = FUNCTIONS[name]
+    return bytes(keccak(text=f"{name}{arguments}")[:4] + encode([arguments], [values]))
+
+
+def answered(name: str, found: bytes) -> tuple[Any, ...]:
+    """What a call returned. Raises Malformed."""
+    return decoded(FUNCTIONS[name][1], found)
+
+
+def decoded(types: str, found: bytes) -> tuple[Any, ...]:
+    """Values of a tuple like `(uint128,bytes32)`; addresses as hexadecimal text. Raises Malformed."""
+    try:
+        return tuple(decode([types], found)[0])
+    except (DecodingError, OverflowError, ValueError):
+        raise Malformed(f"{len(found)} bytes are no {types}") from None
+
+
+def domain_separator(name: str, version: str, chain_id: int, contract: bytes) -> bytes:
+    """EIP-712."""
+    types = ["bytes32", "bytes32", "bytes32", "uint256", "address"]
+    return bytes(keccak(encode(types, [_DOMAIN_TYPE, keccak(text=name), keccak(text=version), chain_id, contract])))
+
+
+def channels_domain(chain_id: int, contract: bytes) -> bytes:
+    """The domain separator of a channels contract."""
+    return domain_separator("x402 Batch Settlement", "1", chain_id, contract)
+
+
+def channel_id(domain: bytes, config: ChannelConfig) -> bytes:
+    """A channel's id, by the contract's `channels_domain`."""
+    types = ["bytes32", *["address"] * 5, "uint40", "bytes32"]
+    struct = keccak(encode(types, [_CONFIG_TYPE, *astuple(config)]))
+    return bytes(keccak(b"\x19\x01" + domain + struct))
+
+
+def deposit_nonce(channel: bytes, salt: int) -> bytes:
+    """The EIP-3009 nonce of a deposit: it binds the authorization to one channel."""
+    return bytes(keccak(encode(["bytes32", "uint256"], [channel, salt])))
+
+
+def collector_data(valid_after: int, valid_before: int, salt: int, signature: bytes) -> bytes:
+    """What the EIP-3009 collector needs to know, besides channel and amount."""
+    return bytes(encode(["uint256", "uint256", "uint256", "bytes"], [valid_after, valid_before, salt, signature]))
+
+
+# Calls
+
+
+def deposit(channels: bytes, config: ChannelConfig, amount: int, collector: bytes, data: bytes = b"") -> Call:
+    """Put tokens of the payer into a channel."""
+    return Call(channels, encoded("deposit", astuple(config), amount, collector, data))
+
+
+def claim(channels: bytes, rows: Sequence[Row]) -> Call:
+    """Claim from channels of one receiver, by it or its authorizer."""
+    if not 0 < len(rows) <= MAX_ROWS:
+        raise ValueError(f"a claim has 1 to {MAX_ROWS} rows, not {len(rows)}")
+    plain = [((astuple(row.config), row.most), row.signature, row.total) for row in rows]
+    return Call(channels, encoded("claim", plain))
+
+
+def settle(channels: bytes, receiver: bytes, token: bytes) -> Call:
+    """Pay a receiver what was claimed for it."""
+    return Call(channels, encoded("settle", receiver, token))
+
+
+def refund(channels: bytes, config: ChannelConfig, amount: int) -> Call:
+    """Give unclaimed tokens back, by the receiver or its authorizer. Happens as often as it is called."""
+    return Call(channels, encoded("refund", astuple(config), amount))
+
+
+def refund_with_signature(channels: bytes, config: ChannelConfig, amount: int, nonce: int, signature: bytes) -> Call:
+    """The same as the receiver's authorizer signed it: once at most for a nonce."""
+    return Call(channels, encoded("refundWithSignature", astuple(config), amount, nonce, signature))
+
+
+def initiate_withdraw(channels: bytes, config: ChannelConfig, amount: int) -> Call:
+    """Begin the payer's notice."""
+    return Call(channels, encoded("initiateWithdraw", astuple(config), amount))
+
+
+def finalize_withdraw(channels: bytes, config: ChannelConfig) -> Call:
+    """End a notice that is over."""
+    return Call(channels, encoded("finalizeWithdraw", astuple(config)))
+
+
+def approve(token: bytes, spender: bytes, amount: int) -> Call:
+    """Let a contract take so much of the token."""
+    return Call(token, encoded("approve", spender, amount))
