@@ -10,7 +10,9 @@ from typing import Any, Literal, Self
 
 from attrs import frozen
 
-from ledger.rails.stablecoin.contracts import Call, ChannelConfig
+from ledger.rails.stablecoin.books import Deposit
+from ledger.rails.stablecoin.contracts import Call
+from ledger.rails.stablecoin.digests import ChannelConfig, Place
 from ledger.rails.stablecoin.keys import Signer
 from ledger.rails.stablecoin.networks import Deployment, Network
 
@@ -71,20 +73,12 @@ class GasPrice:
         return gas * self.expected + size * self.l1_byte
 
 
-@frozen
-class SignedDeposit:
-    """An EIP-3009 deposit that anyone may relay, once: for the collector of the network's deployment."""
-
-    config: ChannelConfig
-    amount: int
-    data: bytes  # collectorData: validAfter, validBefore, salt, signature
-
-
 class Chain:
     """The facade. Make one by `open`, end it by `close`."""
 
     network: Network
     deployment: Deployment
+    place: Place
 
     @classmethod
     async def open(
@@ -128,10 +122,6 @@ class Chain:
 
     # Channels
 
-    def channel_id(self, config: ChannelConfig) -> bytes:
-        """On this chain and contract."""
-        raise NotImplementedError
-
     async def look(self, config: ChannelConfig) -> ChannelView:
         """A channel now; asked of every endpoint, and only what adds up. Raises Unreachable, Disagreement,
         ChannelUnknown."""
@@ -149,13 +139,15 @@ class Chain:
         """What was claimed for a receiver (the wallet) and not paid out, at the head."""
         raise NotImplementedError
 
-    async def authorize_deposit(
-        self, config: ChannelConfig, amount: int, salt: int, valid_before: int
-    ) -> SignedDeposit:
-        """Sign a deposit with the wallet, which must be the payer. Once at most for a salt (a uint256)."""
+    async def authorize(self, config: ChannelConfig, amount: int, salt: bytes, before: int) -> Deposit:
+        """A deposit signed by the wallet, which must be the payer, valid until `before`. Once at most for a salt."""
         raise NotImplementedError
 
-    async def deposit_used(self, config: ChannelConfig, salt: int, *, deep: bool = True) -> bool:
+    def bring(self, config: ChannelConfig, deposit: Deposit) -> Call:
+        """The call that brings a signed deposit into its channel; anyone may submit it."""
+        raise NotImplementedError
+
+    async def deposited(self, config: ChannelConfig, salt: bytes, *, deep: bool = True) -> bool:
         """Whether the deposit of this salt happened (at depth, or at the head)."""
         raise NotImplementedError
 

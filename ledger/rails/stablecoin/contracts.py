@@ -4,13 +4,13 @@ The functions and structs of the channels are x402's `batch-settlement`. Nothing
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Self
+from typing import Any, Final
 
-from attrs import Attribute, astuple, field, frozen, validators
+from attrs import Attribute, astuple, field, frozen
 from eth_abi.abi import decode, encode
 from eth_abi.exceptions import DecodingError
-from eth_utils.crypto import keccak
 
+from ledger.rails.stablecoin.digests import ChannelConfig, keccak
 from ledger.rails.stablecoin.networks import ADDRESS_BYTES
 
 UINT128_MAX: Final = 2**128 - 1
@@ -50,50 +50,20 @@ FUNCTIONS: Final[Mapping[str, tuple[str, str]]] = {
     "getL1FeeUpperBound": ("(uint256)", "(uint256)"),
 }
 
-CREATED: Final = keccak(text=f"ChannelCreated(bytes32,{CONFIG})")
-DEPOSITED: Final = keccak(text="Deposited(bytes32,address,uint128,uint128)")
-CLAIMED: Final = keccak(text="Claimed(bytes32,uint128)")
-REFUNDED: Final = keccak(text="Refunded(bytes32,address,uint128)")
-WITHDRAWN: Final = keccak(text="WithdrawFinalized(bytes32,address,uint128)")
-
-_CONFIG_TYPE: Final = keccak(
-    text="ChannelConfig(address payer,address payerAuthorizer,address receiver,address receiverAuthorizer,"
-    "address token,uint40 withdrawDelay,bytes32 salt)"
-)
-_DOMAIN_TYPE: Final = keccak(text="EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)")
+CREATED: Final = keccak(f"ChannelCreated(bytes32,{CONFIG})".encode())
+DEPOSITED: Final = keccak(b"Deposited(bytes32,address,uint128,uint128)")
+CLAIMED: Final = keccak(b"Claimed(bytes32,uint128)")
+REFUNDED: Final = keccak(b"Refunded(bytes32,address,uint128)")
+WITHDRAWN: Final = keccak(b"WithdrawFinalized(bytes32,address,uint128)")
 
 
 class Malformed(Exception):
     """An answer that no such contract gives."""
 
 
-def _is_address(_: Any, attribute: "Attribute[bytes]", value: bytes) -> None:
+def _is_address(_: Any, attribute: "Attribute[bytes]", value: object) -> None:
     if not isinstance(value, bytes) or len(value) != ADDRESS_BYTES:
         raise ValueError(f"{attribute.name} has {ADDRESS_BYTES} bytes")
-
-
-def _is_word(_: Any, attribute: "Attribute[bytes]", value: bytes) -> None:
-    if not isinstance(value, bytes) or len(value) != WORD:
-        raise ValueError(f"{attribute.name} has {WORD} bytes")
-
-
-@frozen
-class ChannelConfig:
-    """What a channel is; its digest is the channel's id. Addresses of 20 bytes, the delay in seconds."""
-
-    payer: bytes = field(validator=_is_address)
-    payer_authorizer: bytes = field(validator=_is_address)
-    receiver: bytes = field(validator=_is_address)
-    receiver_authorizer: bytes = field(validator=_is_address)
-    token: bytes = field(validator=_is_address)
-    withdraw_delay: int = field(validator=[validators.instance_of(int), validators.ge(0), validators.lt(2**40)])
-    salt: bytes = field(validator=_is_word)
-
-    @classmethod
-    def read(cls, found: Sequence[Any]) -> Self:
-        """From what a contract or event says."""
-        payer, by, receiver, for_, token = (bytes.fromhex(each[2:]) for each in found[:5])
-        return cls(payer, by, receiver, for_, token, found[5], found[6])
 
 
 @frozen
@@ -119,7 +89,7 @@ class Call:
 def encoded(name: str, *values: Any) -> bytes:
     """The data of a call."""
     arguments, _ = FUNCTIONS[name]
-    return bytes(keccak(text=f"{name}{arguments}")[:4] + encode([arguments], [values]))
+    return bytes(keccak(f"{name}{arguments}".encode())[:4] + encode([arguments], [values]))
 
 
 def answered(name: str, found: bytes) -> tuple[Any, ...]:
@@ -135,32 +105,18 @@ def decoded(types: str, found: bytes) -> tuple[Any, ...]:
         raise Malformed(f"{len(found)} bytes are no {types}") from None
 
 
-def domain_separator(name: str, version: str, chain_id: int, contract: bytes) -> bytes:
-    """EIP-712."""
-    types = ["bytes32", "bytes32", "bytes32", "uint256", "address"]
-    return bytes(keccak(encode(types, [_DOMAIN_TYPE, keccak(text=name), keccak(text=version), chain_id, contract])))
+def collector_data(valid_after: int, valid_before: int, salt: bytes, signature: bytes) -> bytes:
+    """What the EIP-3009 collector needs to know, besides channel and amount. The salt has 32 bytes."""
+    return bytes(encode(["uint256", "uint256", "bytes32", "bytes"], [valid_after, valid_before, salt, signature]))
 
 
-def channels_domain(chain_id: int, contract: bytes) -> bytes:
-    """The domain separator of a channels contract."""
-    return domain_separator("x402 Batch Settlement", "1", chain_id, contract)
-
-
-def channel_id(domain: bytes, config: ChannelConfig) -> bytes:
-    """A channel's id, by the contract's `channels_domain`."""
-    types = ["bytes32", *["address"] * 5, "uint40", "bytes32"]
-    struct = keccak(encode(types, [_CONFIG_TYPE, *astuple(config)]))
-    return bytes(keccak(b"\x19\x01" + domain + struct))
-
-
-def deposit_nonce(channel: bytes, salt: int) -> bytes:
-    """The EIP-3009 nonce of a deposit: it binds the authorization to one channel."""
-    return bytes(keccak(encode(["bytes32", "uint256"], [channel, salt])))
-
-
-def collector_data(valid_after: int, valid_before: int, salt: int, signature: bytes) -> bytes:
-    """What the EIP-3009 collector needs to know, besides channel and amount."""
-    return bytes(encode(["uint256", "uint256", "uint256", "bytes"], [valid_after, valid_before, salt, signature]))
+def config_read(found: Sequence[Any]) -> ChannelConfig:
+    """A channel's config, from what a contract or event says. Raises Malformed."""
+    payer, by, receiver, for_, token = (bytes.fromhex(each[2:]) for each in found[:5])
+    try:
+        return ChannelConfig(payer, by, receiver, for_, token, found[5], found[6])
+    except ValueError:
+        raise Malformed("no config of a channel") from None
 
 
 # Calls

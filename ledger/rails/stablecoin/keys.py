@@ -21,14 +21,13 @@ from typing import Any, Final, Protocol, Self
 import coincurve
 from attrs import define, field, frozen
 from eth_keyfile.keyfile import create_keyfile_json, decode_keyfile_json
-from eth_utils.crypto import keccak
 
 from ledger.rails.stablecoin.errors import SignerFailed
 from ledger.rails.stablecoin.networks import address as address_of_text
 from ledger.rails.stablecoin.networks import checksummed
+from ledger.rails.stablecoin.vouchers import address_of, signed, signer_of
 
 KEY_BYTES: Final = 32
-SIGNATURE_BYTES: Final = 65
 _MAX_KEYSTORE: Final = 16 * 1024
 _MAX_ANSWER: Final = 64 * 1024
 SIGNER_S: Final = 60.0  # someone may have to press a button
@@ -115,38 +114,14 @@ class Key:
             key = coincurve.PrivateKey(secret)
         except ValueError:
             raise BadKey from None
-        return cls(key, address_of_point(key.public_key.format(compressed=False)))
+        return cls(key, address_of(key.public_key))
 
     def signature(self, digest: bytes) -> bytes:
         """Of 65 bytes: r, s, v."""
-        made = self._key.sign_recoverable(digest, hasher=None)
-        return made[:64] + bytes([made[64] + 27])
+        return signed(self._key, digest)
 
     async def sign(self, digest: bytes, shown: Mapping[str, Any]) -> bytes:
         return self.signature(digest)
-
-
-def address_of_point(point: bytes) -> bytes:
-    """The address of a public key of 65 bytes (uncompressed)."""
-    return bytes(keccak(point[1:])[-20:])
-
-
-def signer_of(digest: bytes, signature: bytes) -> bytes | None:
-    """Whose signature (r, s, v) it is; None: nobody's, or one of the two that it should not be (s is low, EIP-2)."""
-    if len(signature) != SIGNATURE_BYTES or signature[64] not in (27, 28):
-        return None
-    if int.from_bytes(signature[32:64], "big") > _HALF_ORDER:
-        return None
-    try:
-        found = coincurve.PublicKey.from_signature_and_message(
-            signature[:64] + bytes([signature[64] - 27]), digest, hasher=None
-        )
-    except ValueError:
-        return None
-    return address_of_point(found.format(compressed=False))
-
-
-_HALF_ORDER: Final = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
 
 
 # Keystores
