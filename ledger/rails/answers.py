@@ -53,8 +53,11 @@ def shows(tracked: Tracked, account: Account) -> bool:
     return tracked.effect.kind != "top_up" or account.funded >= tracked.effect.total
 
 
-def seen(account: Account, tracked: Tracked | None, sight: Sight) -> tuple[Change, ...]:
-    """What the latest sight of the collateral changes in the account, whose effect is `tracked`."""
+def seen(account: Account, me: str, tracked: Tracked | None, sight: Sight) -> tuple[Change, ...]:
+    """What the latest sight of the collateral changes in the account of `me`, whose effect is `tracked`.
+
+    A payer learns by it what was claimed; a payee counts its own claims, as its effects are told.
+    """
     withdrawn = sight.withdrawn
     if tracked is not None and tracked.effect.kind in ("refund", "close"):
         withdrawn = max(withdrawn, account.withdrawn)  # what is about to go back covers nothing any more
@@ -64,4 +67,6 @@ def seen(account: Account, tracked: Tracked | None, sight: Sight) -> tuple[Chang
         changes.append(Funded(sight.funded, max(sight.sequence, account.funded_sequence + 1)))
     if withdrawn != account.withdrawn:
         changes.append(Withdrawn(withdrawn, max(sight.sequence, account.withdrawn_sequence + 1)))
+    if me == account.key.payer and sight.paid > account.settled:
+        changes.append(Settled(sight.paid))
     return tuple(changes)

@@ -100,6 +100,7 @@ class Sight:
     """The collateral of one account, as the rail sees it now, in the account's unit.
 
     `withdrawn` is what in all has gone back or is on its way, `leaving` that part of it which can still be claimed.
+    `paid` is what the payee has taken of it in all and for good, where no effect of the payer's tells the payer so.
     `sequence` is the rail's own count of what it saw, from 1: a later sight has a higher one.
     """
 
@@ -107,6 +108,7 @@ class Sight:
     withdrawn: int = field(validator=_count)
     sequence: int = field(validator=_count)
     leaving: int = field(default=0, validator=_count)
+    paid: int = field(default=0, validator=_count)
 
 
 @frozen

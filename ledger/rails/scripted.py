@@ -194,7 +194,11 @@ class ScriptedRail:
     async def collateral(self, account: Account) -> Sight | None:
         """What the bank holds."""
         purse = self.bank.purse(account.key)
-        return Sight(purse.funded, purse.withdrawn, purse.sequence, purse.leaving) if purse.sequence else None
+        if not purse.sequence:
+            return None
+        # What is paid by effects of the payer's, it counts by those.
+        paid = 0 if "pay" in self.effects else purse.paid
+        return Sight(purse.funded, purse.withdrawn, purse.sequence, purse.leaving, paid)
 
     async def fee(self, kind: Kind, accounts: int) -> int | None:
         """What it was told that moving costs."""

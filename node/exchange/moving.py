@@ -163,7 +163,8 @@ class Mover:
         waits.look(now)
         sight = await self.bounded(rail, rail.collateral(self._book.journal.books.account(key)))
         if isinstance(sight, Sight) and waits.saw(sight.sequence, sight.leaving):
-            changes = seen(self._book.journal.books.account(key), self._book.journal.books.effects.get(key), sight)
+            books = self._book.journal.books
+            changes = seen(books.account(key), self._book.me, books.effects.get(key), sight)
             if changes:
                 await self._book.post(*(AccountChanged(key, change) for change in changes))
 

@@ -52,6 +52,15 @@ async def silence() -> None:
     raise TimeoutError
 
 
+async def closing(house: "House") -> dict[str, int]:
+    """What stands in each book account of a house at the end."""
+    statement = Statement(house.book.me)
+    async for entry in house.journal.entries():
+        statement.add(entry.sequence, entry.time_ms, decode_events(entry.payload))
+        assert statement.balanced
+    return {key.account: line.closing for key, line in statement.lines.items()}
+
+
 @define
 class House:
     """A node that moves money by a scripted rail."""
@@ -67,7 +76,11 @@ class House:
 
     def __attrs_post_init__(self) -> None:
         self.driver = EffectDriver(
-            self.book, SeededEntropy(1), [credit, self.rail], {self.rail.name: self.policy}, self.pace
+            self.book,
+            SeededEntropy(ord(self.book.me[-1])),
+            [credit, self.rail],
+            {self.rail.name: self.policy},
+            self.pace,
         )
 
     @staticmethod
@@ -76,12 +89,15 @@ class House:
         journal: Journal | None = None,
         stall: Callable[[], Awaitable[None]] = silence,
         pace: Pace | None = None,
+        bank: Bank | None = None,
+        me: Identity = ME,
         **script: Any,
     ) -> "House":
-        clock, journal = ManualClock(), journal or MemoryJournal(ME.did)
-        book = await Book.open(journal, ME, clock)
-        bank = Bank()
-        bank.deposit(OWED, 1_000)
+        clock, journal = ManualClock(), journal or MemoryJournal(me.did)
+        book = await Book.open(journal, me, clock)
+        if bank is None:
+            bank = Bank()
+            bank.deposit(OWED, 1_000)
         return House(journal, book, ScriptedRail(bank, stall, **script), clock, policy, pace or Pace())
 
     async def restart(self) -> None:
@@ -100,7 +116,7 @@ class House:
         account = self.account(key)
         self.orders += 1
         order = self.orders.to_bytes(32, "big")
-        promise = (VoucherReceived if key.payee == ME.did else Authorized)(account.owed + amount)
+        promise = (VoucherReceived if key.payee == self.book.me else Authorized)(account.owed + amount)
         if key == OWING and not account.funded:
             self.bank.deposit(OWING, 10_000)
         first = [Funded(10_000, 1)] if key == OWING and not account.funded else []
@@ -228,6 +244,43 @@ class TestWhenMoneyMoves:
         moved = {(key.account, line.closing) for key, line in statement.lines.items()}
         assert statement.balanced
         assert {("money", 60 - 10_000), ("collateral", 10_000 - 40)} <= moved
+
+
+class TestBothSidesOfAChannel:
+    """A payer and a payee over one bank: what a chain knows, both books come to say."""
+
+    CHANNEL: frozenset[Kind] = frozenset({"top_up", "claim", "refund", "close"})
+
+    @pytest.mark.parametrize("end", ["close", "refund", "withdrawal"])
+    async def test_of_a_whole_life_both_statements_balance_and_agree_with_the_chain(self, end: str) -> None:
+        bank = Bank(outside=False)
+        payee = await House.open(effects=self.CHANNEL, bank=bank)
+        payer = await House.open(Policy(top_up_below=100, top_up_to=500), effects=self.CHANNEL, bank=bank, me=PEER)
+        await payer.book.post(AccountChanged(OWED, Granted(0, 1_000, 1)))
+        for _ in range(2):
+            await payer.rounds(3)
+            await payee.driver.look(OWED)
+            for house in (payer, payee):
+                await house.work(450, OWED)
+            await payee.rounds(3)
+        purse = bank.purse(OWED)
+        assert purse.paid == 900
+        match end:
+            case "close":
+                await payee.driver.ask(OWED, "close", 0)
+            case "refund":
+                await payee.driver.ask(OWED, "refund", purse.balance)
+            case "withdrawal":
+                bank.begin_withdrawal(OWED, purse.balance)
+                bank.end_withdrawal(OWED)
+        for house in (payer, payee):
+            await house.rounds(10)
+        assert (purse.balance, purse.funded - purse.withdrawn) == (0, 900)
+        lines = [await closing(house) for house in (payer, payee)]
+        assert lines == [
+            {"expense": 900, "money": -900, "payable": 0, "vouchers given": 0, "collateral": 0},
+            {"income": -900, "money": 900, "receivable": 0, "vouchers held": 0},
+        ]
 
 
 class TestOnDemand:
