@@ -5,18 +5,17 @@ A client that takes nothing for `write_s` is gone: its connection is broken off 
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 from aiohttp import web
 from attrs import frozen
 
-from node.api.choices import Choices
+from node.api.choices import Answerer, Choices
 from node.api.errors import FAILURES, ApiError, internal_error, told
 from node.engine.port import Logprob
 from node.gateway.answer import Answer, Ending, Part
-from node.gateway.gateway import Gateway
 from node.gateway.question import Question
 from node.ports import Clock, Entropy
 
@@ -69,11 +68,28 @@ class Asking:
     with_usage: bool
 
 
+async def _nothing_to_say() -> Mapping[str, str]:
+    return {}
+
+
 class Responder:
     """Has the gateway answer, and sends what comes."""
 
-    def __init__(self, gateway: Gateway, clock: Clock, entropy: Entropy, write_s: float) -> None:
+    def __init__(
+        self,
+        gateway: Answerer,
+        clock: Clock,
+        entropy: Entropy,
+        write_s: float,
+        begun: Mapping[str, str] | None = None,
+        ended: Callable[[], Awaitable[Mapping[str, str]]] = _nothing_to_say,
+    ) -> None:
+        """`begun` are headers of a stream; `ended` is asked once when all answers are there, and gives further headers.
+
+        A stream has sent its headers by then: they come as comments of the stream, before its last event.
+        """
         self._gateway, self._clock, self._entropy, self._write_s = gateway, clock, entropy, write_s
+        self._begun, self._ended = dict(begun or {}), ended
 
     async def respond(self, request: web.Request, asking: Asking) -> web.StreamResponse:
         """Answer a request. Raises ApiError as long as nothing was sent."""
@@ -105,7 +121,8 @@ class Responder:
             made.append(choice.whole(_ending(answer)))
         known = {"usage": usage(answers, asking.per_prompt), "idlemesh": facts(answers)}
         body = head | {"model": answers[0].model, "choices": made} | known
-        return await self.send(request, web.json_response(body, headers=headers(answers)))
+        known_now = headers(answers) | dict(await self._ended())
+        return await self.send(request, web.json_response(body, headers=known_now))
 
     async def send(self, request: web.Request, response: web.Response) -> web.Response:
         """Send a whole response to a client that takes it."""
@@ -117,19 +134,21 @@ class Responder:
 
     async def _stream(self, request: web.Request, asking: Asking, head: Json, choices: Choices) -> web.StreamResponse:
         kind = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
-        response = web.StreamResponse(headers=kind | headers(choices.begun))
+        response = web.StreamResponse(headers=kind | headers(choices.begun) | self._begun)
         with _connected(request):
             await response.prepare(request)
             async for event in self._events(asking, head, choices):
-                await self._write(response, event)
-            await self._write(response, "[DONE]")
+                await self._write(response, f"data: {event}")
+            for name, value in (await self._ended()).items():
+                await self._write(response, f": {name}: {value}")
+            await self._write(response, "data: [DONE]")
             async with asyncio.timeout(self._write_s):
                 await response.write_eof()
         return response
 
     async def _write(self, response: web.StreamResponse, event: str) -> None:
         async with asyncio.timeout(self._write_s):
-            await response.write(f"data: {event}\n\n".encode())
+            await response.write(f"{event}\n\n".encode())
 
     async def _events(self, asking: Asking, head: Json, choices: Choices) -> AsyncIterator[str]:
         try:

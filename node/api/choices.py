@@ -3,10 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from node.gateway.answer import Answer, Part
-from node.gateway.gateway import Gateway
 from node.gateway.question import Question
 
 # Of one request. More wait for these, so that one client does not fill the engine's line.
@@ -18,10 +17,18 @@ _WAITING: Final = 32
 Event = tuple[int, Part | None]
 
 
+class Answerer(Protocol):
+    """Who answers questions: the gateway, or what is sold to strangers."""
+
+    async def answer(self, question: Question) -> Answer:
+        """An answer that has begun. Raises what `errors.FAILURES` lists."""
+        ...
+
+
 class Choices:
     """The answers to some questions, under way while the context is open."""
 
-    def __init__(self, gateway: Gateway, questions: Sequence[Question]) -> None:
+    def __init__(self, gateway: Answerer, questions: Sequence[Question]) -> None:
         self.answers: list[Answer | None] = [None] * len(questions)
         self._gateway, self._questions = gateway, questions
         self._turns = asyncio.Semaphore(_AT_ONCE)

@@ -77,6 +77,11 @@ class Answer:
         """Who computes it: `local` or the seller's did; of an answer in parts all of them so far, in their order."""
         return self._source.route
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens it has by now."""
+        return self._tokens
+
     async def begin(self) -> bool:
         """Wait for the first ids; False if none came. Raises what the source raises."""
         try:
