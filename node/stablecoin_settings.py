@@ -52,6 +52,7 @@ class StablecoinSettings(Section):
     )
     rpc: Annotated[tuple[Annotated[SecretStr, AfterValidator(_endpoint)], ...], Field(max_length=_MAX_ENDPOINTS)] = ()
     contract: AddressText | None = None  # of the channels; None: the network's
+    bonds: AddressText | None = None  # the contract of bonds; None: no bonds are locked, named or counted
     keystore: _Folder | None = None  # None: wallet.json in the home folder
     passphrase_file: _Folder | None = None
     signer: Annotated[tuple[str, ...], Field(min_length=1, max_length=32)] | None = None

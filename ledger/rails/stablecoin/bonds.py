@@ -1,0 +1,142 @@
+"""The contract of bonds on a chain: what is locked there, and the seller's acts: lock, ask back, keep, take.
+
+Theory of operation. Each act is a transaction under a key that follows from what it does and from what the stake was
+before it. So an act whose answer was lost can be asked for again: it is the same transaction, not a second one. Only
+when that one has come to its end and the stake stands where it stood, a new one is meant.
+"""
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from itertools import count
+from typing import Any, Final, Literal
+
+from attrs import astuple, define, frozen
+
+from ledger.rails.stablecoin.bond_terms import BondPlace, BondRefused, BondTerms, Stake, check_terms
+from ledger.rails.stablecoin.chain import Chain, Outcome
+from ledger.rails.stablecoin.contracts import Call, encoded
+
+Act = Literal["approve", "lock", "ask back", "keep", "take"]
+_FUNCTIONS: Final[dict[Act, str]] = {
+    "lock": "bond",
+    "ask back": "requestUnlock",
+    "keep": "cancelUnlock",
+    "take": "unlock",
+}
+_ENDED: Final = ("settled", "failed")
+_NOTHING: Final = Outcome("settled")
+MAX_STAKE: Final = 2**128 - 1
+
+
+@define
+class TooEarly(BondRefused):
+    """The notice is not over; `at` is in seconds since 1970."""
+
+    at: int
+
+
+@frozen
+class Done:
+    """An act, and what is known of its transaction, by the key that it goes under (none: there was nothing to do).
+
+    `waiting` and `mined` go on by themselves.
+    """
+
+    act: Act
+    outcome: Outcome
+    key: bytes = b""
+
+
+class Bonds:
+    """One contract of bonds, as the wallet of a chain uses it. Everything raises ChainError, acts also BondRefused."""
+
+    def __init__(self, chain: Chain, contract: bytes) -> None:
+        self._chain = chain
+        self.place: Final = BondPlace(chain.network.chain_id, contract)
+
+    async def stake(self, bond: bytes, *, deep: bool = False) -> Stake:
+        """A bond's money at the head, or where it stays."""
+        return Stake(*await self._chain.read(self.place.contract, "bonds", bond, deep=deep))
+
+    async def seen(self, bond: bytes) -> tuple[Stake, Stake]:
+        """A bond's money where it stays, and at the head: the less of the two is what counts."""
+        return await self.stake(bond, deep=True), await self.stake(bond)
+
+    async def lock(self, terms: BondTerms, total: int, wait: Callable[[bytes], Awaitable[Outcome]]) -> Done:
+        """Lock what lacks to `total`, out of the wallet; nothing, if so much is locked.
+
+        `wait` for the approval's transaction, by its key, as long as you like: one that is still on its way comes back
+        instead of the lock. Ask again when it is through.
+        """
+        self._check(terms, total)
+        check_terms(terms)
+        stake = await self.stake(self.place.bond_id(terms))
+        amount = total - stake.locked
+        if amount <= 0:
+            return Done("lock", _NOTHING)
+        held = await self._chain.tokens()
+        if held < amount:
+            raise BondRefused(f"the wallet has {held} of the {amount} millionths of a dollar: send some there first")
+        (allowed,) = await self._chain.read(terms.token, "allowance", terms.seller, self.place.contract)
+        if allowed < amount:
+            approval = Call(terms.token, encoded("approve", self.place.contract, amount))
+            key, outcome = await self._once("approve", terms, (stake.locked, amount), approval)
+            if outcome.state not in ("mined", *_ENDED):
+                outcome = await wait(key)
+            if outcome.state not in ("mined", "settled"):
+                return Done("approve", outcome, key)
+        return await self._act("lock", terms, (stake.locked, amount), astuple(terms, recurse=False), amount)
+
+    async def ask_back(self, terms: BondTerms, amount: int) -> Done:
+        """Begin the notice for a part of the stake."""
+        self._check(terms, amount)
+        stake = await self.stake(self.place.bond_id(terms))
+        if stake.unlocking:
+            raise BondRefused("a part was asked back already: take it when its notice is over, or keep it locked first")
+        if amount > stake.locked:
+            raise BondRefused(f"{stake.locked} millionths of a dollar are locked: ask for no more than that")
+        return await self._act("ask back", terms, (stake.locked, amount), astuple(terms, recurse=False), amount)
+
+    async def keep(self, terms: BondTerms) -> Done:
+        """Let what was asked back stay locked."""
+        stake = await self._asked_back(terms)
+        return await self._act("keep", terms, (stake.unlocks_at,), astuple(terms, recurse=False))
+
+    async def take(self, terms: BondTerms) -> Done:
+        """Take what was asked back, or the part of it that no slash holds, once its notice is over."""
+        stake = await self._asked_back(terms)
+        _, now = await self._chain.block()
+        if now < stake.unlocks_at:
+            raise TooEarly("the notice is not over yet", stake.unlocks_at)
+        if stake.locked == stake.reserved:
+            raise BondRefused("all that is locked is held for slashes that are not decided: try again after that")
+        return await self._act("take", terms, (stake.unlocks_at, stake.unlocking), astuple(terms, recurse=False))
+
+    async def _asked_back(self, terms: BondTerms) -> Stake:
+        self._check(terms, 1)
+        stake = await self.stake(self.place.bond_id(terms))
+        if not stake.unlocking:
+            raise BondRefused("nothing of this bond was asked back")
+        return stake
+
+    def _check(self, terms: BondTerms, amount: int) -> None:
+        if terms.seller != self._chain.address:
+            raise BondRefused(f"the bond is that of 0x{terms.seller.hex()}, and this wallet has another address")
+        if terms.token != self._chain.network.token.address:
+            raise BondRefused("the bond is in another token than this network's dollar")
+        if not 0 < amount <= MAX_STAKE:
+            raise BondRefused("the amount must be above 0")
+
+    async def _act(self, act: Act, terms: BondTerms, before: tuple[int, ...], *values: Any) -> Done:
+        call = Call(self.place.contract, encoded(_FUNCTIONS[act], *values))
+        key, outcome = await self._once(act, terms, before, call)
+        return Done(act, outcome, key)
+
+    async def _once(self, act: Act, terms: BondTerms, before: tuple[int, ...], call: Call) -> tuple[bytes, Outcome]:
+        """Submit it, or find it as it was submitted before."""
+        said = f"idlemesh bond {act} {' '.join(map(str, before))} ".encode() + self.place.bond_id(terms)
+        for attempt in count():
+            key = hashlib.sha256(said + attempt.to_bytes(8, "big")).digest()
+            if (await self._chain.outcome(key)).state not in _ENDED:
+                break
+        return key, await self._chain.submit(key, call)
