@@ -7,13 +7,15 @@ from typing import Final
 from aiohttp import web
 
 from ledger import codec
-from ledger.records import Acknowledgement, Cancel, Forgiveness, Netting, Settlement
+from ledger.records import Acknowledgement, Cancel, Channel, Forgiveness, Netting, Settlement
+from node.exchange.channels import Teller
 from node.exchange.disputes import Payee as Waiving
 from node.exchange.netting import Helper
 from node.exchange.reconciling import Counterpart
 from node.exchange.settling import Payee
 from node.wire.client import CBOR
 from node.wire.messages import (
+    MAX_BRINGING,
     MAX_ENVELOPE,
     MAX_EXCHANGE,
     MAX_HANDED_BYTES,
@@ -61,7 +63,7 @@ def refusal_response(refusal: Refused) -> web.Response:
 
 
 class MeshDoor:
-    """Serves a seller over HTTP; without one, every question is refused. So with the other four."""
+    """Serves a seller over HTTP; without one, every question is refused. So with the others."""
 
     def __init__(
         self,
@@ -70,12 +72,14 @@ class MeshDoor:
         helper: Helper | None = None,
         waiving: Waiving | None = None,
         counterpart: Counterpart | None = None,
+        teller: Teller | None = None,
     ) -> None:
         self._seller = seller
         self._payee = payee
         self._helper = helper
         self._waiving = waiving
         self._counterpart = counterpart
+        self._teller = teller
         self._downloads = 0
 
     def routes(self) -> list[web.RouteDef]:
@@ -94,6 +98,9 @@ class MeshDoor:
             web.post("/mesh/v1/settlements", self.settlement),
             web.post("/mesh/v1/nettings", self.netting),
             web.post("/mesh/v1/forgiveness", self.forgiveness),
+            web.get("/mesh/v1/channel-terms", self.channel_terms),
+            web.post("/mesh/v1/channels", self.channel),
+            web.post("/mesh/v1/deposits", self.deposit),
             web.get("/mesh/v1/challenge", self.challenge),
             web.post("/mesh/v1/states", self.state),
             web.post("/mesh/v1/records", self.hand_back),
@@ -169,6 +176,23 @@ class MeshDoor:
         if self._waiving is None:
             raise Refused("not_selling", "this node lets nothing go")
         return _cbor(await self._waiving.forgiveness(await _body(request, Forgiveness.limit)))
+
+    @property
+    def _paid(self) -> Teller:
+        if self._teller is None:
+            raise Refused("rail", "this node is not paid by channels")
+        return self._teller
+
+    async def channel_terms(self, _request: web.Request) -> web.Response:
+        return _cbor(await self._paid.channel_terms())
+
+    async def channel(self, request: web.Request) -> web.Response:
+        await self._paid.channel(await _body(request, Channel.limit))
+        return web.Response(status=204)
+
+    async def deposit(self, request: web.Request) -> web.Response:
+        await self._paid.deposit(await _body(request, MAX_BRINGING))
+        return web.Response(status=204)
 
     @property
     def _comparing(self) -> Counterpart:

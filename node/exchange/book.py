@@ -23,6 +23,7 @@ from ledger.journal import Journal, Kept, Material, Nonce, Remembered, Replay
 from ledger.money import Unit
 from ledger.records import CLOCK_SKEW_S, Record, Signed
 from ledger.statement import DAY_MS
+from node.exchange.promised import Promised
 from node.exchange.rails import CREDIT, Rails, counts_in, ways_to_pay
 from node.exchange.recollection import BadRecollection, Recollection
 from node.exchange.strangers import Strangers
@@ -120,6 +121,11 @@ class Book:
         if self.trouble is not None:
             _log.warning("the ledger can be written again")
         self.trouble = None
+
+    @property
+    def promised(self) -> Promised:
+        """The best vouchers on channels."""
+        return self._recollection.promised
 
     @property
     def strangers(self) -> Strangers:

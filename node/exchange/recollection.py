@@ -3,9 +3,10 @@
 Theory of operation. It follows the journal entry by entry, also of those that come after a restart. So that a restart
 need not fold years, it is written down with each snapshot of the books and read back from there:
 
-    deterministic CBOR of {"format": 3, "experience": ..., "turnover": [[day, role, counter, unit, amount], ...],
+    deterministic CBOR of {"format": 4, "experience": ..., "turnover": [[day, role, counter, unit, amount], ...],
                            "checking": [[day, unit, cost], ...],
                            "unsettled": [[payer, payee, rail, unit, settled, since_ms], ...],
+                           "promised": [[payer, payee, unit, total, digest], ...],
                            "strangers": {"vouchers": [[did, config, total, signature], ...],
                                          "transfers": [[order, did, nonce, value, expires], ...]}}
 
@@ -24,11 +25,12 @@ from ledger.journal import Accounts, StoredSnapshot
 from ledger.money import Unit
 from ledger.statement import DAY_MS, Turnover
 from node.exchange.experience import Experience
+from node.exchange.promised import Promised
 from node.exchange.strangers import Strangers
 from node.exchange.unsettled import Unsettled
 
 # It is raised whenever the fold comes to say something else of the same entries.
-_FORMAT: Final = 3
+_FORMAT: Final = 4
 MAX_BYTES: Final = 128 * 2**20
 _MAX_ITEMS: Final = 16 * 2**20
 # Sums of so many days with trade are kept; only today's are asked for, and a clock may step back.
@@ -56,12 +58,14 @@ class Recollection:
         self._checking: dict[tuple[int, str], int] = {}
         self.unsettled = Unsettled()
         self.strangers = Strangers()
+        self.promised = Promised()
 
     def take(self, time_ms: int, events: Iterable[Event], accounts: Accounts) -> None:
         """Take the next entry's events, and the accounts after it."""
         events = tuple(events)
         self.experience.take(events)
         self.strangers.take(events)
+        self.promised.take(events)
         for event in events:
             match event:
                 case Observed(what="checking", facts={"unit": str(unit), "cost": int(cost)}):
@@ -80,7 +84,7 @@ class Recollection:
     def freeze(self) -> Callable[[], bytes]:
         """Hold on to all of it as it is now; what comes back writes that down, in any thread."""
         experience, turnover, checking = self.experience.copy(), self.turnover.sums, dict(self._checking)
-        unsettled, strangers = self.unsettled.copy(), self.strangers.copy()
+        unsettled, strangers, promised = self.unsettled.copy(), self.strangers.copy(), self.promised.copy()
 
         def write() -> bytes:
             return codec.encode(
@@ -91,6 +95,7 @@ class Recollection:
                     "checking": _of_last_days(checking),
                     "unsettled": unsettled.to_plain(),
                     "strangers": strangers.to_plain(),
+                    "promised": promised.to_plain(),
                 }
             )
 
@@ -107,6 +112,7 @@ class Recollection:
             found = cls(me, Experience.from_plain(body["experience"]), turnover)
             found.unsettled = Unsettled.from_plain(body["unsettled"])
             found.strangers = Strangers.from_plain(body["strangers"])
+            found.promised = Promised.from_plain(body["promised"])
             found._checking = {(_int(day), str(unit)): _int(cost) for day, unit, cost in body["checking"]}
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise BadRecollection(str(error)) from None

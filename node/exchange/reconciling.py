@@ -24,6 +24,7 @@ from ledger.records import NONCE_BYTES, AccountState, Signed, open_record, sign
 from node.exchange.book import Book
 from node.exchange.heads import Heads
 from node.exchange.lacking import Lacking, Parcel
+from node.exchange.rates import Rates
 from node.exchange.taking import Taking
 from node.ports import Entropy
 from node.wire.messages import (
@@ -49,7 +50,6 @@ _SESSIONS: Final = 512
 _AT_ONCE: Final = 4
 _RATE: Final = 2.0
 _BURST: Final = 2.0 * MAX_ROUNDS
-_PEERS: Final = 4_096
 # So many acknowledgements that are looked through count as one comparison more.
 _PER_WALK: Final = 1_000
 
@@ -86,7 +86,7 @@ class Reconciler:
         self.heads: Final = Heads(book)
         self._nonces: OrderedDict[bytes, None] = OrderedDict()
         self._sessions: OrderedDict[bytes, Signed[AccountState]] = OrderedDict()
-        self._rates: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._rates = Rates(book.now, _RATE, _BURST)
         self._at_once = asyncio.Semaphore(_AT_ONCE)
 
     # Whoever asks
@@ -144,7 +144,7 @@ class Reconciler:
             await self.heads.shown(peer, asked.last)
             await self.heads.heard(peer, theirs, ours)
             parcel = await self._lacks(theirs)
-        self._charge(who, parcel.walked / _PER_WALK)
+        self._rates.charge(who, parcel.walked / _PER_WALK)
         self._sessions[nonce] = theirs
         _bound(self._sessions, _SESSIONS)
         return encode_answered(Answered(ours.raw, last, parcel.records))
@@ -181,17 +181,8 @@ class Reconciler:
 
     def _check_rate(self, who: str) -> None:
         """Raises Refused."""
-        if self._charge(who, 1) < 0:
+        if self._rates.charge(who) < 0:
             raise Refused("too_many_requests", "accounts were compared often enough: wait a moment", 1)
-
-    def _charge(self, who: str, cost: float) -> float:
-        """What is left of a rate."""
-        now = self._book.now()
-        left, since = self._rates.pop(who, (_BURST, now))
-        left = min(_BURST, left + max(now - since, 0) * _RATE) - cost
-        self._rates[who] = (max(left, 0), now)
-        _bound(self._rates, _PEERS)
-        return left
 
     # Both
 

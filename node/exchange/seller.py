@@ -45,6 +45,7 @@ from ledger.records import (
 from node.exchange import experience
 from node.exchange.book import Book, kept
 from node.exchange.delivering import Delivering
+from node.exchange.promised import promised
 from node.exchange.rails import CREDIT, Rails, counts_in
 from node.exchange.sale import Sale, Ware, check_fit, check_grammar
 from node.exchange.stands import Stands
@@ -167,11 +168,13 @@ class Seller:
     def _terms(self, account: Account) -> Granted:
         """The owner's terms for an account. Their sequence is the time: of two that a buyer hears, the later counts.
 
-        Where the buyer's collateral stands behind its debts, no limit is given, but a window all the same.
+        Where the buyer's own collateral stands behind its debts no limit is given, and a window once there is some.
         """
         terms = self._credit[account.key.unit]
         sequence = max(self._book.now_ms(), account.grant_sequence + 1)
-        return Granted(terms.limit.value if account.key.rail == CREDIT else 0, terms.window.value, sequence)
+        if account.on_deposit:
+            return Granted(0, terms.window.value if account.backed else 0, sequence)
+        return Granted(terms.limit.value, terms.window.value, sequence)
 
     async def manifest(self, model: bytes) -> bytes:
         """The manifest of a model that is sold here: it proves what the offer says of it."""
@@ -238,6 +241,7 @@ class Seller:
             raise Refused("malformed", str(error)) from None
         facts = [received, *_facts(said, account.orders.get(said.order))]
         events: list[Event] = [AccountChanged(account.key, fact) for fact in facts]
+        events += promised(ack, account, received.total)
         if not said.accepted:
             events.append(experience.disputed(ack.signer, said.order, said.amount))
         try:

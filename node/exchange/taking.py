@@ -49,6 +49,7 @@ from ledger.records import (
 )
 from node.exchange.book import REMEMBERED_S, Book, kept
 from node.exchange.delivery import Claimed
+from node.exchange.promised import promised
 from node.wire.messages import Handed, Refused
 
 # Checking a signature takes a fraction of a millisecond; after so many of them others have their turn.
@@ -188,11 +189,15 @@ class Taking:
             if covered <= 0 or covered * _PARTS < account.unpaid:
                 continue
             try:
-                promised = self._book.rails.check_voucher(opened_voucher(acknowledgement), account)
+                received = self._book.rails.check_voucher(opened_voucher(acknowledgement), account)
             except VoucherRefused as error:
                 worthless.append(error)
                 continue
-            await self._post(key, [promised], [kept(acknowledgement, acknowledgement.record.order)])
+            await self._book.post(
+                AccountChanged(key, received),
+                *promised(acknowledgement, account, received.total),
+                records=[kept(acknowledgement, acknowledgement.record.order)],
+            )
             news += 1
         return news
 

@@ -11,7 +11,7 @@ from typing import Final
 import aiohttp
 
 from ledger import codec
-from ledger.records import Forgiveness, Grant, Offer, Receipt, Resolution
+from ledger.records import ChannelTerms, Forgiveness, Grant, Offer, Receipt, Resolution
 from node.models.manifest import MAX_MANIFEST
 from node.wire.messages import (
     MAX_EXCHANGED,
@@ -36,6 +36,8 @@ LEAST_PATIENCE_S: Final = 2 * UNPAID_S
 CALL_S: Final = 10.0
 # A tokenizer file has up to 64 MB: so many times as long.
 _DOWNLOAD_CALLS: Final = 12
+# A look at a chain takes the peer a while: so many times as long as another call.
+_CHAIN_CALLS: Final = 3
 _CONNECT_S: Final = 5.0
 _FILE_S: Final = 20.0
 _CHUNK: Final = 65_536
@@ -125,6 +127,15 @@ class HttpPeer:
 
     async def forgiveness(self, raw: bytes) -> bytes:
         return await self._call("POST", "/forgiveness", raw, limit=Forgiveness.limit)
+
+    async def channel_terms(self) -> bytes:
+        return await self._call("GET", "/channel-terms", limit=ChannelTerms.limit)
+
+    async def channel(self, raw: bytes) -> None:
+        await self._call("POST", "/channels", raw, calls=_CHAIN_CALLS)
+
+    async def deposit(self, raw: bytes) -> None:
+        await self._call("POST", "/deposits", raw, calls=_CHAIN_CALLS)
 
     async def challenge(self) -> bytes:
         return await self._call("GET", "/challenge", limit=MAX_NONCE)

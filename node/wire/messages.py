@@ -6,7 +6,7 @@ from attrs import field, frozen
 
 from ledger import codec
 from ledger.commitments import SALT_BYTES, ids_bytes, ids_from_bytes
-from ledger.records import KINDS, MAX_SCORED, NONCE_BYTES, AccountState, Order, Receipt, Settlement
+from ledger.records import KINDS, MAX_SCORED, NONCE_BYTES, AccountState, Channel, Order, Receipt, Settlement
 from verify.steering import MAX_BIASED, MAX_GRAMMAR, BadSteering, Steering
 
 MAX_STOPS: Final = 16
@@ -34,6 +34,10 @@ MAX_EXCHANGE: Final = 2 * AccountState.limit + 64
 MAX_EXCHANGED: Final = MAX_EXCHANGE + MAX_HANDED_BYTES
 _EXCHANGE_ITEMS: Final = 4
 _HANDED_ITEMS: Final = 3 * MAX_HANDED + 1
+
+# A Channel and a deposit into it, which has a few fixed fields.
+_MAX_DEPOSIT: Final = 256
+MAX_BRINGING: Final = Channel.limit + _MAX_DEPOSIT + 16
 
 RefusalCode = Literal[
     "malformed",
@@ -308,3 +312,16 @@ def decode_refusal(raw: bytes) -> Refused:
 def _shown(message: str) -> str:
     """A stranger's words without what would move a terminal's cursor, or hide."""
     return "".join(letter if letter.isprintable() else " " for letter in message)
+
+
+def encode_bringing(channel: bytes, deposit: bytes) -> bytes:
+    """A channel and a signed deposit into it, for the payee to bring to the chain."""
+    return codec.encode([channel, deposit])
+
+
+def decode_bringing(raw: bytes) -> tuple[bytes, bytes]:
+    """Read what `encode_bringing` made. Raises codec.Malformed."""
+    match codec.decode(raw, MAX_BRINGING, 3):
+        case [bytes(channel), bytes(deposit)] if len(channel) <= Channel.limit and len(deposit) <= _MAX_DEPOSIT:
+            return channel, deposit
+    raise codec.Malformed("a deposit travels as [channel, deposit]")

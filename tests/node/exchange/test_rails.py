@@ -11,6 +11,7 @@ from ledger.changes import Funded
 from ledger.events import AccountChanged
 from ledger.rails.scripted import Bank, ScriptedRail
 from ledger.records import Acknowledgement, Grant, Signed, Voucher, open_record
+from node.exchange.book import Book
 from node.exchange.purchase import NotPlaced
 from node.exchange.rails import NoSuchRail, Rails
 from node.exchange.reconciling import Reconciler
@@ -163,6 +164,28 @@ async def test_an_order_on_a_rail_that_the_seller_does_not_have_is_refused(
         Rails().of(AccountKey("a", "b", RAIL, "uusd"))
 
 
-async def test_a_window_is_granted_with_a_channel_and_no_limit(trade: Trade) -> None:
-    grant = open_record(await trade.store.seller.grant(trade.customer.did, "uusd", RAIL), Grant).record
-    assert (grant.rail, grant.credit, grant.window) == (RAIL, 0, CREDIT.window.value)
+async def test_with_money_in_a_channel_comes_a_window_and_no_limit(trade: Trade) -> None:
+    async def granted() -> tuple[int, int]:
+        raw = await trade.store.seller.grant(trade.customer.did, "uusd", RAIL)
+        said = open_record(raw, Grant).record
+        assert said.rail == RAIL
+        return said.credit, said.window
+
+    assert await granted() == (0, 0)
+    await trade.fund(1)
+    assert await granted() == (0, CREDIT.window.value)
+
+
+async def test_the_best_voucher_of_a_channel_is_found_again_after_a_restart(trade: Trade) -> None:
+    await trade.fund(10_000)
+    await trade.meet()
+    for _ in range(2):
+        await trade.order()
+
+    again = await Book.open(trade.store.book.journal, trade.store.book.identity, ManualClock())
+    for book in (trade.store.book, again):
+        (total, digest) = book.promised.best[trade.key]
+        kept = await book.journal.record(digest)
+        assert kept is not None
+        voucher = open_record(open_record(kept.raw, Acknowledgement).record.voucher, Voucher).record
+        assert total == voucher.total == 2 * AN_ORDER

@@ -135,9 +135,9 @@ class TestOtherBytes:
         "body",
         [
             {"format": 1},
-            {"format": 2, "experience": {}, "turnover": [], "checking": [], "unsettled": []},
-            {"format": 3, "experience": {}, "turnover": [], "checking": [], "unsettled": []},
-            {"format": 3, "turnover": [], "checking": [], "unsettled": [], "strangers": {}},
+            {"format": 3, "experience": {}, "turnover": [], "checking": [], "unsettled": [], "strangers": {}},
+            {"format": 4, "experience": {}, "turnover": [], "checking": [], "unsettled": []},
+            {"format": 4, "turnover": [], "checking": [], "unsettled": [], "strangers": {}, "promised": []},
             [],
             7,
         ],
