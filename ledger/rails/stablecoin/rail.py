@@ -1,6 +1,13 @@
-"""The rail itself, a `port.Rail` over one channels contract on one chain."""
+"""The rail itself, a `port.Rail` over one channels contract on one chain.
 
-from typing import Any, Final
+Theory of operation. Nothing of an effect is kept here: what became of it is read from the chain at enough depth, and
+what it still needs follows from that. So `fate` and `perform` ask the same question, what comes next; `perform` does
+it, and `fate` says "absent". A transaction that is sent is "unknown" until it is deep enough, and never "failed" before.
+What the chain or the wallet refuses is "failed": nothing was sent.
+"""
+
+import logging
+from typing import Final
 
 from ledger.account import Account, AccountKey
 from ledger.changes import VoucherReceived
@@ -9,22 +16,52 @@ from ledger.identity import Identity
 from ledger.rails.port import Answer, Sight
 from ledger.rails.stablecoin import vouchers
 from ledger.rails.stablecoin.books import Books, Deposit
+from ledger.rails.stablecoin.chain import Chain
+from ledger.rails.stablecoin.claims import GATHER_S, Claims
+from ledger.rails.stablecoin.contracts import Row
+from ledger.rails.stablecoin.deposits import Deposits
 from ledger.rails.stablecoin.digests import ChannelConfig, Place
+from ledger.rails.stablecoin.errors import ChainError, ChannelUnknown, Disagreement, Unreachable
+from ledger.rails.stablecoin.fees import fee
+from ledger.rails.stablecoin.returns import Returns
+from ledger.rails.stablecoin.sending import Act, RevertedOften, waits
 from ledger.records import Signed, Voucher
+
+_log = logging.getLogger(__name__)
 
 
 class Stablecoin:
-    """A `port.Rail` for accounts in `uusd`, each with one channel for good."""
+    """A `port.Rail` for accounts in `uusd`, each with one channel for good; `close` it at the end."""
 
     name: Final = vouchers.NAME
     effects: Final[frozenset[Kind]] = frozenset({"top_up", "claim", "refund", "close"})
 
-    def __init__(self, chain: Any, books: Books, place: Place) -> None:
-        """`chain` is the node's own view of it (`chain.Chain`), `place` the contract that its channels are in."""
+    def __init__(
+        self, chain: Chain, books: Books, me: str, *, ether: int, min_deposit: int = 0, gather_s: float = GATHER_S
+    ) -> None:
+        """`me` is this node's did; `ether` what one costs, in millionths of a dollar.
+
+        `min_deposit` is the least that is brought to the chain for payers; claims wait `gather_s` for each other.
+        """
         self._chain = chain
         self._books = books
-        self.place: Final = place
+        self._me = me
+        self._ether = ether
+        self._claims = Claims(chain, gather_s)
+        self._deposits = Deposits(chain, books, min_deposit)
+        self._returns = Returns(chain)
         self._leaving: dict[AccountKey, int] = {}
+
+    @property
+    def place(self) -> Place:
+        """The channels contract, on its chain."""
+        return self._chain.place
+
+    async def close(self) -> None:
+        """Gather no more claims."""
+        await self._claims.close()
+
+    # Vouchers
 
     def capacity(self, account: Account) -> int:
         """What the channel holds less what may leave it, by the account's own counters."""
@@ -44,25 +81,109 @@ class Stablecoin:
         config = self._channel(account.key)
         return vouchers.check_voucher(self.place, config, voucher, account, at_least, covered)
 
+    # What the chain says
+
     async def collateral(self, account: Account) -> Sight | None:
-        """What the channel holds: deposits that are deep enough, less all that went back or may."""
-        raise NotImplementedError
+        """What the channel holds: deposits that are deep enough, less all that went back or may. Raises ChainError."""
+        config = self._books.channel(account.key)
+        if config is None:
+            return None
+        try:
+            view = await self._chain.look(config)
+        except ChannelUnknown:
+            block, _ = await self._chain.block()
+            return Sight(0, 0, block)
+        # A claim takes what is leaving as well, so no more can leave than is not claimed.
+        leaving = min(view.withdrawing, max(view.balance - view.claimed, 0))
+        self._leaving[account.key] = leaving
+        return Sight(view.deposited, view.gone + leaving, view.block, leaving)
 
     async def fee(self, kind: Kind, accounts: int) -> int | None:
         """What gas would cost now, by the owner's price of ether; None: the chain does not say."""
-        raise NotImplementedError
+        try:
+            return fee(kind, accounts, await self._chain.gas_price(), self._ether)
+        except ChainError as error:
+            _log.info("what moving costs is not known now: %s", error)
+            return None
+
+    # Effects
 
     async def perform(self, effect: Effect) -> Answer:
         """Carry an effect out on the chain, once at most; it is settled when it is deep enough."""
-        raise NotImplementedError
+        try:
+            found = await self._next(effect)
+        except ChainError as error:
+            return Answer("unknown", why=str(error))
+        if isinstance(found, Answer):
+            return found
+        try:
+            return await found()
+        except (Unreachable, Disagreement) as error:
+            return Answer("unknown", why=str(error))
+        except (ChainError, RevertedOften) as error:
+            return Answer("failed", why=str(error))
 
     async def fate(self, effect: Effect) -> Answer:
         """What has become of an effect, as the chain has it at depth."""
-        raise NotImplementedError
+        try:
+            found = await self._next(effect)
+        except ChainError as error:
+            return Answer("unknown", why=str(error))
+        return found if isinstance(found, Answer) else Answer("absent")
 
     async def bring(self, key: AccountKey, deposit: Deposit) -> None:
-        """Bring a payer's signed deposit to the chain, at this payee's expense. Raises DepositRefused."""
-        raise NotImplementedError
+        """Bring a payer's signed deposit to the chain, at this payee's expense. Raises DepositRefused, ChainError."""
+        await self._deposits.bring(key, self._channel(key), deposit)
+
+    async def _next(self, effect: Effect) -> Answer | Act:
+        """What became of an effect, or what is to be done next for it. Raises ChainError."""
+        config = self._books.channel(effect.account)
+        if config is None:
+            return Answer("failed", why=str(vouchers.NoChannel(effect.account.payer, effect.account.payee)))
+        try:
+            match effect.kind:
+                case "top_up":
+                    return await self._deposits.next(effect, config)
+                case "claim":
+                    return await self._next_claim(effect, config)
+                case "close":
+                    claimed = await self._next_claim(effect, config)
+                    is_claimed = isinstance(claimed, Answer) and claimed.fate == "settled"
+                    return await self._returns.next_rest(effect, config) if is_claimed else claimed
+                case "refund" if effect.account.payer == self._me:
+                    return await self._returns.next_withdrawal(effect, config)
+                case "refund":
+                    promise = await self._books.promise(effect.account)
+                    return await self._returns.next_refund(effect, config, promise.total if promise else 0)
+                case "pay":
+                    return Answer("failed", why="what is owed on a channel is claimed by its payee")
+        except ChannelUnknown as error:
+            return Answer("absent" if effect.kind == "claim" else "failed", why=str(error))
+        except RevertedOften as error:
+            return Answer("failed", why=str(error))
+
+    async def _next_claim(self, effect: Effect, config: ChannelConfig) -> Answer | Act:
+        view = await self._chain.look(config)
+        if view.claimed >= effect.total:
+            self._claims.forget(effect.key)
+            await self._claims.pay_out()
+            return Answer("settled", effect.amount)
+        outcome = await self._claims.outcome(effect.key)
+        if outcome.state in ("waiting", "mined") or view.claimed_at_head >= effect.total:
+            return waits("claim", outcome)
+        promise = await self._books.promise(effect.account)
+        if promise is None or promise.total < effect.total:
+            return Answer("failed", why=f"no voucher of {effect.total} is held")
+        if effect.total > view.balance:
+            return Answer("failed", why=f"the channel holds {view.balance} by now, and {effect.total} is claimed")
+        if not vouchers.is_promised(self.place, config, view.channel, promise.total, promise.signature):
+            return Answer("failed", why=str(vouchers.NotTheAuthorizers(view.channel, config.payer_authorizer)))
+        row = Row(config, promise.total, promise.signature, effect.total)
+
+        async def claim() -> Answer:
+            return waits("claim", await self._claims.join(effect.key, row))
+
+        return claim
 
     def _channel(self, key: AccountKey) -> ChannelConfig:
         config = self._books.channel(key)
