@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from ledger.money import MILLION, Amount
+from ledger.rails.policy import Policy
 from node.settings import AmountText, PriceText, Section, Share
 
 # Endpoints are asked in turn, and some of them twice: more would only be slower.
@@ -74,6 +75,16 @@ class StablecoinSettings(Section):
         if self.top_up_below.value and self.top_up_below.value > self.deposit.value:
             raise ValueError("top_up_below is above deposit, so that a top-up would not reach it: raise deposit")
         return self
+
+    def policy(self) -> Policy:
+        """When money moves by itself on this rail."""
+        return Policy(
+            move_at=self.claim_at.value,
+            move_after_s=self.claim_after,
+            top_up_below=self.top_up_below.value,
+            top_up_to=self.deposit.value,
+            max_fee_ppm=round(self.max_fee_share * MILLION),
+        )
 
 
 Scheme = Literal["exact", "batch-settlement"]

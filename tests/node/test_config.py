@@ -473,6 +473,9 @@ def test_money_on_a_chain_is_off_until_its_section_is_written(write: Write) -> N
     assert (chain.ether, chain.claim_at) == (Amount(2_500_000_000, "uusd"), Amount(2_000_000, "uusd"))
     assert chain.keystore == Path("~/keys/wallet.json").expanduser()
     assert "secret-key" not in repr(chain)
+    policy = chain.policy()
+    assert (policy.move_at, policy.top_up_below, policy.top_up_to) == (2_000_000, 200_000, 1_000_000)
+    assert policy.max_fee_ppm == 20_000
 
 
 @pytest.mark.parametrize(

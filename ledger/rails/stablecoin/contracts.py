@@ -9,6 +9,7 @@ from typing import Any, Final
 from attrs import Attribute, astuple, field, frozen
 from eth_abi.abi import decode, encode
 from eth_abi.exceptions import DecodingError
+from eth_abi.grammar import parse
 
 from ledger.rails.stablecoin.digests import ChannelConfig, keccak
 from ledger.rails.stablecoin.networks import ADDRESS_BYTES
@@ -89,7 +90,10 @@ class Call:
 def encoded(name: str, *values: Any) -> bytes:
     """The data of a call."""
     arguments, _ = FUNCTIONS[name]
-    return bytes(keccak(f"{name}{arguments}".encode())[:4] + encode([arguments], [values]))
+    plain = encode([arguments], [values])
+    # A tuple without a fixed size begins with where it is; the arguments of a call do not.
+    body = plain[WORD:] if parse(arguments).is_dynamic else plain
+    return bytes(keccak(f"{name}{arguments}".encode())[:4] + body)
 
 
 def answered(name: str, found: bytes) -> tuple[Any, ...]:
