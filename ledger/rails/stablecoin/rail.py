@@ -2,8 +2,8 @@
 
 Theory of operation. Nothing of an effect is kept here: what became of it is read from the chain at enough depth, and
 what it still needs follows from that. So `fate` and `perform` ask the same question, what comes next; `perform` does
-it, and `fate` says "absent". A transaction that is sent is "unknown" until it is deep enough, and never "failed" before.
-What the chain or the wallet refuses is "failed": nothing was sent.
+it, and `fate` says "absent". A transaction that is sent is "unknown" until it is deep enough, not "failed" before. What
+the chain or the wallet refuses is "failed": nothing was sent.
 """
 
 import logging
@@ -22,9 +22,9 @@ from ledger.rails.stablecoin.contracts import Row
 from ledger.rails.stablecoin.deposits import Deposits
 from ledger.rails.stablecoin.digests import ChannelConfig, Place
 from ledger.rails.stablecoin.errors import ChainError, ChannelUnknown, Disagreement, Unreachable
-from ledger.rails.stablecoin.fees import fee
 from ledger.rails.stablecoin.returns import Returns
 from ledger.rails.stablecoin.sending import Act, RevertedOften, waits
+from ledger.rails.stablecoin.work import fee
 from ledger.records import Signed, Voucher
 
 _log = logging.getLogger(__name__)
