@@ -22,9 +22,9 @@ from ledger.rails.stablecoin.contracts import Row
 from ledger.rails.stablecoin.deposits import Deposits
 from ledger.rails.stablecoin.digests import ChannelConfig, Place
 from ledger.rails.stablecoin.errors import ChainError, ChannelUnknown, Disagreement, Unreachable
+from ledger.rails.stablecoin.gas import in_uusd, needed
 from ledger.rails.stablecoin.returns import Returns
 from ledger.rails.stablecoin.sending import Act, RevertedOften, waits
-from ledger.rails.stablecoin.work import fee
 from ledger.records import Signed, Voucher
 
 _log = logging.getLogger(__name__)
@@ -96,15 +96,16 @@ class Stablecoin:
         # A claim takes what is leaving as well, so no more can leave than is not claimed.
         leaving = min(view.withdrawing, max(view.balance - view.claimed, 0))
         self._leaving[account.key] = leaving
-        return Sight(view.deposited, view.gone + leaving, view.block, leaving)
+        return Sight(view.deposited, view.gone + leaving, view.block, leaving, view.claimed)
 
     async def fee(self, kind: Kind, accounts: int) -> int | None:
         """What gas would cost now, by the owner's price of ether; None: the chain does not say."""
         try:
-            return fee(kind, accounts, await self._chain.gas_price(), self._ether)
+            price = await self._chain.gas_price()
         except ChainError as error:
             _log.info("what moving costs is not known now: %s", error)
             return None
+        return in_uusd(sum(price.cost(each.gas, each.size) for each in needed(kind, accounts)), self._ether)
 
     # Effects
 
