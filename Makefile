@@ -18,7 +18,7 @@ run: setup
 	@.venv/bin/idlemesh demo $(ARGS)
 
 test: setup-dev
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 format: setup-dev
 	.venv/bin/ruff check --fix-only --quiet
