@@ -475,7 +475,7 @@ def test_money_on_a_chain_is_off_until_its_section_is_written(write: Write) -> N
     assert "secret-key" not in repr(chain)
     policy = chain.policy()
     assert (policy.move_at, policy.top_up_below, policy.top_up_to) == (2_000_000, 200_000, 1_000_000)
-    assert policy.max_fee_ppm == 20_000
+    assert policy.max_fee_ppm == 10_000
 
 
 @pytest.mark.parametrize(

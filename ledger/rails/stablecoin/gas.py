@@ -1,7 +1,7 @@
 """What the transactions of channels cost, before anybody knows the price of gas.
 
-Measured on a chain with `contracts/` and a plain token (`benchmarks/channel_gas.py`, which a test runs), for a seller
-that has claimed before. A token behind a proxy, as USDC, takes some ten thousand more for each time it moves.
+Measured with `contracts/` and a plain token (`benchmarks/channel_gas.py`, which a test runs; docs/stablecoin.md is made
+from it), for a seller that has claimed before.
 """
 
 from typing import Final
@@ -21,32 +21,43 @@ class Spent:
     gas: int
     size: int
 
+    def times(self, count: int) -> "Spent":
+        """So many of it."""
+        return Spent(self.gas * count, self.size * count)
+
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(self.gas + other.gas, self.size + other.size)
+
 
 OPEN: Final = Spent(113_308, 727)  # the deposit that opens a channel, signed by its payer and sent by anyone
 DEPOSIT: Final = Spent(92_933, 727)  # a later one
 SETTLE: Final = Spent(45_761, 183)
 REFUND: Final = Spent(61_634, 567)
-_CLAIM_ONCE: Final = Spent(27_350, 183)
-_CLAIM_EACH: Final = Spent(16_360, 480)
+WITHDRAWAL: Final = Spent(100_389, 718)  # its notice, and its end
+_CLAIM: Final = Spent(27_350, 183)  # without its rows
+_ROW: Final = Spent(16_360, 480)
+# A token behind a proxy, as USDC is, takes so much more than a plain one each time it moves.
+_MOVE: Final = Spent(10_000, 0)
 
 
 def claim(rows: int) -> Spent:
     """A claim from so many channels."""
-    return Spent(_CLAIM_ONCE.gas + rows * _CLAIM_EACH.gas, _CLAIM_ONCE.size + rows * _CLAIM_EACH.size)
+    return _CLAIM + _ROW.times(rows)
 
 
 def needed(kind: Kind, accounts: int) -> list[Spent]:
-    """The transactions that it takes to move so many accounts by effects of one kind."""
+    """The transactions that it takes to move so many accounts by effects of one kind, with a token behind a proxy."""
     match kind:
         case "top_up":
-            return [OPEN] * accounts
+            return [OPEN + _MOVE.times(2)] * accounts  # by way of the collector
         case "claim":
-            return [*_claims(accounts), SETTLE]
+            return [*_claims(accounts), SETTLE + _MOVE]
         case "refund":
-            return [REFUND] * accounts
+            return [WITHDRAWAL + _MOVE] * accounts  # as its payer does it, which costs the most
         case "close":
-            return [*_claims(accounts), SETTLE, *([REFUND] * accounts)]
-    return []
+            return [*_claims(accounts), SETTLE + _MOVE, *([REFUND + _MOVE] * accounts)]
+        case "pay":
+            return []
 
 
 def _claims(rows: int) -> list[Spent]:
