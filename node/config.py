@@ -24,7 +24,7 @@ from node.market.candidates import Hardware, Limits, Remote, Route, Weights
 from node.market.idle import IdleRule, Window, parse_schedule
 from node.models.weights import KvType
 from node.settings import MAX_URL, AmountText, DidText, PriceText, Section, Share, read_with
-from node.stablecoin_settings import AddressText, Bytes32Text, DollarText, PaidSettings, StablecoinSettings
+from node.stablecoin_settings import AddressText, Bytes32Text, DollarText, PaidSettings, Scheme, StablecoinSettings
 from node.wire.client import LEAST_PATIENCE_S
 from verify.attestation import UNDECLARED
 
@@ -256,6 +256,9 @@ class RemoteSettings(Section):
     pay: Literal["x402"] | None = None  # how each request is paid; None: the owner has an account there
     max_payment: DollarText | None = None  # for one request; None: what its tokens may cost by `price`
     max_per_day: DollarText | None = None
+    max_deposit: DollarText | None = None  # into a channel at a time; None: ten requests' worth
+    schemes: Annotated[tuple[Scheme, ...], Field(min_length=1)] = ("batch-settlement", "exact")  # the first that fits
+    pay_to: AddressText | None = None  # where its money goes; None: where it wants it the first time
 
     @property
     def said_retention(self) -> str | None:
@@ -277,9 +280,10 @@ class RemoteSettings(Section):
             raise ValueError("the key would travel for all to read: use https")
         if self.server == UNDECLARED:
             raise ValueError("say which server it is, as in server = 'llama-server b9960 f16', or nothing")
-        if self.pay is None and (self.max_payment is not None or self.max_per_day is not None):
+        of_pay = [self.max_payment, self.max_per_day, self.max_deposit, self.pay_to]
+        if self.pay is None and any(limit is not None for limit in of_pay):
             raise ValueError(
-                'max_payment and max_per_day bound what is paid for requests: write pay = "x402" with them'
+                'max_payment, max_per_day, max_deposit and pay_to are of requests that are paid: write pay = "x402"'
             )
         if self.pay is not None and self.price.unit != "uusd":
             raise ValueError("x402 is paid in dollars: write the price in usd")

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from hashlib import sha256
 from typing import Final
 
@@ -12,6 +12,7 @@ from attrs import frozen
 from ledger.money import Price
 from node.config import BadConfig, Config, RemoteSettings
 from node.engine.completions import CompletionsClient, Endpoint
+from node.engine.paying import Payer
 from node.engine.remote import RemoteChat, RemoteEngine
 from node.exchange.sale import Elsewhere, Ware
 from node.gateway.remotes import Backend, Tokens
@@ -27,6 +28,13 @@ from node.models.tokenizers import Tokenizers
 from verify.attestation import UNDECLARED
 
 _MAX_KEY: Final = 4_096
+# Who pays a remote for each request.
+PayerOf = Callable[[RemoteSettings], Payer]
+
+
+def no_payer(settings: RemoteSettings) -> Payer:
+    """Of a node without a wallet; the settings do not let it come to this. Raises BadConfig."""
+    raise BadConfig(f"the remote {settings.name} is paid by x402, and there is no wallet: write a section [stablecoin]")
 
 
 @frozen
@@ -49,6 +57,7 @@ async def open_remotes(
     tokenizers: Tokenizers,
     names: Collection[str],
     sold: Collection[bytes],
+    payer_of: PayerOf = no_payer,
 ) -> tuple[OwnRemote, ...]:
     """All of them; nobody is asked anything yet. `names` are those of the models that run here, `sold` those
     of them that are sold.
@@ -59,7 +68,8 @@ async def open_remotes(
     for settings in config.remotes:
         if settings.name in names:
             raise BadConfig(f"the remote {settings.name} has the name of a model that runs here: name it otherwise")
-        remote = await _open(settings, config, home, session, tokenizers)
+        payer = payer_of(settings) if settings.pay is not None else None
+        remote = await _open(settings, config, home, session, tokenizers, payer)
         taken = {*sold, *(one.backend.model for one in opened if one.ware)}
         if remote.ware is not None and remote.backend.model in taken:
             raise BadConfig(f"the remote {settings.name} is of a model that is sold already: sell it in one place")
@@ -68,18 +78,23 @@ async def open_remotes(
 
 
 async def _open(
-    settings: RemoteSettings, config: Config, home: Home, session: aiohttp.ClientSession, tokenizers: Tokenizers
+    settings: RemoteSettings,
+    config: Config,
+    home: Home,
+    session: aiohttp.ClientSession,
+    tokenizers: Tokenizers,
+    payer: Payer | None,
 ) -> OwnRemote:
     terms = settings.terms(config.node.jurisdiction)
     if settings.tokenizer is None:
-        chat = RemoteChat(_client(settings, session), settings.slots)
+        chat = RemoteChat(_client(settings, session, payer), _slots(settings))
         model = sha256(b"remote:" + settings.name.encode()).digest()
-        return OwnRemote(Backend(terms, model, settings.quality, settings.context, chat), None)
+        return OwnRemote(Backend(terms, model, settings.quality, settings.context, chat, payer), None)
     manifest, whole = await _manifest(settings, home, tokenizers)
     tokenizer = tokenizers.open_own(manifest.tokenizer)
-    engine = remote_engine(settings, session, tokenizer, manifest)
+    engine = remote_engine(settings, session, tokenizer, manifest, payer)
     good = quality(manifest.parameters, manifest.quantization) if whole else settings.quality
-    backend = Backend(terms, manifest.digest, good, engine.context, Tokens(engine, tokenizer))
+    backend = Backend(terms, manifest.digest, good, engine.context, Tokens(engine, tokenizer), payer)
     price = config.sell.price if settings.sell else None
     if price is not None and not whole:
         raise BadConfig(
@@ -90,24 +105,33 @@ async def _open(
 
 
 def remote_engine(
-    settings: RemoteSettings, session: aiohttp.ClientSession, tokenizer: Tokenizer, manifest: Manifest
+    settings: RemoteSettings,
+    session: aiohttp.ClientSession,
+    tokenizer: Tokenizer,
+    manifest: Manifest,
+    payer: Payer | None = None,
 ) -> RemoteEngine:
     """A server that runs the model of this manifest, which has this tokenizer. Raises BadConfig."""
     return RemoteEngine(
-        _client(settings, session),
+        _client(settings, session, payer),
         Spelling(tokenizer.words),
         manifest,
         context=min(settings.context, manifest.context),
-        slots=settings.slots,
+        slots=_slots(settings),
         own_hardware=settings.hardware == "own",
         sends_ids=settings.prompts == "ids",
         server=settings.server or UNDECLARED,
     )
 
 
-def _client(settings: RemoteSettings, session: aiohttp.ClientSession) -> CompletionsClient:
+def _client(settings: RemoteSettings, session: aiohttp.ClientSession, payer: Payer | None) -> CompletionsClient:
     endpoint = Endpoint(settings.name, settings.url.rstrip("/"), settings.model, key_of(settings))
-    return CompletionsClient(session, endpoint)
+    return CompletionsClient(session, endpoint, payer=payer)
+
+
+def _slots(settings: RemoteSettings) -> int:
+    """What is paid by request is asked for one answer at a time: a channel's vouchers follow each other."""
+    return settings.slots if settings.pay is None else 1
 
 
 def _ware(settings: RemoteSettings, engine: RemoteEngine, backend: Backend, price: Price | None) -> Ware | None:

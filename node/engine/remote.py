@@ -21,6 +21,8 @@ MILLION: Final = 1_000_000
 # Servers take seeds of different sizes; all of them take these.
 _SEEDS: Final = 2**31
 _RETRY_S: Final = 1.0
+# What a server that is paid may still send after the most that it was asked for, before it says what it charged.
+_MAX_AFTER: Final = 32
 # The backend of an engine that computes on somebody else's machine.
 REMOTE: Final = "remote"
 
@@ -136,9 +138,11 @@ class RemoteEngine:
         """The ids that one request brings, at most so many, each part with whether it ends the answer."""
         prompt = list(ids) if self._sends_ids else await self._spelled(ids)
         settings = settings_of(job.sampling, job.steering, job.seed, most)
-        async with aclosing(self._client.complete(prompt, settings)) as said:
-            while most > 0 and (part := await self._next(said)) is not None:
-                found = (await self._spelling.ids(part.text))[:most] if part.text else ()
+        after = _MAX_AFTER if self._client.pays else 0
+        async with aclosing(self._client.complete(prompt, settings, len(ids))) as said:
+            while (most > 0 or after > 0) and (part := await self._next(said)) is not None:
+                after -= most <= 0
+                found = (await self._spelling.ids(part.text))[:most] if part.text and most > 0 else ()
                 most -= len(found)
                 ends = part.finish == "stop" and most > 0
                 if ends and self._spelling.end is not None:

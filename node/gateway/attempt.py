@@ -14,12 +14,13 @@ from typing import Final
 from attrs import evolve, frozen
 
 from ledger.money import Amount
+from node.engine.completions import estimated_tokens
 from node.engine.port import BadPrompt, EngineClosed, EngineError, Job
 from node.exchange.purchase import Ask, NotPlaced
 from node.gateway.answer import Answer
 from node.gateway.continued import MAX_ATTEMPTS, ContinuedSource, SoFar
 from node.gateway.question import BadBias, ContextExceeded, Policy, Question, Unservable, ids_of
-from node.gateway.remotes import RemoteSource, TextAnswer, TextSource, estimated_tokens
+from node.gateway.remotes import RemoteSource, TextAnswer, TextSource
 from node.gateway.sources import AnswerCut, LocalSource, Origin, Paper
 from node.gateway.supply import Supply
 from node.market.candidates import Candidate, Limits, Wish, rank, rule_out
@@ -100,7 +101,7 @@ class Attempt:
         if reason is not None:
             return reason
         if self._gives_text(candidate):
-            return rule_out(candidate, self._wish(candidate, estimated_tokens(self._question)), self._limits())
+            return rule_out(candidate, self._wish(candidate, estimated_tokens(self._question.messages)), self._limits())
         try:
             prompt = await self._prompt(candidate)
         except (NoTokenizerToBeHad, BadModelFile) as error:
@@ -246,7 +247,7 @@ class Attempt:
     async def _begin_text(self, candidate: Candidate) -> Answer:
         """An answer of a remote backend that gives text. Raises EngineError."""
         self._tried.append(candidate)
-        most = self._most_tokens(candidate, estimated_tokens(self._question))
+        most = self._most_tokens(candidate, estimated_tokens(self._question.messages))
         source = TextSource(self._supply.remotes, candidate, self._question, self._seed, most)
         answer = TextAnswer(source, self._question, candidate.name)
         await answer.begin()

@@ -6,8 +6,9 @@ from typing import Any, Final
 
 from attrs import evolve, frozen
 
-from ledger.money import Amount, Price
-from node.engine.completions import Said
+from ledger.money import Amount
+from node.engine.completions import Said, estimated_tokens
+from node.engine.paying import Payer
 from node.engine.port import EngineBusy, EngineError, Job, Piece
 from node.engine.remote import RemoteChat, RemoteEngine
 from node.gateway.answer import Answer, Part
@@ -22,9 +23,6 @@ from node.wire.messages import Earlier
 # After a failure it is not asked for a while, so that not every question waits for a server that is gone.
 _REST_S: Final = 15.0
 _DAY_S: Final = 86_400
-# Where only the server can count: few tokens have less than three bytes.
-_TOKEN_BYTES: Final = 3
-_MESSAGE_TOKENS: Final = 8
 _END: Final = 0
 
 
@@ -38,13 +36,17 @@ class Tokens:
 
 @frozen
 class Backend:
-    """One remote backend. `model` is its manifest's digest, or stands for a model that only the owner's word names."""
+    """One remote backend. `model` is its manifest's digest, or stands for a model that only the owner's word names.
+
+    One that has a `payer` is asked for one answer at a time, and costs what that paid.
+    """
 
     terms: Remote
     model: bytes
     quality: float
     context: int
     speaks: Tokens | RemoteChat
+    payer: Payer | None = None
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -57,7 +59,10 @@ class Backend:
 
 
 class Remotes:
-    """All remote backends of a node. What they cost is counted until the node stops, day by day (UTC)."""
+    """All remote backends of a node. What they cost is counted until the node stops, day by day (UTC).
+
+    What is paid for each request is in the journal, and counts there.
+    """
 
     def __init__(self, backends: Sequence[Backend], clock: Clock) -> None:
         self._backends: Final = {backend.terms.name: backend for backend in backends}
@@ -120,17 +125,30 @@ class Remotes:
         return dict(self._spent)
 
     @contextmanager
-    def spending(self, price: Price, most: int, spent: Callable[[], int]) -> Iterator[None]:
+    def spending(self, backend: Backend, most: int, spent: Callable[[], int]) -> Iterator[None]:
         """A request that may cost so much; in the end it counts for what it cost."""
-        self._add(price.unit, most)
+        unit, counts = backend.terms.price.unit, backend.payer is None
+        self._add(unit, most if counts else 0)
         try:
             yield
         finally:
-            self._add(price.unit, spent() - most)
+            self._add(unit, spent() - most if counts else 0)
 
     def _add(self, unit: str, value: int) -> None:
         today = self.spent_today()
         self._spent = {**today, unit: max(today.get(unit, 0) + value, 0)}
+
+
+class Paid:
+    """What a payer pays from now on, for one answer."""
+
+    def __init__(self, payer: Payer | None) -> None:
+        self._payer = payer
+        self._before = payer.charged if payer is not None else 0
+
+    def cost(self, reckoned: int) -> int:
+        """What was paid; as it is reckoned, where nothing is paid for each request."""
+        return reckoned if self._payer is None else self._payer.charged - self._before
 
 
 class RemoteSource:
@@ -140,6 +158,7 @@ class RemoteSource:
 
     def __init__(self, remotes: Remotes, candidate: Candidate, job: Job) -> None:
         self._remotes, self._candidate, self._job = remotes, candidate, job
+        self._paid = Paid(remotes.backend(candidate).payer)
         self._tokens = 0
         self.route: Final = candidate.who
 
@@ -148,7 +167,7 @@ class RemoteSource:
         assert isinstance(backend.speaks, Tokens)
         most = self._candidate.cost(len(self._job.prompt), self._job.max_tokens)
         try:
-            with self._remotes.spending(backend.terms.price, most, self._cost):
+            with self._remotes.spending(backend, most, self._cost):
                 async with aclosing(backend.speaks.engine.generate(self._job)) as pieces:
                     async for piece in pieces:
                         self._tokens += len(piece.ids)
@@ -159,7 +178,8 @@ class RemoteSource:
 
     def _cost(self) -> int:
         # A request that brought nothing is not billed by anybody.
-        return self._candidate.cost(len(self._job.prompt), self._tokens) if self._tokens else 0
+        reckoned = self._candidate.cost(len(self._job.prompt), self._tokens) if self._tokens else 0
+        return self._paid.cost(reckoned)
 
     async def papers(self) -> tuple[Paper, ...]:
         return (Paper(self.route, None, Amount(self._cost(), self._remotes.backend(self._candidate).terms.price.unit)),)
@@ -180,7 +200,8 @@ class TextSource:
         self._seed, self._most = seed, most
         self._texts: dict[int, bytes] = {}
         self._parts = 0
-        self.prompt_tokens = estimated_tokens(question)
+        self.prompt_tokens = estimated_tokens(question.messages)
+        self._paid = Paid(remotes.backend(candidate).payer)
         self.output_tokens: int | None = None  # as the server counts
         self.route: Final = candidate.who
 
@@ -193,7 +214,7 @@ class TextSource:
         assert isinstance(backend.speaks, RemoteChat)
         most = self._candidate.cost(self.prompt_tokens, self._most)
         try:
-            with self._remotes.spending(backend.terms.price, most, self._cost):
+            with self._remotes.spending(backend, most, self._cost):
                 async with aclosing(self._numbered(backend.speaks)) as pieces:
                     async for piece in pieces:
                         yield piece
@@ -226,7 +247,7 @@ class TextSource:
         return self._parts if self.output_tokens is None else self.output_tokens
 
     def _cost(self) -> int:
-        return self._candidate.cost(self.prompt_tokens, self.tokens) if self._parts else 0
+        return self._paid.cost(self._candidate.cost(self.prompt_tokens, self.tokens) if self._parts else 0)
 
     async def papers(self) -> tuple[Paper, ...]:
         return (Paper(self.route, None, Amount(self._cost(), self._remotes.backend(self._candidate).terms.price.unit)),)
@@ -247,12 +268,3 @@ class TextAnswer(Answer):
         if self.ending is not None:
             self.prompt_tokens = self._text_source.prompt_tokens
             self.ending = evolve(self.ending, tokens=self._text_source.tokens)
-
-
-def estimated_tokens(question: Question) -> int:
-    """About how many tokens a conversation has; rather too many."""
-    return sum(_MESSAGE_TOKENS + _bytes(message) // _TOKEN_BYTES for message in question.messages)
-
-
-def _bytes(message: dict[str, Any]) -> int:
-    return sum(len(str(value).encode("utf-8", "replace")) for value in message.values())

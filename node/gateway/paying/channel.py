@@ -1,0 +1,149 @@
+"""A request that is paid from a channel: x402's scheme `batch-settlement`.
+
+A voucher promises all that was charged before and the most that this request may cost. Where nothing was heard of the
+one before, the seller says what it charged when it is shown the next: it has to show a voucher of ours for that.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from x402.http.utils import decode_payment_signature_header
+from x402.mechanisms.evm.batch_settlement import ChannelConfig
+from x402.mechanisms.evm.batch_settlement.errors import (
+    ERR_CHANNEL_BUSY,
+    ERR_CUMULATIVE_AMOUNT_BELOW_CLAIMED,
+    ERR_CUMULATIVE_AMOUNT_MISMATCH,
+)
+
+from node.engine.completions import RemoteBusy
+from node.engine.paying import SIGNATURE, Demand
+from node.gateway.paying.limits import Charged, OtherChannel, PayLimits, PaymentPending, TurnedDown
+from node.gateway.paying.signing import Signing, header_of
+from node.gateway.paying.terms import Terms, decoded, error_of, response_of, shown_in
+from node.gateway.paying.till import Till
+from node.gateway.paying.transfer import LATE_S
+
+_BUSY_S: Final = 5.0
+_STALE: Final = frozenset({ERR_CUMULATIVE_AMOUNT_MISMATCH, ERR_CUMULATIVE_AMOUNT_BELOW_CLAIMED})
+_SIGNATURE: Final = re.compile(r"0x[0-9a-fA-F]{130}")
+
+
+class ChannelPayment:
+    """See `node.engine.paying.Payment`. Call `plan` first."""
+
+    def __init__(self, limits: PayLimits, signing: Signing, till: Till, terms: Terms, demand: Demand) -> None:
+        self._limits, self._signing, self._till = limits, signing, till
+        self._terms, self._demand = terms, demand
+        self._config: ChannelConfig = signing.config(terms)
+        self._channel = signing.channel_id(self._config)
+        self._key = till.channel_to(signing.coin.network, terms.pay_to, self._channel)
+        self._order = b""
+        self._base = 0
+        self._header = ""
+        self._corrected = False
+        self.charged = 0
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """See `Payment.headers`."""
+        return {SIGNATURE: self._header}
+
+    async def plan(self) -> None:
+        """Sign a voucher, with a deposit where the channel lacks money, and write it down.
+
+        Raises PaymentRefused, ChainError, LedgerError.
+        """
+        self._check_channel()
+        terms, network = self._terms, self._signing.coin.network
+        deposit = await self._pending_deposit()
+        account = self._till.account(self._key)
+        # One that nothing was heard of does not count beside the one that takes its place.
+        open_amount = account.reserved
+        self._limits.check(terms.amount, self._demand, self._till.spent_today(network, terms.pay_to) - open_amount)
+        self._base = account.owed
+        total, funds = self._base + terms.amount, 0
+        missing = total - (account.funded - account.withdrawn)
+        if missing <= 0:
+            payload = self._signing.voucher(self._config, total)
+            payload = payload if deposit is None else {**deposit, "voucher": payload["voucher"]}
+        elif deposit is not None:
+            raise PaymentPending(self._limits.name, "a deposit into its channel is under way, and covers less")
+        else:
+            funds = self._limits.deposit(missing, terms.amount, terms.least_deposit, self._demand)
+            payload, _ = await self._signing.deposit(terms, self._config, funds, total)
+        self._header = header_of(terms, payload)
+        self._order = await self._till.plan(self._key, terms.amount, funds, terms.valid_s, self._header)
+
+    async def taken(self, response: str) -> None:
+        """See `Payment.taken`."""
+        said = response_of(self._limits.name, response)
+        if not said.success:
+            raise TurnedDown(self._limits.name, "")
+        if not self._order:
+            return
+        charged = said.charged
+        if charged is None and said.total is not None:
+            charged = said.total - self._base
+        if charged is None:
+            return  # the next voucher brings it to light
+        # No more than was signed can be claimed, whatever is said.
+        counted = min(max(charged, 0), self._terms.amount)
+        await self._till.charge(self._key, self._order, counted)
+        self._order, self.charged = b"", counted
+        if charged != counted:
+            raise Charged(self._limits.name, "says that it charged something else than it was promised")
+
+    async def refused(self, required: str) -> None:
+        """See `Payment.refused`."""
+        name = self._limits.name
+        refusal = decoded(name, required)
+        error = error_of(refusal)
+        if error == ERR_CHANNEL_BUSY:
+            raise RemoteBusy(name, _BUSY_S)
+        if error not in _STALE or self._corrected:
+            raise TurnedDown(name, error)
+        self._corrected = True
+        shown, owed = shown_in(refusal, self._terms), self._till.account(self._key).owed
+        if shown is None or shown.charged <= owed:
+            charged = await self._signing.claimed(self._channel)
+        elif not self._proves(shown.charged, shown.signed, shown.signature):
+            raise Charged(name, "says that it was promised what it was not")
+        else:
+            charged = shown.charged
+        if charged <= owed:
+            raise TurnedDown(name, error)
+        await self._till.catch_up(self._key, charged)
+        await self.plan()
+
+    def _proves(self, charged: int, signed: int, signature: str) -> bool:
+        """Whether a signature of ours covers what was charged."""
+        return (
+            charged <= signed
+            and _SIGNATURE.fullmatch(signature) is not None
+            and self._signing.is_ours(self._config, signed, signature)
+        )
+
+    def _check_channel(self) -> None:
+        """A seller has one channel, as long as there is money in it: else each new one would take another deposit."""
+        for account in self._till.accounts_with(self._signing.coin.network, self._terms.pay_to):
+            other = account.key.rail == self._key.rail and account.key != self._key
+            if other and account.funded - account.withdrawn > account.owed:
+                raise OtherChannel(self._limits.name, "receiverAuthorizer or withdrawDelay")
+
+    async def _pending_deposit(self) -> dict[str, Any] | None:
+        """The payload of a deposit of which it is not known that it came; None if there is none any more."""
+        pending = await self._till.pending(self._key)
+        sent = None if pending is None else decode_payment_signature_header(pending.header).payload
+        if pending is None or sent is None or sent.get("type") != "deposit":
+            return None
+        signed, now = self._signing.deposit_authorization(sent), self._till.now()
+        if await self._signing.is_used(signed):
+            return None
+        if now < signed.valid_before:
+            return sent
+        if now <= signed.valid_before + LATE_S or await self._signing.is_used(signed, deep=True):
+            over = max(signed.valid_before + LATE_S - now, 1)
+            raise PaymentPending(self._limits.name, f"a deposit may show on the chain for {over} s more")
+        await self._till.void(self._key, pending.order, signed.value)
+        return None

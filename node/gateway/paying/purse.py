@@ -1,0 +1,71 @@
+"""One remote backend's money: a `Payer` that promises within the owner's limits, writes it down, and hears the end."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Final
+
+from ledger.money import Amount
+from ledger.rails.stablecoin.errors import ChainError
+from node.engine.completions import RemoteBusy
+from node.engine.paying import Demand, Payment
+from node.gateway.paying.channel import ChannelPayment
+from node.gateway.paying.limits import CannotSign, OtherPayee, PayLimits
+from node.gateway.paying.signing import Signing
+from node.gateway.paying.terms import Terms, choose, decoded
+from node.gateway.paying.till import Till
+from node.gateway.paying.transfer import TransferPayment
+
+_RETRY_S: Final = 1.0
+
+
+class Purse:
+    """See `node.engine.paying.Payer`."""
+
+    def __init__(self, limits: PayLimits, signing: Signing, till: Till) -> None:
+        self.limits: Final = limits
+        self._signing = signing
+        self._till = till
+        self._charged = 0
+
+    @property
+    def charged(self) -> int:
+        """See `Payer.charged`."""
+        return self._charged
+
+    @contextlib.asynccontextmanager
+    async def paying(self, required: str, demand: Demand) -> AsyncIterator[Payment]:
+        """See `Payer.paying`."""
+        limits, till = self.limits, self._till
+        terms = choose(limits.name, decoded(limits.name, required), self._signing.coin, limits.schemes)
+        self._check_payee(terms)
+        # Here, so that terms that are beyond the limits are refused before anything else is done with them.
+        limits.check(terms.amount, demand, 0)
+        lock = till.lock(terms.pay_to)
+        if lock.locked():
+            raise RemoteBusy(limits.name, _RETRY_S)
+        async with lock:
+            payment: TransferPayment | ChannelPayment
+            if terms.scheme == "exact":
+                payment = TransferPayment(limits, self._signing, till, terms, demand)
+            else:
+                payment = ChannelPayment(limits, self._signing, till, terms, demand)
+            await till.pin(limits.name, terms.pay_to)
+            try:
+                await payment.plan()
+            except ChainError as error:
+                raise CannotSign(limits.name, str(error)) from None
+            try:
+                yield payment
+            finally:
+                self._charged += payment.charged
+
+    def spent_today(self) -> Amount:
+        """What it was paid since midnight UTC, and may still take of what it was promised."""
+        pay_to = self.limits.pay_to or self._till.pay_to(self.limits.name)
+        spent = 0 if pay_to is None else self._till.spent_today(self._signing.coin.network, pay_to.lower())
+        return Amount(spent, "uusd")
+
+    def _check_payee(self, terms: Terms) -> None:
+        known = self.limits.pay_to or self._till.pay_to(self.limits.name)
+        if known is not None and known.lower() != terms.pay_to:
+            raise OtherPayee(self.limits.name, known, terms.pay_to)

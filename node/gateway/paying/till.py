@@ -1,0 +1,200 @@
+"""What was promised to sellers that are paid by x402, in the journal: before it is sent, and once it is known.
+
+Theory of operation. A seller that is no node has an account like any other, whose payee is its wallet (did:pkh): one on
+the rail `prepaid` for transfers, one on the rail `stablecoin` for each channel. A payment is an order on it: reserved
+before its headers leave, earned by what was charged. Its record holds it as it was sent.
+
+    what happens                       transfer                                 channel
+    ---------------------------------  ---------------------------------------  ----------------------------------------
+    it is about to be sent             funded + amount; order reserved          order before released; funded + deposit;
+                                                                                order reserved
+    what was charged is known          order earned, released; authorized and   order earned, released; authorized =
+                                       settled = owed                           owed
+    its time is over, nothing moved    order released; withdrawn + amount       withdrawn + deposit
+    the seller shows a voucher that    -                                        an order that cost the difference
+    says more than is known here
+
+An order that is open is a payment of which nothing was heard. An account has one at most. On a channel the next voucher
+takes its place: totals grow from what was charged, so what is at risk is the higher of the two, never both.
+"""
+
+import asyncio
+import hashlib
+from typing import Final
+
+from attrs import frozen
+
+from ledger import codec
+from ledger.account import Account, AccountKey
+from ledger.changes import (
+    Authorized,
+    Change,
+    Earned,
+    Funded,
+    Granted,
+    Recovered,
+    Released,
+    Reserved,
+    Settled,
+    Withdrawn,
+)
+from ledger.events import AccountChanged
+from ledger.journal import Kept
+from ledger.statement import DAY_MS
+from node.exchange.book import Book
+from node.exchange.strangers import CHANNEL_RAIL, PREPAID_RAIL, did_of_wallet
+from node.ports import Entropy
+
+PAYMENT: Final = "x402-payment"
+SELLER: Final = "x402-seller"
+_MAX_RECORD: Final = 64 * 1024
+_MOST_SELLERS: Final = 1_000
+_UNIT: Final = "uusd"
+
+
+@frozen
+class Pending:
+    """A payment of which nothing was heard: its order, and the header that it was sent as."""
+
+    order: bytes
+    header: str
+
+
+class Till:
+    """All that this node has promised to x402's sellers."""
+
+    def __init__(self, book: Book, entropy: Entropy) -> None:
+        self._book = book
+        self._entropy = entropy
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._pinned: dict[str, str] = {}
+
+    async def open(self) -> None:
+        """Take up what an earlier run left: nobody else closes these orders."""
+        for key, account in self._book.journal.books.accounts.items():
+            if self._is_ours(key):
+                self._book.under_way.update(order for order, reserved in account.orders.items() if reserved.open)
+        for kept in reversed(await self._book.journal.list_records(SELLER, _MOST_SELLERS)):
+            said = codec.decode(kept.raw, _MAX_RECORD)
+            self._pinned[said["remote"]] = said["pay_to"]
+
+    def lock(self, pay_to: str) -> asyncio.Lock:
+        """One payment to a seller at a time."""
+        return self._locks.setdefault(pay_to, asyncio.Lock())
+
+    def now(self) -> int:
+        """Seconds since 1970."""
+        return self._book.now()
+
+    def pay_to(self, remote: str) -> str | None:
+        """The address that a remote was paid at first."""
+        return self._pinned.get(remote)
+
+    async def pin(self, remote: str, pay_to: str) -> None:
+        """Remember where a remote's money goes."""
+        if self._pinned.get(remote) != pay_to:
+            raw = codec.encode({"remote": remote, "pay_to": pay_to, "time": self.now()})
+            await self._book.post(records=(Kept(SELLER, raw),))
+            self._pinned[remote] = pay_to
+
+    # Accounts
+
+    def transfers_to(self, network: str, pay_to: str) -> AccountKey:
+        """The account of transfers to a seller."""
+        return AccountKey(self._book.me, did_of_wallet(network, _raw(pay_to)), PREPAID_RAIL, _UNIT)
+
+    def channel_to(self, network: str, pay_to: str, channel: bytes) -> AccountKey:
+        """The account of a channel to a seller."""
+        return AccountKey(self._book.me, did_of_wallet(network, _raw(pay_to), channel), CHANNEL_RAIL, _UNIT)
+
+    def accounts_with(self, network: str, pay_to: str) -> list[Account]:
+        """All accounts with a seller."""
+        seller = did_of_wallet(network, _raw(pay_to))
+        known = self._book.journal.books.accounts.items()
+        return [account for key, account in known if self._is_ours(key) and key.payee.partition("#")[0] == seller]
+
+    def account(self, key: AccountKey) -> Account:
+        """An account as it is now."""
+        return self._book.journal.books.account(key)
+
+    def spent_today(self, network: str, pay_to: str) -> int:
+        """What a seller was paid since midnight UTC, and what it may still take of what it was promised."""
+        midnight = self._book.now_ms() // DAY_MS * DAY_MS // 1000
+        return sum(
+            order.amount if order.open else order.earned
+            for account in self.accounts_with(network, pay_to)
+            for order in account.orders.values()
+            if order.expires >= midnight
+        )
+
+    async def pending(self, key: AccountKey) -> Pending | None:
+        """The payment of which nothing was heard, if there is one."""
+        for order, reserved in self.account(key).orders.items():
+            if reserved.open:
+                for kept in await self._book.journal.records_of(order):
+                    if kept.kind == PAYMENT:
+                        return Pending(order, str(codec.decode(kept.raw, _MAX_RECORD)["payment"]))
+        return None
+
+    # What happens
+
+    async def plan(self, key: AccountKey, amount: int, funds: int, valid_s: int, header: str) -> bytes:
+        """Write down a payment that is about to be sent, in place of a pending one; returns its order.
+
+        `funds` is what leaves the wallet for it. Raises AccountError, LedgerError.
+        """
+        account = self.account(key)
+        order = hashlib.sha256(b"x402 payment" + self._entropy.bytes(32)).digest()
+        before = [open_order for open_order, reserved in account.orders.items() if reserved.open]
+        changes: list[Change] = [Released(one) for one in before]
+        if amount > account.window:
+            changes.append(Granted(0, amount, account.grant_sequence + 1))
+        if funds:
+            changes.append(Funded(account.funded + funds, account.funded_sequence + 1))
+        changes.append(Reserved(order, amount, self.now() + valid_s))
+        self._book.under_way.add(order)
+        record = Kept(PAYMENT, codec.encode({"order": order, "payment": header}), order)
+        try:
+            await self._post(key, changes, record)
+        except BaseException:
+            self._book.under_way.discard(order)
+            raise
+        self._book.under_way.difference_update(before)
+        return order
+
+    async def charge(self, key: AccountKey, order: bytes, amount: int) -> None:
+        """So much was taken for an order."""
+        owed = self.account(key).owed + amount
+        changes: list[Change] = [Earned(order, amount), Released(order), Authorized(owed)]
+        if key.rail == PREPAID_RAIL:
+            changes.append(Settled(owed))
+        await self._close(key, order, changes)
+
+    async def void(self, key: AccountKey, order: bytes, funds: int) -> None:
+        """An order came to nothing, and `funds` that were to leave for it cannot any more."""
+        await self._close(key, order, [Released(order), *self._back(key, funds)])
+
+    async def catch_up(self, key: AccountKey, total: int) -> None:
+        """The seller has charged `total` in all, as a signature of ours or the chain shows."""
+        account = self.account(key)
+        if total > account.owed:
+            order, more = hashlib.sha256(b"x402 charge" + self._entropy.bytes(32)).digest(), total - account.owed
+            await self._post(key, [Recovered(order, more, self.now(), more), Authorized(total)])
+
+    def _back(self, key: AccountKey, funds: int) -> list[Change]:
+        account = self.account(key)
+        return [Withdrawn(account.withdrawn + funds, account.withdrawn_sequence + 1)] if funds else []
+
+    async def _close(self, key: AccountKey, order: bytes, changes: list[Change]) -> None:
+        await self._post(key, changes)
+        self._book.under_way.discard(order)
+
+    async def _post(self, key: AccountKey, changes: list[Change], *records: Kept) -> None:
+        await self._book.post(*(AccountChanged(key, change) for change in changes), records=records)
+
+    def _is_ours(self, key: AccountKey) -> bool:
+        return key.payer == self._book.me and key.payee.startswith("did:pkh:")
+
+
+def _raw(address: str) -> bytes:
+    return bytes.fromhex(address.removeprefix("0x"))

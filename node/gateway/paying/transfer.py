@@ -1,0 +1,83 @@
+"""A request that is paid by a transfer of its own: x402's scheme `exact`.
+
+What is signed can be taken until it expires, by the seller alone, once. So as long as nothing was heard of one it is
+presented again where the request costs the same, and nothing else is signed before its time is over.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from x402.http.utils import decode_payment_signature_header
+
+from node.engine.paying import SIGNATURE, Demand
+from node.gateway.paying.limits import PayLimits, PaymentPending, TurnedDown
+from node.gateway.paying.signing import Authorization, Signing, exact_authorization, header_of
+from node.gateway.paying.terms import Terms, decoded, error_of, response_of
+from node.gateway.paying.till import Pending, Till
+
+# After its end the chain may still show that an authorization was used: blocks, and this machine's clock.
+LATE_S: Final = 600
+
+
+class TransferPayment:
+    """See `node.engine.paying.Payment`. Call `plan` first."""
+
+    def __init__(self, limits: PayLimits, signing: Signing, till: Till, terms: Terms, demand: Demand) -> None:
+        self._limits, self._signing, self._till = limits, signing, till
+        self._terms, self._demand = terms, demand
+        self._key = till.transfers_to(signing.coin.network, terms.pay_to)
+        self._order = b""
+        self._header = ""
+        self.charged = 0
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """See `Payment.headers`."""
+        return {SIGNATURE: self._header}
+
+    async def plan(self) -> None:
+        """Sign a transfer and write it down, or take up the one of which nothing was heard.
+
+        Raises PaymentRefused, ChainError, SignerFailed, LedgerError.
+        """
+        pending = await self._till.pending(self._key)
+        if pending is not None and await self._still_pending(pending):
+            return
+        terms = self._terms
+        self._limits.check(terms.amount, self._demand, self._till.spent_today(self._signing.coin.network, terms.pay_to))
+        payload, _ = await self._signing.exact(terms)
+        self._header = header_of(terms, payload)
+        self._order = await self._till.plan(self._key, terms.amount, terms.amount, terms.valid_s, self._header)
+
+    async def taken(self, response: str) -> None:
+        """See `Payment.taken`."""
+        said = response_of(self._limits.name, response)
+        if not said.success:
+            raise TurnedDown(self._limits.name, "")
+        if self._order:
+            charged = self._terms.amount if said.charged is None else min(said.charged, self._terms.amount)
+            await self._till.charge(self._key, self._order, charged)
+            self._order, self.charged = b"", charged
+
+    async def refused(self, required: str) -> None:
+        """See `Payment.refused`: the transfer can still be taken, so none is signed in its place."""
+        raise TurnedDown(self._limits.name, error_of(decoded(self._limits.name, required)))
+
+    async def _still_pending(self, pending: Pending) -> bool:
+        """Whether an earlier transfer is presented for this request; False if it came to its end."""
+        sent = decode_payment_signature_header(pending.header)
+        earlier = exact_authorization(sent.payload)
+        if await self._signing.is_used(earlier):
+            await self._till.charge(self._key, pending.order, earlier.value)
+            return False
+        if await self._is_over(earlier):
+            await self._till.void(self._key, pending.order, earlier.value)
+            return False
+        if earlier.value != self._terms.amount or self._till.now() >= earlier.valid_before:
+            over = earlier.valid_before + LATE_S - self._till.now()
+            raise PaymentPending(self._limits.name, f"it can be taken for {max(over, 1)} s more")
+        self._order, self._header = pending.order, pending.header
+        return True
+
+    async def _is_over(self, earlier: Authorization) -> bool:
+        return self._till.now() > earlier.valid_before + LATE_S and not await self._signing.is_used(earlier, deep=True)

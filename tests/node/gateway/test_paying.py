@@ -1,0 +1,347 @@
+"""Buying from sellers that are x402's own server code, on a real chain: what is promised, taken, lost and refused."""
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from attrs import define
+from eth_account.messages import encode_typed_data
+from eth_account.signers.local import LocalAccount
+
+from ledger.account import Account
+from ledger.database import Database
+from ledger.events import decode_events
+from ledger.identity import Identity
+from ledger.money import Amount, Price
+from ledger.statement import Statement
+from node.engine.completions import CompletionsClient, Endpoint, RemoteFailed
+from node.exchange.book import Book
+from node.exchange.strangers import channel_of
+from node.gateway.paying.limits import (
+    AsksTooMuch,
+    Charged,
+    DayIsSpent,
+    OtherChannel,
+    OtherMoney,
+    OtherPayee,
+    PayLimits,
+    PaymentPending,
+)
+from node.gateway.paying.purse import Purse
+from node.gateway.paying.signing import Signing
+from node.gateway.paying.terms import Coin
+from node.gateway.paying.till import Till
+from node.ports import ManualClock, SeededEntropy
+from tests.chain import X402_CHANNELS, Anvil
+from tests.node.x402_seller import NETWORK, X402Seller, selling
+
+ASKED = [{"role": "user", "content": "Tell me a story."}]
+DOLLARS = 1_000_000
+ME = Identity(b"\7" * 32)
+
+
+def uusd(value: int) -> Amount:
+    return Amount(value, "uusd")
+
+
+class OpenWallet:
+    """A wallet that signs what it is shown, and reads the chain; it can be cut off from it."""
+
+    def __init__(self, chain: Anvil, account: LocalAccount) -> None:
+        self._chain, self._account = chain, account
+        self.address = bytes.fromhex(account.address[2:])
+        self.signed: list[str] = []
+
+    async def sign_typed(self, typed: Mapping[str, Any]) -> bytes:
+        self.signed.append(typed["primaryType"])
+        return bytes(self._account.sign_message(encode_typed_data(full_message=dict(typed))).signature)
+
+    async def read(self, to: bytes, name: str, *values: Any, deep: bool = False) -> tuple[Any, ...]:
+        shapes = {"authorizationState": ("(address,bytes32)", "bool"), "channels": ("(bytes32)", "uint128,uint128")}
+        arguments, returns = shapes[name]
+        found = self._chain.call("0x" + to.hex(), name + arguments, *values, returns=returns)
+        return found if isinstance(found, tuple) else (found,)
+
+
+@define
+class Buyer:
+    """A node's paying side, with its journal on disk."""
+
+    book: Book
+    wallet: OpenWallet
+    signing: Signing
+    till: Till
+    session: aiohttp.ClientSession
+    clock: ManualClock
+
+    def purse(self, **limits: Any) -> Purse:
+        given: dict[str, Any] = {"price": Price(10 * DOLLARS, 10 * DOLLARS, "uusd"), "max_payment": uusd(1_000)}
+        return Purse(PayLimits("shop", **(given | limits)), self.signing, self.till)
+
+    async def ask(self, seller: X402Seller, purse: Purse, max_tokens: int = 100) -> str:
+        client = CompletionsClient(self.session, Endpoint("shop", seller.url, "m"), 10.0, purse)
+        return "".join([said.text async for said in client.chat(ASKED, {"max_tokens": max_tokens})])
+
+
+@contextlib.asynccontextmanager
+async def buying(chain: Anvil, folder: Path, wallet: OpenWallet | None = None) -> AsyncIterator[Buyer]:
+    clock = ManualClock(time.time())  # x402 signs by the machine's
+    async with (
+        await Database.open(folder / "ledger.db", ME.did) as database,
+        aiohttp.ClientSession(auto_decompress=False) as session,
+    ):
+        book = await Book.open(database, ME, clock)
+        coin = Coin(NETWORK, chain.deployed.dollar, "USD Coin", "2")
+        wallet = wallet or OpenWallet(chain, chain.wallet(DOLLARS))
+        till = Till(book, SeededEntropy(1))
+        await till.open()
+        yield Buyer(book, wallet, Signing(wallet, ME, coin), till, session, clock)
+
+
+@pytest.fixture
+async def exact(chain: Anvil) -> AsyncIterator[X402Seller]:
+    async with selling(chain, "exact") as seller:
+        yield seller
+
+
+@pytest.fixture
+async def batch(chain: Anvil) -> AsyncIterator[X402Seller]:
+    async with selling(chain, "batch-settlement") as seller:
+        yield seller
+
+
+@pytest.fixture
+async def buyer(chain: Anvil, tmp_path: Path) -> AsyncIterator[Buyer]:
+    async with buying(chain, tmp_path) as found:
+        yield found
+
+
+def only_account(buyer: Buyer, seller: X402Seller) -> Account:
+    (account,) = buyer.till.accounts_with(NETWORK, seller.address)
+    return account
+
+
+# Transfers
+
+
+async def test_a_request_is_paid_by_a_transfer(chain: Anvil, exact: X402Seller, buyer: Buyer) -> None:
+    purse = buyer.purse()
+
+    assert await buyer.ask(exact, purse) == "Once upon"
+
+    assert chain.dollars(exact.address) == purse.charged == 1_000
+    account = only_account(buyer, exact)
+    assert (account.owed, account.authorized, account.settled, account.reserved) == (1_000, 1_000, 1_000, 0)
+    assert buyer.book.spent_today() == {"uusd": 1_000}
+    statement = Statement(ME.did)
+    async for entry in buyer.book.journal.entries():
+        statement.add(entry.sequence, entry.time_ms, decode_events(entry.payload))
+    assert statement.balanced
+    assert {key.account: line.closing for key, line in statement.lines.items() if line.closing} == {
+        "expense": 1_000,
+        "money": -1_000,
+    }
+
+
+async def test_a_transfer_whose_answer_was_lost_is_known_from_the_chain(
+    chain: Anvil, exact: X402Seller, buyer: Buyer
+) -> None:
+    purse, exact.loses = buyer.purse(), True
+    with pytest.raises(RemoteFailed):
+        await buyer.ask(exact, purse)
+    assert only_account(buyer, exact).reserved == 1_000
+    exact.loses = False
+
+    await buyer.ask(exact, purse)
+
+    assert chain.dollars(exact.address) == only_account(buyer, exact).settled == 2_000
+    assert only_account(buyer, exact).reserved == 0
+
+
+async def test_a_transfer_that_was_not_taken_is_presented_again_also_by_the_next_run(
+    chain: Anvil, exact: X402Seller, buyer: Buyer
+) -> None:
+    exact.breaks = True
+    for _ in range(2):
+        with pytest.raises(RemoteFailed, match="HTTP 500"):
+            await buyer.ask(exact, buyer.purse())
+    exact.amount = 900
+    with pytest.raises(PaymentPending):
+        await buyer.ask(exact, buyer.purse())
+    exact.amount, exact.breaks = 1_000, False
+    again = Till(buyer.book, SeededEntropy(2))
+    await again.open()
+
+    await buyer.ask(exact, Purse(buyer.purse().limits, buyer.signing, again))
+
+    assert len(set(exact.presented)) == 1
+    assert len(buyer.wallet.signed) == 1
+    assert chain.dollars(exact.address) == only_account(buyer, exact).settled == 1_000
+
+
+async def test_a_transfer_whose_time_is_over_came_to_nothing(chain: Anvil, exact: X402Seller, buyer: Buyer) -> None:
+    exact.breaks = True
+    with pytest.raises(RemoteFailed, match="HTTP 500"):
+        await buyer.ask(exact, buyer.purse())
+    exact.breaks, exact.amount = False, 900
+    buyer.clock.advance(300 + 601)
+    chain.pass_time(300 + 601)
+
+    with pytest.raises(RemoteFailed):  # what x402 signs follows this machine's clock, which did not move
+        await buyer.ask(exact, buyer.purse())
+
+    account = only_account(buyer, exact)
+    assert (account.funded, account.withdrawn, account.owed) == (1_900, 1_000, 0)
+    assert len(buyer.wallet.signed) == 2
+
+
+# Channels
+
+
+async def test_requests_are_paid_from_a_channel_by_what_they_cost(
+    chain: Anvil, batch: X402Seller, buyer: Buyer
+) -> None:
+    purse, batch.charge = buyer.purse(), 300
+
+    for _ in range(3):
+        assert await buyer.ask(batch, purse) == "Once upon"
+
+    account = only_account(buyer, batch)
+    channel = channel_of(account.key.payee)
+    assert channel is not None
+    assert chain.channel(channel, X402_CHANNELS) == (10_000, 0)
+    assert (account.funded, account.owed, account.authorized, account.reserved) == (10_000, 900, 900, 0)
+    assert buyer.wallet.signed == ["ReceiveWithAuthorization"]
+    assert purse.charged == 900
+    assert purse.spent_today() == uusd(900)
+
+
+async def test_what_was_paid_is_told_at_the_end_of_a_stream(batch: X402Seller, buyer: Buyer) -> None:
+    purse, batch.charge, batch.in_stream = buyer.purse(), 300, True
+
+    assert await buyer.ask(batch, purse) == "Once upon"
+
+    assert (purse.charged, only_account(buyer, batch).reserved) == (300, 0)
+
+
+async def test_what_a_lost_answer_cost_is_learned_from_the_next(batch: X402Seller, buyer: Buyer) -> None:
+    purse, batch.charge = buyer.purse(), 300
+    await buyer.ask(batch, purse)
+    batch.loses = True
+    with pytest.raises(RemoteFailed):
+        await buyer.ask(batch, purse)
+    assert buyer.book.spent_today() == {"uusd": 300 + 1_000}
+    batch.loses = False
+
+    await buyer.ask(batch, purse)
+
+    assert only_account(buyer, batch).owed == 900
+    assert only_account(buyer, batch).reserved == 0
+
+
+async def test_a_deposit_of_which_nothing_was_heard_is_presented_again_and_moves_once(
+    chain: Anvil, batch: X402Seller, buyer: Buyer
+) -> None:
+    batch.breaks = True
+    for amount in (1_000, 800):
+        batch.amount = amount
+        with pytest.raises(RemoteFailed, match="HTTP 500"):
+            await buyer.ask(batch, buyer.purse())
+    batch.breaks, batch.loses = False, True
+    with pytest.raises(RemoteFailed):
+        await buyer.ask(batch, buyer.purse())
+    batch.loses = False
+
+    await buyer.ask(batch, buyer.purse())
+
+    assert buyer.wallet.signed == ["ReceiveWithAuthorization"]
+    assert chain.dollars(X402_CHANNELS) == only_account(buyer, batch).funded == 10_000
+    assert only_account(buyer, batch).owed == 1_600
+
+
+async def test_a_journal_that_was_lost_takes_no_more_than_our_own_signature_shows(
+    chain: Anvil, batch: X402Seller, buyer: Buyer, tmp_path: Path
+) -> None:
+    batch.charge = 300
+    await buyer.ask(batch, buyer.purse())
+    (tmp_path / "other").mkdir()
+    async with buying(chain, tmp_path / "other", buyer.wallet) as anew:
+        # Its channel's money is not known there, so it deposits once more; what was charged is.
+        await anew.ask(batch, anew.purse())
+        assert only_account(anew, batch).owed == 600
+
+
+# What is refused before anything is signed
+
+
+@pytest.mark.parametrize(
+    ("asks", "limits", "refusal"),
+    [
+        ({"amount": "1001"}, {}, AsksTooMuch),
+        ({}, {"max_payment": None}, AsksTooMuch),
+        ({}, {"max_per_day": uusd(999)}, DayIsSpent),
+        ({}, {"pay_to": "0x" + "11" * 20}, OtherPayee),
+        ({"asset": "0x" + "22" * 20}, {}, OtherMoney),
+        ({"extra": {"name": "Another Coin"}}, {}, OtherMoney),
+        ({"extra": {"assetTransferMethod": "permit2"}}, {}, OtherMoney),
+        ({}, {"schemes": ("batch-settlement",)}, OtherMoney),
+    ],
+)
+async def test_what_is_beyond_the_limits_is_refused_unsigned(
+    exact: X402Seller, buyer: Buyer, asks: dict[str, Any], limits: dict[str, Any], refusal: type[RemoteFailed]
+) -> None:
+    exact.asks = asks
+
+    with pytest.raises(refusal):
+        await buyer.ask(exact, buyer.purse(**limits), max_tokens=10)
+
+    assert (buyer.wallet.signed, exact.presented) == ([], [])
+    assert not buyer.till.accounts_with(NETWORK, exact.address)
+
+
+async def test_the_money_goes_where_it_went_first(exact: X402Seller, chain: Anvil, buyer: Buyer) -> None:
+    await buyer.ask(exact, buyer.purse())
+    async with selling(chain, "exact") as other:
+        with pytest.raises(OtherPayee, match=r"name the new one as pay_to"):
+            await buyer.ask(other, buyer.purse())
+        assert not other.presented
+
+
+async def test_a_day_s_limit_holds_over_restarts_and_counts_what_is_unknown(exact: X402Seller, buyer: Buyer) -> None:
+    exact.loses = True
+    with pytest.raises(RemoteFailed):
+        await buyer.ask(exact, buyer.purse())
+    exact.loses = False
+    again = Till(buyer.book, SeededEntropy(2))
+    await again.open()
+    limits = buyer.purse(max_per_day=uusd(1_900)).limits
+
+    with pytest.raises(DayIsSpent, match="900"):
+        await buyer.ask(exact, Purse(limits, buyer.signing, again))
+
+    assert len(buyer.wallet.signed) == 1
+
+
+async def test_a_channel_s_terms_cannot_be_changed_to_draw_another_deposit(batch: X402Seller, buyer: Buyer) -> None:
+    await buyer.ask(batch, buyer.purse())
+    batch.batch._withdraw_delay += 1
+
+    with pytest.raises(OtherChannel):
+        await buyer.ask(batch, buyer.purse())
+
+    assert len(buyer.wallet.signed) == 1
+
+
+async def test_no_more_counts_than_was_promised(batch: X402Seller, buyer: Buyer) -> None:
+    def boast(said: dict[str, Any]) -> None:
+        said["extra"]["chargedAmount"] = "1001"
+
+    batch.tells = boast
+    with pytest.raises(Charged):
+        await buyer.ask(batch, buyer.purse())
+
+    assert only_account(buyer, batch).owed == 1_000
