@@ -66,5 +66,5 @@ def _claims(rows: int) -> list[Spent]:
 
 
 def in_uusd(wei: int, ether: int) -> int:
-    """What so much of a chain's own money is worth, rounded up; `ether` is what one costs, in millionths of a dollar."""
+    """What so much of a chain's own money is worth, rounded up; `ether` is what one is worth, in uusd."""
     return -(-wei * ether // WEI_PER_ETHER)
