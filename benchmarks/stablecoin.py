@@ -3,13 +3,14 @@
     python -m benchmarks.stablecoin [--json] [--part NAME ...]
 
 Vouchers are measured on one core, in one process, held against the x402 package on the same vouchers: what a payee does
-to believe one (its EIP-712 digest, and whose key signed that), and what a payer does to make one.
+to believe one (its EIP-712 digest, and whose key signed that), and what a payer does to make one. Gas is that of whole
+transactions on a chain of its own, and of a request where a channel is claimed for a thousand of them.
 """
 
 import argparse
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from coincurve import PrivateKey
@@ -20,11 +21,17 @@ from x402.mechanisms.evm.batch_settlement.constants import BATCH_SETTLEMENT_ADDR
 from x402.mechanisms.evm.batch_settlement.utils import get_batch_settlement_eip712_domain
 from x402.mechanisms.evm.signers import EthAccountSigner
 
+from benchmarks.channel_gas import measured
 from benchmarks.report import Row, report
 from ledger.rails.stablecoin.digests import ChannelConfig, Place
+from ledger.rails.stablecoin.gas import Spent
 from ledger.rails.stablecoin.vouchers import address_of, is_promised, signed
+from tests.chain import running
 
 VERIFIED_GOAL: Final = 10_000.0
+# Of a claim, for each channel in it, by how many there are.
+GAS_GOALS: Final = {1: 40_300, 10: 19_300, 50: 18_000}
+REQUESTS: Final = 1_000
 _CHAIN: Final = 8453
 _OURS, _THEIRS = 4_000, 200
 # The best of so many: what else the machine does is no part of the measure.
@@ -76,6 +83,33 @@ def vouchers() -> list[Row]:
     ]
 
 
+def gas() -> list[Row]:
+    """Gas of deposit, claims, settle and refund, and so of a request."""
+    with running() as chain:
+        found = measured(chain)
+    return [*map(_transaction, ("open", "deposit"), (found["open"], found["deposit"])), *_claims(found)]
+
+
+def _transaction(name: str, spent: Spent) -> Row:
+    names = {"open": "deposit that opens a channel", "deposit": "a later deposit"}
+    return Row(f"gas of {names.get(name, name)}", spent.gas, "gas", "itself", 1.0, "reported", True)
+
+
+def _claims(found: Mapping[str, Spent]) -> Iterator[Row]:
+    for channels, goal in GAS_GOALS.items():
+        each = found[f"claim of {channels}"].gas / channels
+        measure = "gas of a claim of 1 channel" if channels == 1 else f"gas of a claim of {channels}, each"
+        yield Row(measure, each, "gas", "the goal", each / goal, f"<= {goal:,}", each <= goal)
+    for name in ("settle", "refund"):
+        yield _transaction(name, found[name])
+    alone = found["claim of 1"].gas + found["settle"].gas
+    for channels in GAS_GOALS:
+        together = found[f"claim of {channels}"].gas + found["settle"].gas
+        each = together / channels / REQUESTS
+        measure = f"gas of a request, {REQUESTS:,} per claim of {channels}"
+        yield Row(measure, each, "gas", "a claim of 1", together / channels / alone, "reported", True)
+
+
 def _per_second(work: Callable[[], None], count: int) -> float:
     def seconds() -> float:
         begun = time.perf_counter()
@@ -86,7 +120,7 @@ def _per_second(work: Callable[[], None], count: int) -> float:
 
 
 # What can be measured, by name; each gives its rows.
-PARTS: Final[dict[str, Callable[[], Sequence[Row]]]] = {"vouchers": vouchers}
+PARTS: Final[dict[str, Callable[[], Sequence[Row]]]] = {"vouchers": vouchers, "gas": gas}
 
 
 def main() -> None:
