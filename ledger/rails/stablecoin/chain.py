@@ -4,81 +4,75 @@ Everything here may take as long as its bounds allow (a few endpoints, `rpc.ANSW
 error of `submit` other than Unreachable says that nothing was sent. After `Unreachable` ask `outcome`.
 """
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Final, Self
 
-from attrs import frozen
+from eth_account.messages import encode_typed_data
 
+from ledger.rails.stablecoin import contracts
 from ledger.rails.stablecoin.books import Deposit
-from ledger.rails.stablecoin.contracts import Call
-from ledger.rails.stablecoin.digests import ChannelConfig, Place
+from ledger.rails.stablecoin.contracts import Call, answered, collector_data, encoded
+from ledger.rails.stablecoin.digests import ChannelConfig, Place, authorization, deposit_nonce, domain, keccak
+from ledger.rails.stablecoin.errors import (
+    ChainError,
+    ChannelUnknown,
+    Disagreement,
+    NoContract,
+    NoWallet,
+    Unreachable,
+    WrongDecimals,
+)
+from ledger.rails.stablecoin.fees import GasPrice, gas_price
 from ledger.rails.stablecoin.keys import Signer
-from ledger.rails.stablecoin.networks import Deployment, Network
+from ledger.rails.stablecoin.logs import Event, events
+from ledger.rails.stablecoin.networks import DECIMALS, Deployment, Network, checksummed
+from ledger.rails.stablecoin.outbox import Outbox, Outcome
+from ledger.rails.stablecoin.rpc import ANSWER_S, Endpoints, Said, Silent, hexed, octets, quantity
+from ledger.rails.stablecoin.transactions import STUCK_S, Transactions
+from ledger.rails.stablecoin.watch import ChannelView, Watch
 
-State = Literal["absent", "waiting", "mined", "settled", "failed"]
+__all__ = ["Chain", "ChannelView", "GasPrice", "Outcome"]
 
+MAX_GAS_PRICE: Final = 50 * 10**9  # wei
 
-@frozen
-class ChannelView:
-    """A channel at one moment, amounts in units of the token.
-
-    `block` is the head that was looked at, `deep` the last block with enough confirmations. `deposited` counts to
-    `deep`, so it stays; `gone` (refunds and withdrawals) and `withdrawing` (under way) count to the head: money that
-    may leave never counts. `claimed` is the total at `deep`, `claimed_at_head` and `balance` (less what is gone, claims
-    do not lower it) those at the head. `withdraw_began` is in seconds since 1970, 0 if nothing is under way.
-    """
-
-    channel: bytes
-    block: int
-    deep: int
-    deposited: int
-    gone: int
-    withdrawing: int
-    withdraw_began: int
-    claimed: int
-    claimed_at_head: int
-    balance: int
-    refund_nonce: int
+_log = logging.getLogger(__name__)
 
 
-@frozen
-class Outcome:
-    """What became of a transaction.
-
-    `absent` was never sent from here; `waiting` is sent and in no block; `mined` is in a block that may still go;
-    `settled` and `failed` (reverted: it did nothing) have enough confirmations. `fee` is what it cost in wei.
-    """
-
-    state: State
-    hash: bytes | None = None
-    block: int | None = None
-    gas: int = 0
-    fee: int = 0
-
-
-@frozen
-class GasPrice:
-    """What gas costs now in wei: `expected` by the next block's base fee and tip; `most` is what is offered.
-
-    `l1_byte` is what a byte of a transaction costs besides, where the network pays another for its data (OP stack).
-    """
-
-    expected: int
-    most: int
-    l1_byte: int = 0
-
-    def cost(self, gas: int, size: int) -> int:
-        """Of a transaction of so much gas and so many bytes, in wei."""
-        return gas * self.expected + size * self.l1_byte
+def _outbox(folder: Path, chain_id: int, signer: Signer | None) -> Outbox | None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if signer is None:
+        return None
+    return Outbox.open(folder / f"outbox-{chain_id}-{signer.address.hex()}.json", chain_id, signer.address)
 
 
 class Chain:
     """The facade. Make one by `open`, end it by `close`."""
 
-    network: Network
-    deployment: Deployment
-    place: Place
+    def __init__(
+        self,
+        network: Network,
+        deployment: Deployment,
+        endpoints: Endpoints,
+        watch: Watch,
+        signer: Signer | None,
+        transactions: Transactions | None,
+        poll_s: float,
+    ) -> None:
+        """Use `open`."""
+        self.network: Final = network
+        self.deployment: Final = deployment
+        self.place: Final = Place(network.chain_id, deployment.contract)
+        self._endpoints = endpoints
+        self._watch = watch
+        self._signer = signer
+        self._transactions = transactions
+        self._poll_s = poll_s
+        self._wake = asyncio.Event()
+        self._tending = asyncio.create_task(self._tend_always()) if transactions is not None else None
 
     @classmethod
     async def open(
@@ -89,107 +83,263 @@ class Chain:
         signer: Signer | None = None,
         *,
         contract: bytes | None = None,
-        max_gas_price: int = 50 * 10**9,
+        max_gas_price: int = MAX_GAS_PRICE,
+        answer_s: float = ANSWER_S,
+        stuck_s: float = STUCK_S,
+        poll_s: float | None = None,
     ) -> Self:
         """Without asking anything: a node starts while the chain is down. `folder` keeps outbox and sights.
 
-        `max_gas_price` is in wei. Raises UnknownDeployment.
+        `rpc` empty: the network's public endpoints. `max_gas_price` is in wei; after `stuck_s` without a block a
+        transaction is replaced; it is tended every `poll_s` (None: as blocks come).
+        Raises UnknownDeployment, OutboxUnreadable.
         """
-        raise NotImplementedError
+        deployment = network.deployment(contract)
+        outbox = _outbox(folder, network.chain_id, signer)
+        endpoints = Endpoints(rpc or network.rpc, network.chain_id, answer_s)
+        place = Place(network.chain_id, deployment.contract)
+        sights = folder / f"channels-{network.chain_id}-{deployment.contract.hex()}.json"
+        watch = Watch(endpoints, network, place, sights)
+        transactions = None
+        if signer is not None and outbox is not None:
+            transactions = Transactions(endpoints, network, signer, outbox, max_gas_price, stuck_s)
+        wait_s = max(network.block_s, 1.0) if poll_s is None else poll_s
+        return cls(network, deployment, endpoints, watch, signer, transactions, wait_s)
 
     async def close(self) -> None:
         """Stop tending; what waits is sent on after the next `open`."""
-        raise NotImplementedError
+        if self._tending is not None:
+            self._tending.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._tending
+        await self._endpoints.close()
 
     async def check(self) -> None:
         """That endpoints serve this chain, with the contract and a token of 6 decimals. Raises ChainError."""
-        raise NotImplementedError
+        token, contract = self.network.token.address, self.deployment.contract
+        for what, address in (("channels contract", contract), ("token", token)):
+            if not await self._agreed("eth_getCode", hexed(address), parse=octets, what=f"the {what}'s code"):
+                raise NoContract(what, checksummed(address))
+        (decimals,) = await self.read(token, "decimals")
+        if decimals != DECIMALS:
+            raise WrongDecimals(decimals)
 
     # Keys
 
     @property
     def address(self) -> bytes:
         """The wallet's. Raises NoWallet."""
-        raise NotImplementedError
+        return self._wallet().address
 
     async def sign_typed(self, typed: Mapping[str, Any]) -> bytes:
         """The wallet's signature (65 bytes) of a whole EIP-712 message: domain, types, primaryType, message."""
-        raise NotImplementedError
+        message = encode_typed_data(full_message=dict(typed))
+        digest = keccak(b"\x19" + message.version + message.header + message.body)
+        return await self.sign_digest(digest, {"typed_data": typed})
 
     async def sign_digest(self, digest: bytes, shown: Mapping[str, Any]) -> bytes:
         """The wallet's signature of a digest; `shown` says what it is, for an external signer's eyes."""
-        raise NotImplementedError
+        return await self._wallet().sign(digest, shown)
+
+    def _wallet(self) -> Signer:
+        if self._signer is None:
+            raise NoWallet
+        return self._signer
 
     # Channels
 
     async def look(self, config: ChannelConfig) -> ChannelView:
-        """A channel now; asked of every endpoint, and only what adds up. Raises Unreachable, Disagreement,
-        ChannelUnknown."""
-        raise NotImplementedError
+        """A channel now; asked of every endpoint, and only what adds up.
+
+        Raises Unreachable, Disagreement, ChannelUnknown (never opened, or emptied without ever having paid).
+        """
+        return await self._watch.look(config)
 
     async def find(self, channel: bytes) -> ChannelConfig:
-        """A channel's config from the chain alone. Raises ChannelUnknown."""
-        raise NotImplementedError
+        """A channel's config from the chain alone. Raises ChannelUnknown, Unreachable."""
+        for config in await self._found([channel], lambda config: self.place.channel_id(config) == channel):
+            return config
+        raise ChannelUnknown(channel)
 
     async def find_all(self, party: bytes) -> list[ChannelConfig]:
         """Every channel that an address pays, is paid or authorizes by, from the chain alone (slow: all blocks)."""
-        raise NotImplementedError
+        return await self._found(
+            None,
+            lambda config: (
+                party in (config.payer, config.payer_authorizer, config.receiver, config.receiver_authorizer)
+            ),
+        )
+
+    async def _found(
+        self, channels: list[bytes] | None, wanted: Callable[[ChannelConfig], bool]
+    ) -> list[ChannelConfig]:
+        last = (await self._watch.head()).number
+        why: ChainError = Unreachable("none is configured")
+        for endpoint in self._endpoints.usable:
+            found: dict[bytes, ChannelConfig] = {}
+            try:
+                async for part in events(
+                    endpoint, self.place.contract, self.network.since, last, self.network.logs, channels
+                ):
+                    found |= {each.channel: each.config for each in part if self._opens(each, wanted)}  # type: ignore[misc]
+                    if channels is not None and len(found) == len(channels):
+                        break
+            except (Silent, Unreachable) as error:
+                why = error
+            else:
+                return list(found.values())
+        raise Unreachable(str(why))
+
+    def _opens(self, event: Event, wanted: Callable[[ChannelConfig], bool]) -> bool:
+        """Whether it opens a channel that is wanted; an id that is not the config's is a lie."""
+        config = event.config
+        return config is not None and self.place.channel_id(config) == event.channel and wanted(config)
 
     async def unsettled(self, receiver: bytes | None = None) -> int:
         """What was claimed for a receiver (the wallet) and not paid out, at the head."""
-        raise NotImplementedError
+        claimed, settled = await self.read(
+            self.deployment.contract, "receivers", receiver or self.address, self.network.token.address
+        )
+        return int(claimed - settled)
 
     async def authorize(self, config: ChannelConfig, amount: int, salt: bytes, before: int) -> Deposit:
-        """A deposit signed by the wallet, which must be the payer, valid until `before`. Once at most for a salt."""
-        raise NotImplementedError
+        """A deposit signed by the wallet, which must be the payer, valid until `before`. Once at most for a salt.
+
+        Raises NoWallet, SignerFailed, NoContract (the deployment has no collector of these).
+        """
+        token, collector = self.network.token, self._collector()
+        channel = self.place.channel_id(config)
+        nonce = deposit_nonce(channel, salt)
+        separator = domain(token.name, token.version, self.network.chain_id, token.address)
+        digest = authorization(separator, config.payer, collector, amount, 0, before, nonce)
+        shown = self._receive_typed(config.payer, collector, amount, before, nonce)
+        return Deposit(channel, amount, 0, before, salt, await self.sign_digest(digest, {"typed_data": shown}))
+
+    def _receive_typed(self, payer: bytes, to: bytes, amount: int, before: int, nonce: bytes) -> dict[str, Any]:
+        """The authorization as EIP-712 data, for an external signer's eyes."""
+        token, kinds = self.network.token, ("address", "address", "uint256", "uint256", "uint256", "bytes32")
+        names = ("from", "to", "value", "validAfter", "validBefore", "nonce")
+        values = (checksummed(payer), checksummed(to), amount, 0, before, hexed(nonce))
+        return {
+            "domain": {
+                "name": token.name,
+                "version": token.version,
+                "chainId": self.network.chain_id,
+                "verifyingContract": checksummed(token.address),
+            },
+            "types": {
+                "ReceiveWithAuthorization": [
+                    {"name": name, "type": kind} for name, kind in zip(names, kinds, strict=True)
+                ]
+            },
+            "primaryType": "ReceiveWithAuthorization",
+            "message": dict(zip(names, values, strict=True)),
+        }
 
     def bring(self, config: ChannelConfig, deposit: Deposit) -> Call:
-        """The call that brings a signed deposit into its channel; anyone may submit it."""
-        raise NotImplementedError
+        """The call that brings a signed deposit into its channel; anyone may submit it. Raises NoContract."""
+        data = collector_data(deposit.valid_after, deposit.valid_before, deposit.salt, deposit.signature)
+        return contracts.deposit(self.deployment.contract, config, deposit.amount, self._collector(), data)
 
     async def deposited(self, config: ChannelConfig, salt: bytes, *, deep: bool = True) -> bool:
         """Whether the deposit of this salt happened (at depth, or at the head)."""
-        raise NotImplementedError
+        nonce = deposit_nonce(self.place.channel_id(config), salt)
+        (used,) = await self.read(self.network.token.address, "authorizationState", config.payer, nonce, deep=deep)
+        return bool(used)
+
+    def _collector(self) -> bytes:
+        if self.deployment.erc3009_collector is None:
+            raise NoContract("collector of signed deposits", checksummed(self.deployment.contract))
+        return self.deployment.erc3009_collector
 
     # Anything else
 
     async def read(self, to: bytes, name: str, *values: Any, deep: bool = False) -> tuple[Any, ...]:
-        """A function of `contracts.FUNCTIONS`; endpoints that are asked must agree. Raises Disagreement."""
-        raise NotImplementedError
+        """A function of `contracts.FUNCTIONS`; endpoints that answer must agree. Raises Unreachable, Disagreement."""
+        question = {"to": hexed(to), "data": hexed(encoded(name, *values))}
+
+        def parse(found: Any) -> tuple[Any, ...]:
+            return answered(name, octets(found))
+
+        return tuple(await self._agreed("eth_call", question, parse=parse, what=name, deep=deep))
 
     async def tokens(self, address: bytes | None = None) -> int:
         """How many units of the token an address (the wallet) has."""
-        raise NotImplementedError
+        (found,) = await self.read(self.network.token.address, "balanceOf", address or self.address)
+        return int(found)
 
     async def ether(self, address: bytes | None = None) -> int:
         """How many wei."""
-        raise NotImplementedError
+        return int(
+            await self._agreed("eth_getBalance", hexed(address or self.address), parse=quantity, what="a balance")
+        )
 
     async def block(self) -> tuple[int, int]:
         """The head's number, and its time in seconds since 1970."""
-        raise NotImplementedError
+        found = await self._watch.head()
+        return found.number, found.time
 
     async def gas_price(self) -> GasPrice:
-        """What gas costs now."""
-        raise NotImplementedError
+        """What gas costs now. Raises Unreachable."""
+        return await gas_price(self._endpoints, self.network)
+
+    async def _agreed(
+        self, method: str, *parameters: Any, parse: Callable[[Any], Any], what: str, deep: bool = False
+    ) -> Any:
+        """What all say of one block, the head or the last that is deep."""
+        number = (await self._watch.head()).number
+        block = hexed(self._watch.deep(number) if deep else number)
+        said = await self._endpoints.ask_all(method, *parameters, block, parse=parse)
+        found = [each for _, each in said if not isinstance(each, Said)]
+        if not found:
+            raise Unreachable(f"none tells {what}")
+        if any(each != found[0] for each in found):
+            raise Disagreement(what)
+        return found[0]
 
     # Transactions
 
     async def submit(self, key: bytes, call: Call) -> Outcome:
         """Send a transaction, once for each key whatever happens; of one that was sent before, its outcome.
 
-        It is simulated first. Raises Refused, TooDear, NoEther, NoWallet, SignerFailed, OutboxFull, Unreachable.
+        It is simulated first. What is raised says that nothing was sent: Refused, TooDear, NoEther, NoWallet,
+        SignerFailed, OutboxFull, Unreachable.
         """
-        raise NotImplementedError
+        found = await self._sending().submit(key, call)
+        self._wake.set()
+        return found
 
     async def outcome(self, key: bytes) -> Outcome:
-        """What became of what was submitted under a key. Raises Unreachable."""
-        raise NotImplementedError
+        """What became of what was submitted under a key, as of now if the chain can be asked."""
+        sending = self._sending()
+        if sending.outcome(key).state in ("waiting", "mined"):
+            with contextlib.suppress(Unreachable):
+                await sending.tend()
+        return sending.outcome(key)
 
     async def settled(self, key: bytes) -> Outcome:
-        """Wait until it is settled or failed; the caller bounds the wait."""
-        raise NotImplementedError
+        """Wait until it is settled or failed (or was never sent); the caller bounds the wait."""
+        return await self._sending().settled(key)
 
     async def tend(self) -> None:
-        """Once: find receipts, send lost ones again, replace stuck ones. A task does so every few seconds."""
-        raise NotImplementedError
+        """Once: find receipts, send lost ones again, replace stuck ones. A task does so as blocks come."""
+        await self._sending().tend()
+
+    def _sending(self) -> Transactions:
+        if self._transactions is None:
+            raise NoWallet
+        return self._transactions
+
+    async def _tend_always(self) -> None:
+        sending = self._sending()
+        while True:
+            if not sending.waiting:
+                self._wake.clear()
+                await self._wake.wait()
+            await asyncio.sleep(self._poll_s)
+            try:
+                await sending.tend()
+            except ChainError as error:
+                _log.info("transactions wait: %s", error)
+            except Exception:  # noqa: BLE001 - a full disk, for one: what waits is in the outbox
+                _log.exception("transactions could not be tended; it is tried again")

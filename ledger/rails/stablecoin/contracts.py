@@ -9,7 +9,6 @@ from typing import Any, Final
 from attrs import Attribute, astuple, field, frozen
 from eth_abi.abi import decode, encode
 from eth_abi.exceptions import DecodingError
-from eth_abi.grammar import parse
 
 from ledger.rails.stablecoin.digests import ChannelConfig, keccak
 from ledger.rails.stablecoin.networks import ADDRESS_BYTES
@@ -21,34 +20,34 @@ CONFIG: Final = "(address,address,address,address,address,uint40,bytes32)"
 _CLAIM: Final = f"(({CONFIG},uint128),bytes,uint128)"
 _BOND_TERMS: Final = "(address,address,address,uint40,uint40,uint8,address[],bytes32)"
 _JUDGEMENT: Final = "(bytes32,address,uint128,uint128,uint40)"
-_ARBITER: Final = "(uint8,bytes)[]"
+_ARBITERS: Final = "(uint8,bytes)[]"
 
 # What is called: name -> the types of its arguments, and of its answer.
-FUNCTIONS: Final[Mapping[str, tuple[str, str]]] = {
-    "deposit": (f"({CONFIG},uint128,address,bytes)", "()"),
-    "claim": (f"({_CLAIM}[])", "()"),
-    "settle": ("(address,address)", "()"),
-    "refund": (f"({CONFIG},uint128)", "()"),
-    "refundWithSignature": (f"({CONFIG},uint128,uint256,bytes)", "()"),
-    "initiateWithdraw": (f"({CONFIG},uint128)", "()"),
-    "finalizeWithdraw": (f"({CONFIG})", "()"),
-    "channels": ("(bytes32)", "(uint128,uint128)"),
-    "pendingWithdrawals": ("(bytes32)", "(uint128,uint40)"),
-    "receivers": ("(address,address)", "(uint128,uint128)"),
-    "refundNonce": ("(bytes32)", "(uint256)"),
-    "bond": (f"({_BOND_TERMS},uint128)", "()"),
-    "requestUnlock": (f"({_BOND_TERMS},uint128)", "()"),
-    "cancelUnlock": (f"({_BOND_TERMS})", "()"),
-    "unlock": (f"({_BOND_TERMS})", "()"),
-    "proposeSlash": (f"({_BOND_TERMS},{_JUDGEMENT},{_ARBITER})", "()"),
-    "bonds": ("(bytes32)", "(uint128,uint128,uint128,uint40)"),
-    "payOut": ("(address,address)", "()"),
-    "approve": ("(address,uint256)", "(bool)"),
-    "allowance": ("(address,address)", "(uint256)"),
-    "balanceOf": ("(address)", "(uint256)"),
-    "decimals": ("()", "(uint8)"),
-    "authorizationState": ("(address,bytes32)", "(bool)"),
-    "getL1FeeUpperBound": ("(uint256)", "(uint256)"),
+FUNCTIONS: Final[Mapping[str, tuple[list[str], list[str]]]] = {
+    "deposit": ([CONFIG, "uint128", "address", "bytes"], []),
+    "claim": ([f"{_CLAIM}[]"], []),
+    "settle": (["address", "address"], []),
+    "refund": ([CONFIG, "uint128"], []),
+    "refundWithSignature": ([CONFIG, "uint128", "uint256", "bytes"], []),
+    "initiateWithdraw": ([CONFIG, "uint128"], []),
+    "finalizeWithdraw": ([CONFIG], []),
+    "channels": (["bytes32"], ["uint128", "uint128"]),
+    "pendingWithdrawals": (["bytes32"], ["uint128", "uint40"]),
+    "receivers": (["address", "address"], ["uint128", "uint128"]),
+    "refundNonce": (["bytes32"], ["uint256"]),
+    "bond": ([_BOND_TERMS, "uint128"], []),
+    "requestUnlock": ([_BOND_TERMS, "uint128"], []),
+    "cancelUnlock": ([_BOND_TERMS], []),
+    "unlock": ([_BOND_TERMS], []),
+    "proposeSlash": ([_BOND_TERMS, _JUDGEMENT, _ARBITERS], []),
+    "bonds": (["bytes32"], ["uint128", "uint128", "uint128", "uint40"]),
+    "payOut": (["address", "address"], []),
+    "approve": (["address", "uint256"], ["bool"]),
+    "allowance": (["address", "address"], ["uint256"]),
+    "balanceOf": (["address"], ["uint256"]),
+    "decimals": ([], ["uint8"]),
+    "authorizationState": (["address", "bytes32"], ["bool"]),
+    "getL1FeeUpperBound": (["uint256"], ["uint256"]),
 }
 
 CREATED: Final = keccak(f"ChannelCreated(bytes32,{CONFIG})".encode())
@@ -90,10 +89,8 @@ class Call:
 def encoded(name: str, *values: Any) -> bytes:
     """The data of a call."""
     arguments, _ = FUNCTIONS[name]
-    plain = encode([arguments], [values])
-    # A tuple without a fixed size begins with where it is; the arguments of a call do not.
-    body = plain[WORD:] if parse(arguments).is_dynamic else plain
-    return bytes(keccak(f"{name}{arguments}".encode())[:4] + body)
+    selector = keccak(f"{name}({','.join(arguments)})".encode())[:4]
+    return bytes(selector + encode(arguments, list(values)))
 
 
 def answered(name: str, found: bytes) -> tuple[Any, ...]:
@@ -101,12 +98,12 @@ def answered(name: str, found: bytes) -> tuple[Any, ...]:
     return decoded(FUNCTIONS[name][1], found)
 
 
-def decoded(types: str, found: bytes) -> tuple[Any, ...]:
-    """Values of a tuple like `(uint128,bytes32)`; addresses as hexadecimal text. Raises Malformed."""
+def decoded(types: Sequence[str], found: bytes) -> tuple[Any, ...]:
+    """Values of these types; addresses as hexadecimal text. Raises Malformed."""
     try:
-        return tuple(decode([types], found)[0])
+        return tuple(decode(types, found))
     except (DecodingError, OverflowError, ValueError):
-        raise Malformed(f"{len(found)} bytes are no {types}") from None
+        raise Malformed(f"{len(found)} bytes are no ({','.join(types)})") from None
 
 
 def collector_data(valid_after: int, valid_before: int, salt: bytes, signature: bytes) -> bytes:

@@ -1,0 +1,267 @@
+"""Transactions of one wallet that arrive, once each.
+
+Theory of operation. A transaction has a key of its caller's. It is simulated, gets the next nonce, is signed, is
+written to the outbox, and only then sent, to every endpoint: so a key moves money once at most, through crashes and
+time-outs alike, and an error of `submit` says that nothing was sent. From then on it is tended:
+
+    in a block deep enough, as every endpoint that answers says    it is through: settled, or failed if it reverted
+    in a block                                                     wait
+    in none (never, or its block was replaced)                     send it again, the same bytes
+    in none for too long                                           replace it: same nonce, 12.5% more
+    so too, and deep down its nonce is used by something else      none of its forms can be mined: sign it anew
+
+What has one nonce happens once, so forms of one transaction never both count; and it gets another nonce only when the
+former is used up for good, as every endpoint says. Nonces count on from what is mined and what waits here, so what
+follows each other closely never collides; another program with the same key may, and costs a while.
+"""
+
+import asyncio
+import logging
+import time
+from typing import Any, Final
+
+from attrs import evolve, frozen
+
+from ledger.rails.stablecoin.contracts import Call, Malformed
+from ledger.rails.stablecoin.errors import NoEther, OutboxFull, Refused, TooDear, Unreachable
+from ledger.rails.stablecoin.fees import GasPrice, gas_price, raised, shown, signed_transaction, transaction
+from ledger.rails.stablecoin.keys import Signer
+from ledger.rails.stablecoin.networks import Network, checksummed
+from ledger.rails.stablecoin.outbox import MAX_WAITING, Outbox, Outcome, Sent
+from ledger.rails.stablecoin.reverts import reason
+from ledger.rails.stablecoin.rpc import Endpoints, Said, digest, hexed, quantity
+
+STUCK_S: Final = 45.0
+_MAX_FORMS: Final = 32  # of one transaction: each offers 12.5% more, so the last 40 times as much as the first
+# Between estimate and block the state may change: a first claim of a receiver writes words that later ones do not.
+_MAX_GAS: Final = 10_000_000  # a claim of 50 takes less than a million
+_SPARE_NUMERATOR, _SPARE_DENOMINATOR, _SPARE_GAS = 5, 4, 20_000
+
+_log = logging.getLogger(__name__)
+
+
+@frozen
+class _Receipt:
+    hash: bytes
+    block: int
+    block_hash: bytes
+    succeeded: bool
+    gas: int
+    fee: int
+
+
+def _receipt(found: Any) -> _Receipt | None:
+    if found is None:
+        return None
+    if not isinstance(found, dict):
+        raise Malformed("not a receipt")
+    gas = quantity(found.get("gasUsed"))
+    fee = gas * quantity(found.get("effectiveGasPrice", "0x0")) + quantity(found.get("l1Fee") or "0x0")
+    return _Receipt(
+        digest(found.get("transactionHash")),
+        quantity(found.get("blockNumber")),
+        digest(found.get("blockHash")),
+        quantity(found.get("status")) == 1,
+        gas,
+        fee,
+    )
+
+
+class Transactions:
+    """One wallet's on one chain. `max_price` is in wei per gas, `stuck_s` how long one waits before it is replaced."""
+
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        network: Network,
+        signer: Signer,
+        outbox: Outbox,
+        max_price: int,
+        stuck_s: float = STUCK_S,
+    ) -> None:
+        self._endpoints = endpoints
+        self._network = network
+        self._signer = signer
+        self._outbox = outbox
+        self._max_price = max_price
+        self._stuck_s = stuck_s
+        self._sent_at: dict[bytes, float] = {}
+        self._submitting = asyncio.Lock()
+        self._tending = asyncio.Lock()
+        self._tended = asyncio.Condition()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether anything is to be tended."""
+        return bool(self._outbox.waiting)
+
+    def outcome(self, key: bytes) -> Outcome:
+        """As it was when it was tended last."""
+        return self._outbox.outcome(key)
+
+    async def settled(self, key: bytes) -> Outcome:
+        """Wait for the end of it."""
+        async with self._tended:
+            await self._tended.wait_for(lambda: self.outcome(key).over or self.outcome(key).state == "absent")
+            return self.outcome(key)
+
+    async def submit(self, key: bytes, call: Call) -> Outcome:
+        """Send it, if its key was not sent before. Whatever is raised, it was not and will not be sent.
+
+        Raises Refused, TooDear, NoEther, SignerFailed, OutboxFull, Unreachable.
+        """
+        async with self._submitting:
+            if self.outcome(key).state != "absent":
+                return self.outcome(key)
+            if len(self._outbox.waiting) >= MAX_WAITING:
+                raise OutboxFull(len(self._outbox.waiting))
+            gas = await self._gas(call)
+            price = await self._price()
+            await self._afford(call, gas * price.most)
+            nonce = await self._next_nonce()
+            sent = await self._signed(Sent(key, call, nonce, gas, price.most, price.tip, b"", ()))
+            self._outbox.write(sent)
+            self._sent_at[key] = time.monotonic()
+        await self._send(sent)
+        return self.outcome(key)
+
+    # Before it is sent
+
+    async def _gas(self, call: Call) -> int:
+        question = {"from": hexed(self._signer.address), "to": hexed(call.to), "data": hexed(call.data)}
+        if call.value:
+            question["value"] = hexed(call.value)
+        said = await self._endpoints.ask_all("eth_estimateGas", question, parse=quantity)
+        estimates = [each for _, each in said if not isinstance(each, Said) and each <= _MAX_GAS]
+        if not estimates:
+            refusals = [each for _, each in said if isinstance(each, Said)]
+            raise Refused(next((reason(each.data) or each.message for each in refusals), "it takes too much gas"))
+        estimate = max(estimates) * _SPARE_NUMERATOR // _SPARE_DENOMINATOR + _SPARE_GAS
+        return max(estimate, call.gas or 0)
+
+    async def _price(self) -> GasPrice:
+        price = await gas_price(self._endpoints, self._network)
+        if price.expected > self._max_price:
+            raise TooDear(price.expected, self._max_price)
+        return evolve(price, most=min(price.most, self._max_price))
+
+    async def _afford(self, call: Call, fee: int) -> None:
+        said = await self._endpoints.ask_all("eth_getBalance", hexed(self._signer.address), "latest", parse=quantity)
+        has = max((each for _, each in said if not isinstance(each, Said)), default=None)
+        if has is not None and has < fee + call.value:
+            raise NoEther(checksummed(self._signer.address), fee + call.value, has)
+
+    async def _next_nonce(self) -> int:
+        """After all that is mined and all that waits; of what endpoints say the least, so that no gap can come."""
+        counts = await self._nonces("latest")
+        if not counts:
+            raise Unreachable("none tells the wallet's nonce")
+        return max([min(counts), *(sent.nonce + 1 for sent in self._outbox.waiting.values())])
+
+    async def _is_used(self, nonce: int, block: int) -> bool:
+        return min(await self._nonces(hexed(block)), default=0) > nonce
+
+    async def _nonces(self, block: str) -> list[int]:
+        """The nonce after a block, as every endpoint that answers has it."""
+        address = hexed(self._signer.address)
+        said = await self._endpoints.ask_all("eth_getTransactionCount", address, block, parse=quantity)
+        return [each for _, each in said if not isinstance(each, Said)]
+
+    async def _signed(self, sent: Sent) -> Sent:
+        fields, what = transaction(self._network.chain_id, sent.nonce, sent.call, sent.gas, sent.most, sent.tip)
+        raw, hash_ = signed_transaction(fields, await self._signer.sign(what, shown(fields)))
+        return evolve(sent, raw=raw, hashes=(*sent.hashes, hash_), mined=False)
+
+    async def _send(self, sent: Sent) -> None:
+        """To everyone. It is in the outbox: what goes wrong here is put right by tending."""
+        try:
+            said = await self._endpoints.ask_all("eth_sendRawTransaction", hexed(sent.raw), parse=digest)
+        except Unreachable as error:
+            _log.info("transaction %s is sent again later: %s", sent.hashes[-1].hex(), error)
+            return
+        refused = [each.message for _, each in said if isinstance(each, Said)]
+        if len(refused) == len(said):
+            _log.debug("no endpoint takes transaction %s now: %s", sent.hashes[-1].hex(), refused[0])
+
+    # Afterwards
+
+    async def tend(self) -> None:
+        """Bring everything that waits one step further. Raises Unreachable."""
+        heads = [each for _, each in await self._endpoints.ask_all("eth_blockNumber", parse=quantity)]
+        deep = min((each for each in heads if not isinstance(each, Said)), default=0) - self._network.confirmations
+        async with self._tending:
+            for sent in sorted(self._outbox.waiting.values(), key=lambda each: each.nonce):
+                self._sent_at.setdefault(sent.key, time.monotonic())
+                await self._tend(sent, deep)
+        async with self._tended:
+            self._tended.notify_all()
+
+    async def _tend(self, sent: Sent, deep: int) -> None:
+        found, agreed = await self._receipts(sent)
+        if found is not None:
+            self._outbox.mark(sent.key, True)
+            if agreed and found.block <= deep:
+                state: Any = "settled" if found.succeeded else "failed"
+                self._through(sent, Outcome(state, found.hash, found.block, found.gas, found.fee))
+            return
+        self._outbox.mark(sent.key, False)
+        if time.monotonic() - self._sent_at[sent.key] < self._stuck_s:
+            await self._send(sent)
+        elif deep >= 0 and await self._is_used(sent.nonce, deep):
+            await self._anew(sent)
+        else:
+            await self._replace(sent)
+
+    async def _receipts(self, sent: Sent) -> tuple[_Receipt | None, bool]:
+        """The receipt of whichever form was mined; and whether everyone who answers says so."""
+        everyone: dict[Any, set[_Receipt]] = {}
+        for hash_ in sent.hashes:
+            for endpoint, each in await self._endpoints.ask_all(
+                "eth_getTransactionReceipt", hexed(hash_), parse=_receipt
+            ):
+                heard = everyone.setdefault(endpoint, set())
+                if isinstance(each, _Receipt) and each.hash == hash_:
+                    heard.add(each)
+        places = {(each.hash, each.block_hash, each.succeeded) for heard in everyone.values() for each in heard}
+        if not places:
+            return None, False
+        found = next(each for heard in everyone.values() for each in heard)
+        return found, len(places) == 1 and all(everyone.values())
+
+    async def _anew(self, sent: Sent) -> None:
+        """Its nonce went to something else. The receipt is asked once more, for it may just have come."""
+        if (await self._receipts(sent))[0] is not None:
+            return
+        async with self._submitting:
+            try:
+                gas, price = await self._gas(sent.call), await self._price()
+                fresh = await self._signed(
+                    evolve(sent, nonce=await self._next_nonce(), gas=gas, most=price.most, tip=price.tip)
+                )
+            except Refused as error:
+                _log.warning("a transaction is given up, its nonce was used by another: %s", error)
+                self._through(sent, Outcome("failed", sent.hashes[-1]))
+                return
+            except TooDear as error:
+                _log.info("a transaction waits: %s", error)
+                return
+            self._outbox.write(fresh)
+            self._sent_at[sent.key] = time.monotonic()
+        await self._send(fresh)
+
+    async def _replace(self, sent: Sent) -> None:
+        price = await gas_price(self._endpoints, self._network)
+        most, tip = max(raised(sent.most), price.most), max(raised(sent.tip), price.tip)
+        if raised(sent.most) > self._max_price or len(sent.hashes) >= _MAX_FORMS:
+            await self._send(sent)
+            return
+        most = min(most, self._max_price)
+        async with self._submitting:
+            fresh = await self._signed(evolve(sent, most=most, tip=min(tip, most)))
+            self._outbox.write(fresh)
+            self._sent_at[sent.key] = time.monotonic()
+        await self._send(fresh)
+
+    def _through(self, sent: Sent, outcome: Outcome) -> None:
+        self._outbox.close(sent.key, outcome)
+        self._sent_at.pop(sent.key, None)
