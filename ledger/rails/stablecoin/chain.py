@@ -30,12 +30,12 @@ from ledger.rails.stablecoin.fees import GasPrice, gas_price
 from ledger.rails.stablecoin.keys import Signer
 from ledger.rails.stablecoin.logs import Event, events
 from ledger.rails.stablecoin.networks import DECIMALS, Deployment, Network, checksummed
-from ledger.rails.stablecoin.outbox import Outbox, Outcome
+from ledger.rails.stablecoin.outbox import Outbox, Outcome, State
 from ledger.rails.stablecoin.rpc import ANSWER_S, Endpoints, Said, Silent, hexed, octets, quantity
 from ledger.rails.stablecoin.transactions import STUCK_S, Transactions
 from ledger.rails.stablecoin.watch import ChannelView, Watch
 
-__all__ = ["Chain", "ChannelView", "GasPrice", "Outcome"]
+__all__ = ["Chain", "ChannelView", "GasPrice", "Outcome", "State"]
 
 MAX_GAS_PRICE: Final = 50 * 10**9  # wei
 
