@@ -1,9 +1,11 @@
 """Channels between two nodes and their vouchers: what counts is what the chain would take, and nothing of another's."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from attrs import evolve
+from pycddl import Schema
 
 from ledger import codec
 from ledger.account import AboveOwed, Account, AccountKey, apply
@@ -37,6 +39,7 @@ from ledger.rails.stablecoin.vouchers import (
 from ledger.records import Channel, ChannelTerms, Signed, Voucher, open_record, sign
 
 SELLER, BUYER, STRANGER = (Identity(bytes([n]) * 32) for n in (1, 2, 3))
+CDDL = (Path(__file__).parents[4] / "docs" / "records.cddl").read_text()
 PLACE = Place(8453, b"\x11" * 20)
 WALLET = b"\x55" * 20
 TERMS = ChannelTerms(
@@ -203,6 +206,7 @@ DEPOSIT = Deposit(b"c" * 32, 5_000_000, 0, 1_800_000_000, b"s" * 32, b"g" * 65)
 
 def test_a_deposit_travels() -> None:
     assert decode_deposit(DEPOSIT.encode()) == DEPOSIT
+    Schema(f"start = deposit\n{CDDL}").validate_cbor(DEPOSIT.encode())
     assert len(evolve(DEPOSIT, amount=2**53 - 1, valid_before=2**40).encode()) <= MAX_DEPOSIT_BYTES
 
 
