@@ -4,50 +4,27 @@ Whoever answers is a stranger: lines, waits and counts are bounded, redirects ar
 and nothing that the server says, nor prompt or key, gets into an error.
 """
 
-import asyncio
-import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import aiohttp
 from attrs import field, frozen
 
-from node.engine.paying import REQUIRED, RESPONSE, RESPONSE_LINE, Demand, Payer, Payment
-from node.engine.port import EngineBusy, EngineError, EngineFailed
+from node.engine.paying import REQUIRED, RESPONSE, Demand, Payer, Payment
+from node.engine.streaming import RemoteBusy, RemoteFailed, Said, Stream
 
 CONNECT_S: Final = 10.0
 # Without a byte for so long, or without a word: a prompt of 100,000 tokens takes some minutes on slow machines.
 STALL_S: Final = 120.0
-_MAX_LINE: Final = 256 * 1024
-_MAX_SILENT: Final = 10_000  # events one after another that bring no text
 _MAX_RETRY_S: Final = 3_600.0
 _RETRY_S: Final = 5.0
 _BUSY: Final = frozenset({429, 503, 529})
-_MAX_COUNT: Final = 2**24
 # Where only the server can count: few tokens have less than three bytes.
 _TOKEN_BYTES: Final = 3
 _MESSAGE_TOKENS: Final = 8
 # What comes between the end of an answer and the end of its stream: counts, and what was paid.
 _MAX_TAIL: Final = 16
-
-Finish = Literal["stop", "length"]
-
-
-class RemoteFailed(EngineFailed):
-    """A remote backend does not do what it should; the message names it and what to look at."""
-
-    def __init__(self, name: str, what: str) -> None:
-        EngineError.__init__(self, f"the remote {name!r} {what}")
-        self.reason = what
-
-
-class RemoteBusy(EngineBusy):
-    """A remote backend takes no more requests now. `retry_after` in seconds."""
-
-    def __init__(self, name: str, retry_after: float) -> None:
-        EngineError.__init__(self, f"the remote {name!r} is busy; try again in {retry_after:.0f} s")
-        self.waiting, self.retry_after = 0, retry_after
 
 
 @frozen
@@ -60,16 +37,6 @@ class Endpoint:
     key: str | None = field(default=None, repr=False)
 
 
-@frozen
-class Said:
-    """A part of an answer: text, how it ended if it did, and what the server says that it counted, if it does."""
-
-    text: str = field(default="", repr=False)
-    finish: Finish | None = None
-    prompt_tokens: int | None = None
-    output_tokens: int | None = None
-
-
 class CompletionsClient:
     """Asks one server; the session is the caller's, and so is the `payer` where requests are paid one by one."""
 
@@ -80,6 +47,7 @@ class CompletionsClient:
         self._endpoint = endpoint
         self._stall_s = stall_s
         self._payer = payer
+        self._stream = Stream(endpoint.name, stall_s)
 
     @property
     def name(self) -> str:
@@ -172,7 +140,7 @@ class CompletionsClient:
         """What is in an answer; of a paid one the end is told once the rest of the stream has said what was paid."""
         self._check(response)
         held: list[Said] = []
-        async with aclosing(self._heard(response, payment)) as heard:
+        async with aclosing(self._stream.said(response, payment)) as heard:
             async for said in heard:
                 if payment is not None and (held or said.finish is not None):
                     held.append(said)
@@ -198,77 +166,6 @@ class CompletionsClient:
         if response.content_type != "text/event-stream":
             raise RemoteFailed(self.name, "does not stream: it is no OpenAI-compatible server, or an old one")
 
-    async def _heard(self, response: aiohttp.ClientResponse, payment: Payment | None) -> AsyncGenerator[Said, None]:
-        loop = asyncio.get_running_loop()
-        silent, since, ended = 0, loop.time(), False
-        async with aclosing(self._lines(response)) as lines:
-            async for line in lines:
-                if line == b"[DONE]":
-                    break
-                if line.startswith(RESPONSE_LINE):
-                    if payment is not None:
-                        await payment.taken(line.removeprefix(RESPONSE_LINE).decode("ascii", "replace").strip())
-                    continue
-                said = self._read(line)
-                if said.text and ended:
-                    raise RemoteFailed(self.name, "goes on after the end of its answer")
-                silent = 0 if said.text else silent + 1
-                if silent > _MAX_SILENT or loop.time() - since > self._stall_s:
-                    raise RemoteFailed(self.name, "sends events without end, and no text")
-                ended = ended or said.finish is not None
-                yield said
-                since = loop.time() if said.text else since
-        if not ended:
-            raise RemoteFailed(self.name, "ended before its answer did")
-
-    async def _lines(self, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
-        """The data of each event, and what was paid; other comments and fields are passed over."""
-        held = b""
-        while chunk := await self._next(response):
-            *lines, held = (held + chunk).split(b"\n")
-            if len(held) > _MAX_LINE:
-                raise RemoteFailed(self.name, f"sends a line of more than {_MAX_LINE} bytes")
-            for line in lines:
-                if line.startswith(b"data:"):
-                    yield line.removeprefix(b"data:").strip()
-                elif line.startswith(RESPONSE_LINE):
-                    yield line
-
-    async def _next(self, response: aiohttp.ClientResponse) -> bytes:
-        # aiohttp's own clock stops for good when a body breaks HTTP's framing, and then nothing would ever come.
-        async with asyncio.timeout(self._stall_s):
-            return await response.content.readany()
-
-    def _read(self, line: bytes) -> Said:
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            raise RemoteFailed(self.name, "sends an event that is not JSON") from None
-        if not isinstance(event, dict) or event.get("error") is not None:
-            raise RemoteFailed(self.name, "broke off with an error")
-        choices, usage = event.get("choices"), event.get("usage")
-        choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-        delta = choice.get("delta")
-        text = choice.get("text") if delta is None else delta.get("content") if isinstance(delta, dict) else None
-        if text is not None and not isinstance(text, str):
-            raise RemoteFailed(self.name, "sends something else where text should be")
-        counts = usage if isinstance(usage, dict) else {}
-        return Said(
-            # A lone surrogate is no character, and nobody could be sent it.
-            (text or "").encode("utf-8", "replace").decode(),
-            self._finish(choice.get("finish_reason")),
-            _count(counts.get("prompt_tokens")),
-            _count(counts.get("completion_tokens")),
-        )
-
-    def _finish(self, reason: object) -> Finish | None:
-        match reason:
-            case None | "":
-                return None
-            case "stop" | "length":
-                return reason
-        raise RemoteFailed(self.name, "ended its answer for a reason of its own")
-
 
 def estimated_tokens(messages: Sequence[Mapping[str, Any]]) -> int:
     """About how many tokens a conversation has; rather too many."""
@@ -277,10 +174,6 @@ def estimated_tokens(messages: Sequence[Mapping[str, Any]]) -> int:
 
 def _bytes(message: Mapping[str, Any]) -> int:
     return sum(len(str(value).encode("utf-8", "replace")) for value in message.values())
-
-
-def _count(value: object) -> int | None:
-    return value if type(value) is int and 0 <= value <= _MAX_COUNT else None
 
 
 def _retry_after(header: str | None) -> float:

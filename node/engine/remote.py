@@ -10,8 +10,9 @@ from contextlib import aclosing
 from typing import Any, Final
 
 from ledger.records import Fingerprint, Sampling
-from node.engine.completions import CompletionsClient, RemoteBusy, RemoteFailed, Said
+from node.engine.completions import CompletionsClient
 from node.engine.port import BadPrompt, EngineClosed, EngineFailed, Job, Piece, PromptTooLong, Rows
+from node.engine.streaming import RemoteBusy, RemoteFailed, Said
 from node.models.manifest import Manifest
 from node.models.spelling import Misread, Spelling
 from verify.attestation import UNDECLARED

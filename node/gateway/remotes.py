@@ -7,10 +7,11 @@ from typing import Any, Final
 from attrs import evolve, frozen
 
 from ledger.money import Amount
-from node.engine.completions import Said, estimated_tokens
+from node.engine.completions import estimated_tokens
 from node.engine.paying import Payer
 from node.engine.port import EngineBusy, EngineError, Job, Piece
 from node.engine.remote import RemoteChat, RemoteEngine
+from node.engine.streaming import Said
 from node.gateway.answer import Answer, Part
 from node.gateway.question import Question
 from node.gateway.sources import Paper

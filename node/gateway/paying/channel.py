@@ -16,8 +16,8 @@ from x402.mechanisms.evm.batch_settlement.errors import (
     ERR_CUMULATIVE_AMOUNT_MISMATCH,
 )
 
-from node.engine.completions import RemoteBusy
 from node.engine.paying import SIGNATURE, Demand
+from node.engine.streaming import RemoteBusy
 from node.gateway.paying.limits import Charged, OtherChannel, PayLimits, PaymentPending, TurnedDown
 from node.gateway.paying.signing import Signing, header_of
 from node.gateway.paying.terms import Terms, decoded, error_of, response_of, shown_in

@@ -5,8 +5,8 @@ from typing import Final, Literal
 from attrs import field, frozen
 
 from ledger.money import Amount, Price, cost
-from node.engine.completions import RemoteFailed
 from node.engine.paying import Demand
+from node.engine.streaming import RemoteFailed
 
 Scheme = Literal["exact", "batch-settlement"]
 # So many requests' worth is put into a channel, where the owner sets no limit.

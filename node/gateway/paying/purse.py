@@ -6,8 +6,8 @@ from typing import Final
 
 from ledger.money import Amount
 from ledger.rails.stablecoin.errors import ChainError
-from node.engine.completions import RemoteBusy
 from node.engine.paying import Demand, Payment
+from node.engine.streaming import RemoteBusy
 from node.gateway.paying.channel import ChannelPayment
 from node.gateway.paying.limits import CannotSign, OtherPayee, PayLimits
 from node.gateway.paying.signing import Signing

@@ -9,10 +9,10 @@ import pytest
 from aiohttp import web
 
 from ledger.records import Fingerprint, Sampling
-from node.engine.completions import RemoteBusy, RemoteFailed
 from node.engine.memory import memory_manifest
 from node.engine.port import BadPrompt, EngineClosed, EngineError, EngineFailed, Job, PromptTooLong
 from node.engine.remote import RemoteChat, RemoteEngine, settings_of
+from node.engine.streaming import RemoteBusy, RemoteFailed
 from node.models.spelling import Spelling
 from node.models.tokenizer import Tokenizer
 from tests.node.remotes import DONE, KEY, SECRET, Handler, Server, client_of, event, refuses, says, sends, serving

@@ -18,7 +18,8 @@ from ledger.events import decode_events
 from ledger.identity import Identity
 from ledger.money import Amount, Price
 from ledger.statement import Statement
-from node.engine.completions import CompletionsClient, Endpoint, RemoteFailed
+from node.engine.completions import CompletionsClient, Endpoint
+from node.engine.streaming import RemoteFailed
 from node.exchange.book import Book
 from node.exchange.strangers import channel_of
 from node.gateway.paying.limits import (
