@@ -5,6 +5,8 @@ config.toml    the owner's settings
 ledger.db      the journal and the records
 models/        model and tokenizer files
 calibrations/  what honest engines show, for each model
+wallet.json    keys of money on a chain, encrypted with a passphrase
+chain/         transactions under way, and what was seen of channels
 api.key        the key that `/v1` asks for on hosts other than loopback
 node.json      address and token of the running node
 node.lock      held while a node runs in this home
@@ -95,6 +97,16 @@ class Home:
     def calibrations(self) -> Path:
         """What `idlemesh calibrate` found, a file for each model."""
         return self.folder / "calibrations"
+
+    @property
+    def wallet(self) -> Path:
+        """The encrypted keys of the owner's money on a chain."""
+        return self.folder / "wallet.json"
+
+    @property
+    def chain(self) -> Path:
+        """What was sent to the chain, and seen there."""
+        return self.folder / "chain"
 
     def make(self) -> None:
         """Make the folder, for the owner's eyes only. Raises HomeError."""

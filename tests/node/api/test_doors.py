@@ -8,8 +8,8 @@ from urllib.parse import quote
 import openai
 import pytest
 
-from node.app import NeedsApiKey
 from node.home import Home
+from node.listening import NeedsApiKey
 from tests.node.api.running import MODEL, RunningNode, request, running_node, settings
 
 NODE_PATHS = ["id", "peers", "offers", "receipts", "receipts/abcdef", "receipts/abcdef/export", "accounts"]

@@ -1,0 +1,110 @@
+"""The owner's money on a chain, as the configuration has it: keys, chain, rail and channels."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from attrs import frozen
+
+from ledger.identity import Did
+from ledger.rails.policy import Policy
+from ledger.rails.stablecoin.chain import Chain
+from ledger.rails.stablecoin.errors import ChainError, SignerFailed
+from ledger.rails.stablecoin.keys import CommandSigner, KeysError, Signer, open_keystore
+from ledger.rails.stablecoin.networks import NetworkError, address, network
+from ledger.rails.stablecoin.rail import Stablecoin
+from node.exchange.book import Book
+from node.exchange.channels import Channels, Teller
+from node.exchange.till import Wanted
+from node.home import Home, HomeError
+from node.stablecoin_settings import StablecoinSettings
+
+_GWEI: Final = 10**9
+_MAX_PASSPHRASE: Final = 4_096
+
+
+class NoMoney(HomeError):
+    """The section [stablecoin] cannot be used as it is; the message says what to do."""
+
+
+@frozen
+class Money:
+    """What the node pays and is paid with on one chain."""
+
+    settings: StablecoinSettings
+    chain: Chain
+    rail: Stablecoin
+    channels: Channels
+
+    @property
+    def token(self) -> bytes:
+        """The address of the dollar there."""
+        return self.chain.network.token.address
+
+    @property
+    def wanted(self) -> Wanted:
+        """What a seller wants of a channel to it."""
+        said = self.settings
+        return Wanted(self.chain.place, self.token, self.chain.address, said.withdraw_delay, said.min_deposit.value)
+
+    @property
+    def policy(self) -> Policy:
+        """When money moves by itself."""
+        said = self.settings
+        return Policy(
+            move_at=said.claim_at.value,
+            move_after_s=said.claim_after,
+            top_up_below=said.top_up_below.value,
+            top_up_to=said.deposit.value,
+            max_fee_ppm=round(said.max_fee_share * 1_000_000),
+        )
+
+
+async def open_money(
+    stack: contextlib.AsyncExitStack,
+    home: Home,
+    settings: StablecoinSettings,
+    book: Book,
+    dial: Callable[[Did], Teller | None],
+) -> Money:
+    """Open the wallet, and make the rail one of the book's; the chain may be down meanwhile. Raises NoMoney."""
+    try:
+        signer = await _open_signer(home, settings)
+        where = network(settings.network)
+        if settings.confirmations is not None:
+            where = where.with_(confirmations=settings.confirmations)
+        chain = await Chain.open(
+            where,
+            [url.get_secret_value() for url in settings.rpc] or where.rpc,
+            home.chain,
+            signer,
+            contract=address(settings.contract) if settings.contract is not None else None,
+            max_gas_price=int(settings.max_gas_price * _GWEI),
+        )
+    except (KeysError, NetworkError, ChainError, SignerFailed) as error:
+        raise NoMoney(str(error)) from None
+    stack.push_async_callback(chain.close)
+    channels = await Channels.open(book, dial)
+    rail = Stablecoin(chain, channels, book.me, ether=settings.ether.value, min_deposit=settings.min_deposit.value)
+    stack.push_async_callback(rail.close)
+    book.rails.add(rail)
+    return Money(settings, chain, rail, channels)
+
+
+async def _open_signer(home: Home, settings: StablecoinSettings) -> Signer:
+    if settings.signer is not None:
+        return await CommandSigner.start(settings.signer)
+    if settings.passphrase_file is None:
+        raise NoMoney("the wallet's passphrase is needed: write [stablecoin] passphrase_file, or signer")
+    return open_keystore(settings.keystore or home.wallet, _passphrase(settings.passphrase_file))
+
+
+def _passphrase(path: Path) -> str:
+    """The first line of a file."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.readline(_MAX_PASSPHRASE).rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise NoMoney(f"the passphrase in {path} cannot be read: {why}") from None

@@ -1,0 +1,211 @@
+"""The services that buy, sell and settle, joined as the configuration has it."""
+
+import contextlib
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Final
+
+import aiohttp
+from attrs import frozen
+
+from ledger.identity import Did
+from ledger.money import Amount
+from ledger.records import Offer, Signed
+from node.config import Config, default_credit
+from node.engine.calibration import CalibrationFiles
+from node.exchange.auditor import Auditor
+from node.exchange.book import NO_LEDGER, Book
+from node.exchange.buyer import Buyer
+from node.exchange.claims import Claims
+from node.exchange.disputes import Disputes
+from node.exchange.effects import EffectDriver
+from node.exchange.idling import IdleWatch
+from node.exchange.netting import Netter
+from node.exchange.opening import Opening
+from node.exchange.panel import Market, Panel
+from node.exchange.reconciling import Reconciler
+from node.exchange.retaining import Retention
+from node.exchange.sale import Ware
+from node.exchange.seller import Credit, Seller
+from node.exchange.settler import AuditPolicy, Settler
+from node.exchange.settling import Settling
+from node.exchange.till import Till
+from node.gateway.gateway import Gateway
+from node.gateway.question import Policy
+from node.gateway.remotes import Remotes
+from node.gateway.supply import Local, Supply
+from node.home import Home
+from node.mesh.static import NamedPeers
+from node.models.tokenizer import Tokenizer
+from node.models.tokenizers import Tokenizers
+from node.own_models import OwnModel, OwnModels
+from node.own_money import Money
+from node.own_remotes import OwnRemote
+from node.ports import Clock, Entropy
+from node.wire.client import HttpPeer
+from node.wire.messages import Refused
+
+# How often what is past its time is dropped; until then a ledger in trouble is not tried again.
+SWEEP_S: Final = 60.0
+
+
+@frozen
+class Ground:
+    """What trading stands on; all of it is open by then."""
+
+    home: Home
+    config: Config
+    book: Book
+    clock: Clock
+    entropy: Entropy
+    tokenizers: Tokenizers
+    own: OwnModels
+    elsewhere: Sequence[OwnRemote]
+    session: aiohttp.ClientSession
+    lines: Mapping[Did, HttpPeer]
+    effects: EffectDriver
+    money: Money | None
+    watch: IdleWatch | None
+
+    def may_sell(self) -> Refused | None:
+        """Why nothing may be sold now, as buyers are told it."""
+        if self.book.trouble is not None:
+            return Refused("not_selling", NO_LEDGER, math.ceil(SWEEP_S))
+        return self.watch.may_sell() if self.watch is not None else None
+
+
+@frozen
+class Buying:
+    """The services of a buyer, and what both sides of an account need."""
+
+    auditor: Auditor
+    settler: Settler
+    buyer: Buyer
+    reconciler: Reconciler
+    peers: NamedPeers
+    remotes: Remotes
+    supply: Supply
+    gateway: Gateway
+    settling: Settling
+    netter: Netter
+    disputes: Disputes
+    retention: Retention
+    opening: Opening | None
+
+
+async def open_buying(stack: contextlib.AsyncExitStack, ground: Ground) -> Buying:
+    """Everything but the seller. Nothing is asked of peers yet."""
+    book, config, own, entropy, line = ground.book, ground.config, ground.own, ground.entropy, ground.lines.get
+    calibrations = CalibrationFiles(ground.home.calibrations)
+    auditor = Auditor(book, [model.engine for model in own.models], calibrations.find, ground.tokenizers.open_own)
+    settler = Settler(book, entropy, auditor, AuditPolicy(config.audit.rate, config.audit.first), line)
+    stack.push_async_callback(settler.close)
+    buyer = Buyer(book, entropy, settler.settle, config.buy.patience, settler)
+    stack.push_async_callback(buyer.close)
+    reconciler = Reconciler(book, entropy, line, settler.promised)
+    await reconciler.heads.open()
+    reconciler.taking.claimed = Claims(book, settler, ground.tokenizers.open).take
+    peers = NamedPeers(
+        book.identity.did,
+        ground.lines,
+        ground.tokenizers,
+        ground.clock,
+        buyer.take_grant,
+        reconciler.meet,
+        reconciler.heads.may_work_with,
+        book.rails.names,
+    )
+    remotes = Remotes([remote.backend for remote in ground.elsewhere], ground.clock)
+    supply = Supply(book, [_local(model) for model in own.models], own.catalogue, peers, buyer, remotes)
+    limits = Policy(config.buy.limits(), config.buy.weights, config.buy.busy_wait, config.api.max_tokens)
+    helping = Buyer(book, entropy, settler.settle_help, config.buy.patience, settler)
+    stack.push_async_callback(helping.close)
+    auditor.panel = Panel(book, entropy, helping, _help(config, supply, peers))
+    return Buying(
+        auditor,
+        settler,
+        buyer,
+        reconciler,
+        peers,
+        remotes,
+        supply,
+        Gateway(supply, entropy, limits),
+        Settling(book, line),
+        Netter(book, line),
+        Disputes(book, line, settler.give_way),
+        Retention(book, config.retention.records),
+        _opening(ground, buyer) if ground.money is not None else None,
+    )
+
+
+async def open_seller(ground: Ground, buying: Buying, url: str) -> Seller | None:
+    """The selling side, if the owner named a price; `url` is where buyers reach it."""
+    if ground.watch is not None:
+        await ground.watch.look()
+    wares = [*_wares(ground.own), *(remote.ware for remote in ground.elsewhere if remote.ware is not None)]
+    if not wares:
+        return None
+    fit = buying.reconciler.heads.may_work_with
+    seller = _seller(ground, wares, fit)
+    buying.reconciler.taking.paid = seller.acknowledge
+    seller.url = url
+    await seller.sweep()
+    return seller
+
+
+def open_till(ground: Ground) -> Till | None:
+    """Where channels to this node come in, if it can be paid so."""
+    money = ground.money
+    if money is None:
+        return None
+    return Till(ground.book, money.channels, money.rail, money.wanted, ground.effects.look)
+
+
+def _opening(ground: Ground, buyer: Buyer) -> Opening:
+    money = ground.money
+    assert money is not None
+    place, wallet = money.chain.place, money.chain.address
+    return Opening(ground.book, money.channels, ground.lines.get, place, money.token, wallet, buyer.take_grant)
+
+
+def _local(model: OwnModel) -> Local:
+    return Local(model.engine, model.tokenizer, model.name, lambda: model.engine.state)
+
+
+def _help(config: Config, supply: Supply, peers: NamedPeers) -> Market:
+    """Whom the auditor may ask, and for how much."""
+
+    async def tokenizer(offer: Signed[Offer]) -> Tokenizer:
+        return await peers.tokenizer(offer.record.tokenizer, offer.signer)
+
+    return Market(supply.other_candidates, peers.dial, tokenizer, config.buy.limits(), config.audit.max_per_day)
+
+
+def _wares(own: OwnModels) -> list[Ware]:
+    """The models of this machine that are sold."""
+    return [
+        Ware(model.engine, model.tokenizer, model.name, model.price, model.engine.is_unchanged)
+        for model in own.models
+        if model.price is not None
+    ]
+
+
+def _seller(ground: Ground, wares: Sequence[Ware], may_work_with: Callable[[Did], Refused | None]) -> Seller:
+    sell, usual = ground.config.sell, default_credit(wares[0].price)
+    limit = sell.open_credit or usual
+    # Without credit, orders are paid from channels; their window is no smaller for that.
+    window = sell.window or Amount(max((limit.value or usual.value) // 5, 1), limit.unit)
+    exposure = sell.exposure or Amount(5 * window.value, window.unit)
+    credit = {limit.unit: Credit(limit, window, exposure)}
+    named: Collection[str] = ground.lines
+    return Seller(
+        ground.book,
+        ground.entropy,
+        wares,
+        credit,
+        ground.tokenizers.raw,
+        named,
+        ground.may_sell,
+        may_work_with,
+        sell.patience,
+    )
