@@ -1,11 +1,12 @@
 """The purses of the owner's remote backends that are paid by x402: their limits, one wallet, one journal."""
 
-from collections.abc import Callable
+from typing import Final
 
 from ledger.rails.stablecoin.networks import Network, checksummed
 from node.config import RemoteSettings
 from node.engine.paying import Payer
 from node.exchange.book import Book
+from node.gateway.paying.fates import Sweeper
 from node.gateway.paying.limits import PayLimits
 from node.gateway.paying.purse import Purse
 from node.gateway.paying.signing import Signing, Wallet
@@ -14,17 +15,15 @@ from node.gateway.paying.till import Till
 from node.ports import Entropy
 
 
-async def open_purses(
-    book: Book, entropy: Entropy, wallet: Wallet, network: Network
-) -> Callable[[RemoteSettings], Payer]:
-    """Who pays each remote. What an earlier run left unknown is taken up: call it before other services start."""
-    token = network.token
-    till = Till(book, entropy)
-    await till.open()
-    coin = Coin(network.caip2, checksummed(token.address), token.name, token.version)
-    signing = Signing(wallet, book.identity, coin)
+class Purses:
+    """Who pays each remote."""
 
-    def purse(settings: RemoteSettings) -> Payer:
+    def __init__(self, till: Till, signing: Signing) -> None:
+        self._till, self._signing = till, signing
+        self.sweep: Final = Sweeper(till, signing).sweep
+
+    def payer_of(self, settings: RemoteSettings) -> Payer:
+        """The payer of a remote that is paid by x402."""
         limits = PayLimits(
             settings.name,
             settings.price,
@@ -34,6 +33,13 @@ async def open_purses(
             settings.max_deposit,
             settings.pay_to,
         )
-        return Purse(limits, signing, till)
+        return Purse(limits, self._signing, self._till)
 
-    return purse
+
+async def open_purses(book: Book, entropy: Entropy, wallet: Wallet, network: Network) -> Purses:
+    """What an earlier run left unknown is taken up: call it before other services start. Call `sweep` now and then."""
+    token = network.token
+    till = Till(book, entropy)
+    await till.open()
+    coin = Coin(network.caip2, checksummed(token.address), token.name, token.version)
+    return Purses(till, Signing(wallet, book.identity, coin))

@@ -12,6 +12,8 @@ from typing import Final, Protocol
 
 from attrs import frozen
 
+from ledger.money import Amount
+
 # What the server wants; the payment; what became of it. All three are JSON in base64.
 REQUIRED: Final = "PAYMENT-REQUIRED"
 SIGNATURE: Final = "PAYMENT-SIGNATURE"
@@ -51,6 +53,9 @@ class Payer(Protocol):
     @property
     def charged(self) -> int:
         """What its answers have cost since the start, in the unit of its price."""
+
+    def spent_today(self) -> Amount:
+        """What it was paid since midnight UTC, also before the start, and may still take of what it was promised."""
 
     def paying(self, required: str, demand: Demand) -> AbstractAsyncContextManager[Payment]:
         """Promise what a server wants for a request, within the owner's limits. Raises RemoteFailed, RemoteBusy."""

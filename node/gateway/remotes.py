@@ -102,16 +102,18 @@ class Remotes:
 
     def status(self) -> list[dict[str, Any]]:
         """Every backend, for the owner."""
-        return [
-            {
-                "remote": candidate.who,
-                "price": str(self.backend(candidate).terms.price),
-                "privacy": self.backend(candidate).terms.ceiling,
-                "free_slots": self.backend(candidate).free_slots(),
-                "trouble": self.trouble(candidate),
-            }
-            for candidate in self.candidates()
-        ]
+        return [self._status(candidate, self.backend(candidate)) for candidate in self.candidates()]
+
+    def _status(self, candidate: Candidate, backend: Backend) -> dict[str, Any]:
+        paid = {} if backend.payer is None else {"paid_today": str(backend.payer.spent_today())}
+        return {
+            "remote": candidate.who,
+            "price": str(backend.terms.price),
+            "privacy": backend.terms.ceiling,
+            "free_slots": backend.free_slots(),
+            "trouble": self.trouble(candidate),
+            **paid,
+        }
 
     def failed(self, candidate: Candidate, error: EngineError) -> None:
         """Leave it alone for a while."""

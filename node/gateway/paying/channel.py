@@ -18,11 +18,11 @@ from x402.mechanisms.evm.batch_settlement.errors import (
 
 from node.engine.paying import SIGNATURE, Demand
 from node.engine.streaming import RemoteBusy
+from node.gateway.paying.fates import LATE_S, fate_of
 from node.gateway.paying.limits import Charged, OtherChannel, PayLimits, PaymentPending, TurnedDown
 from node.gateway.paying.signing import Signing, header_of
 from node.gateway.paying.terms import Terms, decoded, error_of, response_of, shown_in
 from node.gateway.paying.till import Till
-from node.gateway.paying.transfer import LATE_S
 
 _BUSY_S: Final = 5.0
 _STALE: Final = frozenset({ERR_CUMULATIVE_AMOUNT_MISMATCH, ERR_CUMULATIVE_AMOUNT_BELOW_CLAIMED})
@@ -138,12 +138,12 @@ class ChannelPayment:
         if pending is None or sent is None or sent.get("type") != "deposit":
             return None
         signed, now = self._signing.deposit_authorization(sent), self._till.now()
-        if await self._signing.is_used(signed):
-            return None
-        if now < signed.valid_before:
+        fate = await fate_of(self._signing, signed, now)
+        if fate == "open" and now < signed.valid_before:
             return sent
-        if now <= signed.valid_before + LATE_S or await self._signing.is_used(signed, deep=True):
+        if fate == "open":
             over = max(signed.valid_before + LATE_S - now, 1)
             raise PaymentPending(self._limits.name, f"a deposit may show on the chain for {over} s more")
-        await self._till.void(self._key, pending.order, signed.value)
+        if fate == "over":
+            await self._till.void(self._key, pending.order, signed.value)
         return None

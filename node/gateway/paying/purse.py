@@ -40,7 +40,7 @@ class Purse:
         self._check_payee(terms)
         # Here, so that terms that are beyond the limits are refused before anything else is done with them.
         limits.check(terms.amount, demand, 0)
-        lock = till.lock(terms.pay_to)
+        lock = till.lock(till.transfers_to(self._signing.coin.network, terms.pay_to).payee)
         if lock.locked():
             raise RemoteBusy(limits.name, _RETRY_S)
         async with lock:
@@ -60,7 +60,7 @@ class Purse:
                 self._charged += payment.charged
 
     def spent_today(self) -> Amount:
-        """What it was paid since midnight UTC, and may still take of what it was promised."""
+        """See `Payer.spent_today`."""
         pay_to = self.limits.pay_to or self._till.pay_to(self.limits.name)
         spent = 0 if pay_to is None else self._till.spent_today(self._signing.coin.network, pay_to.lower())
         return Amount(spent, "uusd")

@@ -138,8 +138,8 @@ class Signing:
     async def claimed(self, channel: bytes) -> int:
         """What the seller has claimed of a channel so far. Raises what the chain does."""
         contract = bytes.fromhex(BATCH_SETTLEMENT_ADDRESS.removeprefix("0x"))
-        (found,) = await self._wallet.read(contract, "channels", channel)
-        return int(found[1])
+        _, claimed = await self._wallet.read(contract, "channels", channel)
+        return int(claimed)
 
 
 def exact_authorization(payload: Mapping[str, Any]) -> Authorization:

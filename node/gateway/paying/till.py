@@ -42,7 +42,7 @@ from ledger.events import AccountChanged
 from ledger.journal import Kept
 from ledger.statement import DAY_MS
 from node.exchange.book import Book
-from node.exchange.strangers import CHANNEL_RAIL, PREPAID_RAIL, did_of_wallet
+from node.exchange.strangers import CHANNEL_RAIL, PREPAID_RAIL, did_of_wallet, is_stranger
 from node.ports import Entropy
 
 PAYMENT: Final = "x402-payment"
@@ -71,16 +71,15 @@ class Till:
 
     async def open(self) -> None:
         """Take up what an earlier run left: nobody else closes these orders."""
-        for key, account in self._book.journal.books.accounts.items():
-            if self._is_ours(key):
-                self._book.under_way.update(order for order, reserved in account.orders.items() if reserved.open)
+        for account in self.accounts():
+            self._book.under_way.update(order for order, reserved in account.orders.items() if reserved.open)
         for kept in reversed(await self._book.journal.list_records(SELLER, _MOST_SELLERS)):
             said = codec.decode(kept.raw, _MAX_RECORD)
             self._pinned[said["remote"]] = said["pay_to"]
 
-    def lock(self, pay_to: str) -> asyncio.Lock:
-        """One payment to a seller at a time."""
-        return self._locks.setdefault(pay_to, asyncio.Lock())
+    def lock(self, seller: str) -> asyncio.Lock:
+        """One payment to a seller at a time; `seller` is its wallet's did."""
+        return self._locks.setdefault(seller, asyncio.Lock())
 
     def now(self) -> int:
         """Seconds since 1970."""
@@ -99,6 +98,10 @@ class Till:
 
     # Accounts
 
+    def accounts(self) -> list[Account]:
+        """All accounts with such sellers."""
+        return [account for key, account in self._book.journal.books.accounts.items() if self._is_ours(key)]
+
     def transfers_to(self, network: str, pay_to: str) -> AccountKey:
         """The account of transfers to a seller."""
         return AccountKey(self._book.me, did_of_wallet(network, _raw(pay_to)), PREPAID_RAIL, _UNIT)
@@ -110,8 +113,7 @@ class Till:
     def accounts_with(self, network: str, pay_to: str) -> list[Account]:
         """All accounts with a seller."""
         seller = did_of_wallet(network, _raw(pay_to))
-        known = self._book.journal.books.accounts.items()
-        return [account for key, account in known if self._is_ours(key) and key.payee.partition("#")[0] == seller]
+        return [account for account in self.accounts() if account.key.payee.partition("#")[0] == seller]
 
     def account(self, key: AccountKey) -> Account:
         """An account as it is now."""
@@ -193,7 +195,7 @@ class Till:
         await self._book.post(*(AccountChanged(key, change) for change in changes), records=records)
 
     def _is_ours(self, key: AccountKey) -> bool:
-        return key.payer == self._book.me and key.payee.startswith("did:pkh:")
+        return key.payer == self._book.me and is_stranger(key.payee)
 
 
 def _raw(address: str) -> bytes:

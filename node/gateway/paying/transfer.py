@@ -5,18 +5,15 @@ presented again where the request costs the same, and nothing else is signed bef
 """
 
 from collections.abc import Mapping
-from typing import Final
 
 from x402.http.utils import decode_payment_signature_header
 
 from node.engine.paying import SIGNATURE, Demand
+from node.gateway.paying.fates import LATE_S, fate_of
 from node.gateway.paying.limits import PayLimits, PaymentPending, TurnedDown
-from node.gateway.paying.signing import Authorization, Signing, exact_authorization, header_of
+from node.gateway.paying.signing import Signing, exact_authorization, header_of
 from node.gateway.paying.terms import Terms, decoded, error_of, response_of
 from node.gateway.paying.till import Pending, Till
-
-# After its end the chain may still show that an authorization was used: blocks, and this machine's clock.
-LATE_S: Final = 600
 
 
 class TransferPayment:
@@ -67,17 +64,15 @@ class TransferPayment:
         """Whether an earlier transfer is presented for this request; False if it came to its end."""
         sent = decode_payment_signature_header(pending.header)
         earlier = exact_authorization(sent.payload)
-        if await self._signing.is_used(earlier):
-            await self._till.charge(self._key, pending.order, earlier.value)
-            return False
-        if await self._is_over(earlier):
-            await self._till.void(self._key, pending.order, earlier.value)
-            return False
+        match await fate_of(self._signing, earlier, self._till.now()):
+            case "taken":
+                await self._till.charge(self._key, pending.order, earlier.value)
+                return False
+            case "over":
+                await self._till.void(self._key, pending.order, earlier.value)
+                return False
         if earlier.value != self._terms.amount or self._till.now() >= earlier.valid_before:
             over = earlier.valid_before + LATE_S - self._till.now()
             raise PaymentPending(self._limits.name, f"it can be taken for {max(over, 1)} s more")
         self._order, self._header = pending.order, pending.header
         return True
-
-    async def _is_over(self, earlier: Authorization) -> bool:
-        return self._till.now() > earlier.valid_before + LATE_S and not await self._signing.is_used(earlier, deep=True)

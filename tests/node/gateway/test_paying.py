@@ -22,6 +22,7 @@ from node.engine.completions import CompletionsClient, Endpoint
 from node.engine.streaming import RemoteFailed
 from node.exchange.book import Book
 from node.exchange.strangers import channel_of
+from node.gateway.paying.fates import Sweeper
 from node.gateway.paying.limits import (
     AsksTooMuch,
     Charged,
@@ -80,8 +81,12 @@ class Buyer:
     clock: ManualClock
 
     def purse(self, **limits: Any) -> Purse:
-        given: dict[str, Any] = {"price": Price(10 * DOLLARS, 10 * DOLLARS, "uusd"), "max_payment": uusd(1_000)}
-        return Purse(PayLimits("shop", **(given | limits)), self.signing, self.till)
+        given: dict[str, Any] = {
+            "name": "shop",
+            "price": Price(10 * DOLLARS, 10 * DOLLARS, "uusd"),
+            "max_payment": uusd(1_000),
+        }
+        return Purse(PayLimits(**(given | limits)), self.signing, self.till)
 
     async def ask(self, seller: X402Seller, purse: Purse, max_tokens: int = 100) -> str:
         client = CompletionsClient(self.session, Endpoint("shop", seller.url, "m"), 10.0, purse)
@@ -198,6 +203,27 @@ async def test_a_transfer_whose_time_is_over_came_to_nothing(chain: Anvil, exact
     account = only_account(buyer, exact)
     assert (account.funded, account.withdrawn, account.owed) == (1_900, 1_000, 0)
     assert len(buyer.wallet.signed) == 2
+
+
+async def test_payments_whose_time_is_over_are_ended_without_another_request(
+    exact: X402Seller, batch: X402Seller, buyer: Buyer
+) -> None:
+    sweeper = Sweeper(buyer.till, buyer.signing)
+    exact.loses = batch.breaks = True
+    for seller, name in ((exact, "one"), (batch, "other")):
+        with pytest.raises(RemoteFailed):
+            await buyer.ask(seller, buyer.purse(name=name))
+    await sweeper.sweep()
+    taken, waiting = only_account(buyer, exact), only_account(buyer, batch)
+    assert (taken.owed, taken.reserved) == (1_000, 0)
+    assert (waiting.funded, waiting.reserved) == (10_000, 1_000)
+
+    buyer.clock.advance(300 + 601)
+    await sweeper.sweep()
+
+    over = only_account(buyer, batch)
+    assert (over.funded - over.withdrawn, over.owed, over.reserved) == (0, 0, 0)
+    assert buyer.book.spent_today() == {"uusd": 1_000}
 
 
 # Channels
