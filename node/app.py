@@ -13,6 +13,7 @@ import aiohttp
 from aiohttp import web
 from attrs import field, frozen
 
+from ledger.account import AccountKey
 from ledger.database import Database, LedgerError, Place
 from ledger.identity import Did, Identity
 from ledger.rails import credit
@@ -34,6 +35,8 @@ from node.engine.port import Engine
 from node.exchange.book import Book
 from node.exchange.effects import EffectDriver
 from node.exchange.idling import IdleWatch, reader, selling_now
+from node.exchange.opening import Deposit
+from node.exchange.pacing import Pace
 from node.exchange.seller import Seller
 from node.exchange.settler import Settler
 from node.gateway.gateway import Gateway
@@ -98,8 +101,11 @@ async def run_node(
     entropy: Entropy | None = None,
     say: Say = lambda _: None,
     rails: Sequence[Rail] = (credit,),
+    pace: Pace | None = None,
 ) -> AsyncIterator[Node]:
-    """Run a node until the context is left; `say` is told what takes time at the start, `rails` can move money.
+    """Run a node until the context is left; `say` is told what takes time at the start.
+
+    `rails` can move money, besides the chain's, and `pace` is how long that waits for what.
 
     Raises HomeError, BadModelFile, BadConfig, NameTaken, EngineError, LedgerCorrupt, each with advice.
     """
@@ -108,7 +114,7 @@ async def run_node(
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(home.lock())
         listener = stack.enter_context(contextlib.closing(listen(config.node.host, config.node.port)))
-        ground = await _open_ground(stack, home, config, load_engine, clock, entropy, say, rails)
+        ground = await _open_ground(stack, home, config, load_engine, clock, entropy, say, rails, pace)
         buying = await open_buying(stack, ground)
         everywhere = is_wildcard(config.node.host)
         seller = await open_seller(ground, buying, "" if everywhere else url_of(config.node.host, listener))
@@ -147,6 +153,7 @@ async def _open_ground(
     entropy: Entropy,
     say: Say,
     rails: Sequence[Rail],
+    pace: Pace | None,
 ) -> Ground:
     """Ledger, models, lines to peers, and money."""
     book = await _open_book(stack, config.ledger.place(home.ledger), home.identity(entropy), clock)
@@ -169,7 +176,7 @@ async def _open_ground(
         rails, policies = [*rails, money.rail], {money.rail.name: money.policy}
         payer_of = await open_purses(book, entropy, money.chain, money.chain.network)
     elsewhere = await open_remotes(config, home, session, tokenizers, names, sold, payer_of)
-    effects = EffectDriver(book, entropy, rails, policies)
+    effects = EffectDriver(book, entropy, rails, policies, pace)
     return Ground(home, config, book, clock, entropy, tokenizers, own, elsewhere, session, lines, effects, money, watch)
 
 
@@ -201,7 +208,7 @@ def _start(stack: contextlib.AsyncExitStack, ground: Ground, buying: Buying, sel
     _in_background(stack, _sweep(ground, buying, seller))
     _in_background(stack, ground.effects.run())
     if buying.opening is not None:
-        _in_background(stack, buying.opening.run())
+        _in_background(stack, buying.opening.run(buying.peers.offers, _deposit(ground)))
     if seller is not None and ground.watch is not None:
         _in_background(stack, ground.watch.run(seller.hand_back))
 
@@ -240,6 +247,16 @@ def _idle_watch(stack: contextlib.AsyncExitStack, config: Config) -> IdleWatch |
 
 async def _no_offers() -> list[bytes]:
     return []
+
+
+def _deposit(ground: Ground) -> Deposit | None:
+    """What the owner wants to be in a new seller's channel by itself, if anything."""
+    amount = ground.config.stablecoin.deposit.value if ground.config.stablecoin is not None else 0
+
+    async def deposit(key: AccountKey) -> None:
+        await ground.effects.ask(key, "top_up", amount)
+
+    return deposit if amount else None
 
 
 async def _sweep(ground: Ground, buying: Buying, seller: Seller | None) -> None:

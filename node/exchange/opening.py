@@ -6,7 +6,6 @@ node has seen it on the chain, and again until it has taken it; then its window 
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, Protocol
@@ -21,12 +20,17 @@ from ledger.rails.stablecoin.digests import Place
 from ledger.records import MAX_WITHDRAW_DELAY_S, ChannelTerms, Expired, Grant, Offer, Signed, check_time, open_record
 from node.exchange.book import Book
 from node.exchange.channels import UNIT, Channels, Teller
+from node.exchange.moving import EffectRefused
 from node.exchange.promised import RAIL
 from node.wire.messages import Refused, Unreachable
 
 _ROUND_S: Final = 2.0
 _FIRST_RETRY_S: Final = 2.0
 _LAST_RETRY_S: Final = 300.0
+
+# The offers that are open, and what puts money into an account's channel.
+Offers = Callable[[], Iterable[Signed[Offer]]]
+Deposit = Callable[[AccountKey], Awaitable[object]]
 
 _log = logging.getLogger(__name__)
 
@@ -116,10 +120,15 @@ class Opening:
             raise NoTerms(peer, str(error)) from None
         return signed.record
 
-    async def run(self) -> None:
-        """Tell sellers of deposits, until cancelled."""
+    async def run(self, offers: Offers = tuple, deposit: Deposit | None = None) -> None:
+        """Tell sellers of deposits, until cancelled; with `deposit`, also fill channels to those of `offers`."""
         while True:
-            await self.step()
+            try:
+                await self.step()
+                if deposit is not None:
+                    await self.begin(offers(), deposit)
+            except Exception:  # noqa: BLE001 - one peer's trouble, or the disk's, must not end it
+                _log.exception("opening channels failed; it is tried again")
             await asyncio.sleep(_ROUND_S)
 
     async def step(self) -> None:
@@ -157,7 +166,7 @@ class Opening:
 
     # Deposits that nobody asks for
 
-    async def begin(self, offers: Iterable[Signed[Offer]], deposit: Callable[[AccountKey], Awaitable[object]]) -> None:
+    async def begin(self, offers: Iterable[Signed[Offer]], deposit: Deposit) -> None:
         """Open a channel to each seller that is paid so and has none yet, and have `deposit` fill it."""
         sellers = {offer.signer for offer in offers if RAIL in offer.record.rails and offer.record.price.unit == UNIT}
         for seller in sorted(sellers):
@@ -166,5 +175,7 @@ class Opening:
             if books.account(key).funded or key in books.effects or key in self._begun:
                 continue
             self._begun.add(key)
-            with contextlib.suppress(OpeningError):
+            try:
                 await deposit(await self.open(seller))
+            except (OpeningError, EffectRefused) as error:
+                _log.warning("nothing was deposited by itself for %s: %s", seller, error)
