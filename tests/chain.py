@@ -83,7 +83,7 @@ class Deployed:
 
 @define
 class Anvil:
-    """A running chain, mining a block for each transaction, until told otherwise."""
+    """A running chain, mining a block for each transaction, until told otherwise; `catch_up` waits for it."""
 
     program: str
     folder: Path
@@ -219,6 +219,11 @@ class Anvil:
         return int(found[0]), int(found[1])
 
     # Blocks
+
+    def catch_up(self) -> None:
+        """Wait until what was sent to it is mined: it takes a transaction before it mines the block of it."""
+        while self.pending():
+            pass  # each question takes as long as a turn of its loop
 
     def mine(self, blocks: int = 1) -> None:
         self.rpc("anvil_mine", hex(blocks))

@@ -213,6 +213,15 @@ class CommandSigner:
         return signature
 
 
+async def _to_the_end(output: asyncio.StreamReader) -> bytes:
+    text = b""
+    while part := await output.read(_MAX_ANSWER):
+        text += part
+        if len(text) > _MAX_ANSWER:
+            raise SignerFailed(f"it answered with more than {_MAX_ANSWER} bytes")
+    return text
+
+
 async def _asked(command: Sequence[str], question: Mapping[str, Any], wait_s: float) -> dict[str, Any]:
     pipe = asyncio.subprocess.PIPE
     try:
@@ -225,7 +234,7 @@ async def _asked(command: Sequence[str], question: Mapping[str, Any], wait_s: fl
             assert process.stdout is not None
             process.stdin.write(json.dumps(question).encode())
             process.stdin.close()
-            text = await process.stdout.read(_MAX_ANSWER)
+            text = await _to_the_end(process.stdout)
             code = await process.wait()
     except TimeoutError:
         raise SignerFailed(f"{command[0]} did not answer in {wait_s:g} s") from None

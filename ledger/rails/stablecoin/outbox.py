@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, Self
 from attrs import asdict, define, evolve, field, frozen
 
 from ledger.rails.stablecoin.contracts import Call
+from ledger.rails.stablecoin.errors import ChainError
 
 MAX_WAITING: Final = 64
 _KEPT: Final = 1024  # of those that are through
@@ -19,7 +20,7 @@ _VERSION: Final = 1
 State = Literal["absent", "waiting", "mined", "settled", "failed"]
 
 
-class OutboxUnreadable(Exception):
+class OutboxUnreadable(ChainError):
     """The file cannot be read: what was sent is not known, so nothing more is."""
 
     def __init__(self, path: Path) -> None:

@@ -137,7 +137,7 @@ class Transactions:
             refusals = [each for _, each in said if isinstance(each, Said)]
             raise Refused(next((reason(each.data) or each.message for each in refusals), "it takes too much gas"))
         estimate = max(estimates) * _SPARE_NUMERATOR // _SPARE_DENOMINATOR + _SPARE_GAS
-        return max(estimate, call.gas or 0)
+        return max(estimate, call.gas)
 
     async def _price(self) -> GasPrice:
         price = await gas_price(self._endpoints, self._network)

@@ -4,7 +4,7 @@ from attrs import define, field
 
 from ledger.rails.stablecoin import contracts
 from ledger.rails.stablecoin.chain import Chain
-from ledger.rails.stablecoin.contracts import Row
+from ledger.rails.stablecoin.contracts import Call, Row
 from ledger.rails.stablecoin.digests import ChannelConfig
 from ledger.rails.stablecoin.keys import Key
 from tests.chain import ETHER, Anvil
@@ -54,7 +54,12 @@ class Pair:
     async def deposit(self, payee: Chain, payer: Chain, amount: int, salt: bytes = SALT) -> None:
         """By the payer's signature, brought by the payee."""
         deposit = await payer.authorize(self.config, amount, salt, self.chain.time + 3600)
-        await payee.submit(b"deposit" + salt, payee.bring(self.config, deposit))
+        await self.submit(payee, b"deposit" + salt, payee.bring(self.config, deposit))
 
     async def withdraw(self, payer: Chain, amount: int) -> None:
-        await payer.submit(b"withdraw", contracts.initiate_withdraw(payer.place.contract, self.config, amount))
+        await self.submit(payer, b"withdraw", contracts.initiate_withdraw(payer.place.contract, self.config, amount))
+
+    async def submit(self, sender: Chain, name: bytes, call: Call) -> None:
+        """And have it mined."""
+        await sender.submit(name, call)
+        self.chain.catch_up()

@@ -44,11 +44,11 @@ async def test_a_channel_is_paid_into_claimed_from_settled_and_emptied(chain: An
     seen = await payee.look(pair.config)
     assert (seen.withdrawing, seen.gone) == (6_000_000, 0)
     assert seen.withdraw_began == chain.time
-    await payee.submit(b"refund", contracts.refund(to, pair.config, 2_000_000))
+    await pair.submit(payee, b"refund", contracts.refund(to, pair.config, 2_000_000))
     seen = await payee.look(pair.config)
     assert (seen.withdrawing, seen.gone, seen.refund_nonce) == (4_000_000, 2_000_000, 1)
     chain.pass_time(DELAY_S)
-    await payer.submit(b"finalize", contracts.finalize_withdraw(to, pair.config))
+    await pair.submit(payer, b"finalize", contracts.finalize_withdraw(to, pair.config))
     chain.mine(2)
     seen = await payee.look(pair.config)
     assert (seen.deposited, seen.gone, seen.withdrawing, seen.balance) == (DEPOSIT, 6_000_000, 0, 4_000_000)
@@ -75,7 +75,7 @@ async def test_a_deposit_happens_once_whoever_brings_it(chain: Anvil, pair: Pair
     payer, payee = await opens(pair.payer), await opens(pair.receiver)
     deposit = await payer.authorize(pair.config, DEPOSIT, b"1" * 32, chain.time + 600)
     assert not await payee.deposited(pair.config, b"1" * 32, deep=False)
-    await payee.submit(b"first", payee.bring(pair.config, deposit))
+    await pair.submit(payee, b"first", payee.bring(pair.config, deposit))
     assert await payee.deposited(pair.config, b"1" * 32, deep=False)
     assert not await payee.deposited(pair.config, b"1" * 32)
     with pytest.raises(Refused, match="ERC3009UsedAuthorization"):
@@ -87,8 +87,8 @@ async def test_a_token_without_signed_deposits_is_approved_first(chain: Anvil, p
     payer = await opens(pair.payer)
     collector = payer.deployment.approve_collector
     assert collector is not None
-    await payer.submit(b"approve", contracts.approve(pair.config.token, collector, DEPOSIT))
-    await payer.submit(b"deposit", contracts.deposit(payer.place.contract, pair.config, DEPOSIT, collector))
+    await pair.submit(payer, b"approve", contracts.approve(pair.config.token, collector, DEPOSIT))
+    await pair.submit(payer, b"deposit", contracts.deposit(payer.place.contract, pair.config, DEPOSIT, collector))
     assert (await payer.look(pair.config)).balance == DEPOSIT
 
 
@@ -153,6 +153,7 @@ async def test_a_wait_ends_when_a_transaction_is_deep(chain: Anvil, pair: Pair, 
     payer = await opens(pair.payer, poll_s=0.01)
     await payer.submit(b"1", contracts.approve(pair.config.token, pair.receiver.address, 1))
     waiting = asyncio.create_task(payer.settled(b"1"))
+    chain.catch_up()
     chain.mine(2)
     found = await waiting
     assert (found.state, found.gas > 21_000, found.fee > found.gas) == ("settled", True, True)
