@@ -70,7 +70,7 @@ def is_wildcard(host: str) -> bool:
         return False
 
 
-class _Encoded(Exception):
+class Encoded(Exception):
     """A body with a Content-Encoding, which nothing here decodes."""
 
 
@@ -105,10 +105,10 @@ def build_app(openai: OpenAiDoor, mesh: MeshDoor, owner: OwnerDoor, keys: Keys, 
         else:
             _check_owner(request, keys)
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise _Encoded
+            raise Encoded
         return await handler(request)
 
-    app = web.Application(middlewares=[_errors, guard], client_max_size=MAX_BODY)
+    app = web.Application(middlewares=[errors, guard], client_max_size=MAX_BODY)
     app.add_routes(openai.routes() + mesh.routes() + owner.routes())
     return app
 
@@ -133,7 +133,7 @@ def _check_owner(request: web.Request, keys: Keys) -> None:
 
 
 @web.middleware
-async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except Refused as refusal:
@@ -142,7 +142,7 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return error.response()
     except web.HTTPRequestEntityTooLarge:
         return ApiError(413, f"the body is larger than {MAX_BODY} bytes", code="too_large").response()
-    except _Encoded:
+    except Encoded:
         return _malformed(request, "a body with a Content-Encoding is not read here: send it as it is")
     except web.RequestPayloadError:
         return _malformed(request, "the body is not encoded as its headers say")

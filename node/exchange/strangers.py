@@ -120,9 +120,8 @@ class Strangers:
     def _observe(self, did: str, what: str, facts: Mapping[str, Fact]) -> None:
         match facts:
             case {"config": bytes(config), "total": int(total), "signature": bytes(signature)} if what == _HELD:
-                known = self.vouchers.get(did)
-                if known is None or total >= known.total:
-                    self.vouchers[did] = HeldVoucher(config, total, signature)
+                # Requests of a channel come one after another, so the latest covers all that was charged.
+                self.vouchers[did] = HeldVoucher(config, total, signature)
             case {"order": bytes(order), "nonce": bytes(nonce), "value": int(value), "expires": int(expires)} if (
                 what == _PRESENTED
             ):

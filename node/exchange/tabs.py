@@ -10,22 +10,25 @@ so that several requests may spend of them at once; their orders are named by wh
 """
 
 import asyncio
+import hashlib
 from typing import Final
 from weakref import WeakValueDictionary
 
 from attrs import define, field
 
 from ledger.account import Account, AccountError, AccountKey
-from ledger.changes import Admitted, Change, Earned, Granted, Released, Settled, VoucherReceived
+from ledger.changes import Admitted, Change, Earned, Funded, Granted, Recovered, Released, Settled, VoucherReceived
 from ledger.events import AccountChanged, Event
 from ledger.money import MAX_AMOUNT
+from ledger.rails.stablecoin.digests import ChannelConfig
 from ledger.records import DIGEST_BYTES
 from node.exchange.book import Book
-from node.exchange.strangers import CHANNEL_RAIL, PREPAID_RAIL, is_stranger
+from node.exchange.strangers import CHANNEL_RAIL, PREPAID_RAIL, Strangers, is_stranger
 from node.ports import Entropy
 
 # An order that is open for longer is nobody's any more.
 ORDER_LIFE_S: Final = 3_600
+_EARLIER: Final = b"idlemesh claimed earlier\x00"
 
 
 class TabRefused(Exception):
@@ -87,6 +90,24 @@ class Tabs:
         """The channel's turn is over."""
         self._busy.discard(key)
 
+    async def open_channel(self, key: AccountKey, claimed: int, *with_it: Event) -> None:
+        """Open the tab of a channel that this node does not know (any more), of which so much was claimed before."""
+        changes: list[Change] = []
+        if claimed > self.account(key).owed:
+            order = hashlib.sha256(_EARLIER + key.payer.encode()).digest()
+            changes = [Recovered(order, claimed, self._book.now(), claimed), VoucherReceived(claimed), Settled(claimed)]
+        await self._book.post(*with_it, *(AccountChanged(key, change) for change in changes))
+
+    async def pay_in(self, key: AccountKey, amount: int, *with_it: Event) -> None:
+        """Count money that came by a transfer. Durable on return."""
+        async with self._lock(key):
+            account = self.account(key)
+            funded = Funded(account.funded + amount, account.funded_sequence + 1)
+            await self._book.post(*with_it, *([AccountChanged(key, funded)] if amount else []))
+
+    def _lock(self, key: AccountKey) -> asyncio.Lock:
+        return self._charging.setdefault(key, asyncio.Lock())
+
     async def admit(self, key: AccountKey, most: int, *with_it: Event, order: bytes | None = None) -> "Tab":
         """Admit a request that may cost `most`, with what else is to be durable with it; `order` names it, if given.
 
@@ -113,8 +134,7 @@ class Tabs:
 
     async def charge(self, tab: "Tab", cost: int) -> None:
         """End a request at its cost; durable on return, and once only. A cost that cannot be written is let go."""
-        lock = self._charging.setdefault(tab.key, asyncio.Lock())
-        async with lock:
+        async with self._lock(tab.key):
             if tab.charged is not None:
                 return
             try:
@@ -158,3 +178,13 @@ class Tab:
     def account(self) -> Account:
         """The tab as it stands."""
         return self._tabs.account(self.key)
+
+
+def config_of(strangers: Strangers, key: AccountKey) -> ChannelConfig | None:
+    """The channel of a stranger's account, for the rail."""
+    voucher = strangers.voucher(key)
+    if voucher is None:
+        return None
+    words = [voucher.config[at : at + 32] for at in range(0, len(voucher.config), 32)]
+    payer, by, receiver, for_, token = (word[12:] for word in words[:5])
+    return ChannelConfig(payer, by, receiver, for_, token, int.from_bytes(words[5], "big"), words[6])

@@ -57,8 +57,8 @@ class Shop:
         """`me` is this node's did, `may_sell` says why nothing may begin now, `max_tokens` is for requests that do not
         say.
         """
+        self.me: Final = me
         self._wares = {ware.name: ware for ware in wares}
-        self._me = me
         self._may_sell = may_sell
         self._max_tokens = max_tokens
         self._open: set[Counter] = set()
@@ -90,10 +90,19 @@ class Shop:
             raise UnknownModel(name)
         return self._wares[name]
 
-    async def wait_for_slot(self, quote: Quote) -> None:
-        """Return when a request can begin at once. Raises Unservable, EngineBusy."""
+    def least(self) -> int:
+        """What the shortest request for the longest usual answer may cost. Raises Unservable."""
+        ware = self._ware(AUTO)
+        return cost(ware.price, 1, self._max_tokens)
+
+    def check_open(self) -> None:
+        """Raises Unservable while nothing may be sold."""
         if (refusal := self._may_sell()) is not None:
             raise Unservable(str(refusal), [])
+
+    async def wait_for_slot(self, quote: Quote) -> None:
+        """Return when a request can begin at once. Raises Unservable, EngineBusy."""
+        self.check_open()
         if not quote.ware.is_unchanged():
             raise Unservable(f"{quote.ware.name} is not sold any more", [])
         loop = asyncio.get_running_loop()
@@ -104,12 +113,11 @@ class Shop:
             await asyncio.sleep(_POLL_S)
 
     @contextlib.contextmanager
-    def serving(self, quote: Quote, client: str) -> Iterator["Counter"]:
-        """Where the answers of one paid request come from; `client` is who pays."""
-        counter = Counter(quote, client, self._me)
+    def serving(self, counter: "Counter") -> Iterator[None]:
+        """While the context lasts, the answers of a paid request can be cut."""
         self._open.add(counter)
         try:
-            yield counter
+            yield
         finally:
             self._open.discard(counter)
 
@@ -126,6 +134,7 @@ class Counter:
         self.quote: Final = quote
         self.answers: Final[list[Answer]] = []
         self.handed_back: Final = asyncio.Event()
+        self.failed = False
         self._client = client
         self._me = me
 
@@ -133,6 +142,11 @@ class Counter:
     def tokens(self) -> int:
         """The tokens of all answers so far."""
         return sum(answer.tokens for answer in self.answers)
+
+    @property
+    def cost(self) -> int:
+        """What it costs by now: nothing before anything was computed, and no prompt where it was broken off here."""
+        return self.quote.cost(self.tokens, whole=not self.failed) if self.tokens else 0
 
     async def answer(self, question: Question) -> Answer:
         """One answer, begun. Raises EngineError."""
@@ -149,7 +163,7 @@ class Counter:
             logprobs=question.logprobs,
         )
         answer = Answer(
-            _SoldSource(ware, job, self._me, self.handed_back),
+            _SoldSource(self, job, self._me),
             ware.tokenizer.stream(question.stop),
             ware.tokenizer.eog,
             model=ware.name,
@@ -166,16 +180,20 @@ class _SoldSource:
 
     stops_itself: Final = False
 
-    def __init__(self, ware: Ware, job: Job, me: str, handed_back: asyncio.Event) -> None:
-        self._ware, self._job, self._handed_back = ware, job, handed_back
+    def __init__(self, counter: Counter, job: Job, me: str) -> None:
+        self._counter, self._job = counter, job
         self.route: Final = me
 
     async def ids(self) -> AsyncGenerator[Piece, None]:
-        async with contextlib.aclosing(self._ware.engine.generate(self._job)) as pieces:
-            async for piece in pieces:
-                yield piece
-                if self._handed_back.is_set():
-                    raise HandedBack
+        try:
+            async with contextlib.aclosing(self._counter.quote.ware.engine.generate(self._job)) as pieces:
+                async for piece in pieces:
+                    yield piece
+                    if self._counter.handed_back.is_set():
+                        raise HandedBack
+        except EngineError:
+            self._counter.failed = True
+            raise
 
     async def papers(self) -> tuple[Paper, ...]:
         return (Paper(self.route),)

@@ -9,6 +9,7 @@ from typing import Any, Final
 from attrs import field, frozen, validators
 from eth_abi.abi import encode
 
+from ledger.rails.stablecoin.chain import Chain
 from ledger.rails.stablecoin.contracts import Call
 from ledger.rails.stablecoin.digests import domain, keccak
 from ledger.rails.stablecoin.networks import Token, checksummed
@@ -73,3 +74,8 @@ class Authorization:
 
     def _values(self) -> list[Any]:
         return [self.payer, self.receiver, self.value, self.valid_after, self.valid_before, self.nonce]
+
+
+async def happened(chain: Chain, payer: bytes, nonce: bytes, value: int) -> bool | None:
+    """Whether an authorization that is used up has moved `value` to this wallet, or was cancelled; None: not known."""
+    return None

@@ -35,11 +35,11 @@ def test_a_strangers_did_names_its_wallet_and_its_channel() -> None:
     assert not is_stranger(Identity(b"1" * 32).did)
 
 
-def test_the_highest_voucher_of_a_channel_is_held() -> None:
+def test_the_latest_voucher_of_a_channel_is_held() -> None:
     strangers = Strangers()
     for total in (5, 9, 7):
         strangers.take([held(DID, HeldVoucher(b"c", total, b"s%d" % total))])
-    assert strangers.voucher(AccountKey(DID, "me", "stablecoin", "uusd")) == HeldVoucher(b"c", 9, b"s9")
+    assert strangers.voucher(AccountKey(DID, "me", "stablecoin", "uusd")) == HeldVoucher(b"c", 7, b"s7")
     assert strangers.voucher(AccountKey(DID, "me", "credit", "uusd")) is None
 
 

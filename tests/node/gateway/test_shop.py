@@ -9,7 +9,7 @@ from node.engine.memory import MemoryEngine
 from node.engine.port import EngineBusy, Job
 from node.exchange.sale import Ware
 from node.gateway.question import ContextExceeded, Question, UnknownModel, Unservable
-from node.gateway.shop import HandedBack, Quote, Shop
+from node.gateway.shop import Counter, HandedBack, Quote, Shop
 from node.models.tokenizer import Tokenizer
 from node.wire.messages import Refused
 from tests.node.trading import HOT, PRICE, PROMPT, SEED, engine_of
@@ -64,12 +64,13 @@ async def test_what_does_not_fit_or_is_not_sold_has_no_price(shop: Open) -> None
 async def test_an_answer_counts_its_tokens_as_it_goes(shop: Open) -> None:
     open_shop = shop()
     quote = await open_shop.quote([question()])
-    with open_shop.serving(quote, "did:pkh:x") as counter:
+    counter = Counter(quote, "did:pkh:x", open_shop.me)
+    with open_shop.serving(counter):
         answer = await counter.answer(question())
         await answer.collect()
         assert answer.ending is not None
         assert counter.tokens == answer.ending.tokens == 8
-        assert quote.cost(counter.tokens) == quote.most
+        assert counter.cost == quote.most
 
 
 async def test_nothing_is_sold_while_the_owner_needs_the_machine(shop: Open) -> None:
@@ -92,9 +93,11 @@ async def test_a_full_machine_says_so_before_anything_is_paid(shop: Open, engine
 async def test_what_runs_is_cut_when_the_owner_is_back(shop: Open) -> None:
     open_shop = shop()
     quote: Quote = await open_shop.quote([question(200)])
-    with open_shop.serving(quote, "did:pkh:x") as counter:
+    counter = Counter(quote, "did:pkh:x", open_shop.me)
+    with open_shop.serving(counter):
         answer = await counter.answer(question(200))
         open_shop.hand_back()
         with pytest.raises(HandedBack):
             await answer.collect()
         assert 0 < counter.tokens < 200
+        assert counter.cost == 2 * counter.tokens, "the prompt is not charged"

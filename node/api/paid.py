@@ -1,0 +1,256 @@
+"""The door for anyone who pays: `/v1/chat/completions` for x402's clients, on a listener of its own.
+
+A request without a payment is told what it may cost (402, `PAYMENT-REQUIRED`); with one (`PAYMENT-SIGNATURE`) it is
+answered, and charged what it came to (`PAYMENT-RESPONSE`). A stream has sent its headers before that is known: it ends
+with the same header as a comment, and a client that does not read it is told with its next request (x402's corrective
+402). GET on the same path gives a channel's rest back, as x402's clients ask for it. `/v1/balance` and `/v1/refunds`
+are for wallets that have paid by transfers: who asks signs a transfer of one unit, which is never made.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
+from typing import Final
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+from x402.mechanisms.evm.batch_settlement.errors import ERR_INVALID_PAYLOAD_TYPE
+from x402.mechanisms.evm.constants import ERR_SETTLEMENT_PENDING
+from x402.schemas import PaymentRequirements, SettleResponse
+
+from ledger.database import LedgerError
+from ledger.money import Amount
+from node.api import chat
+from node.api.answers import Responder
+from node.api.errors import FAILURES, ApiError, busy, told
+from node.api.requests import Wishes, parse
+from node.api.server import Encoded, Handler, errors
+from node.exchange.book import NO_LEDGER
+from node.exchange.rates import Rates
+from node.gateway.shop import Counter, Shop
+from node.paid.presented import BadPayment, Payment, RefundAsked, SignedTransfer, read_payment
+from node.paid.refunds import Refunds
+from node.paid.terms import PAYMENT_SIGNATURE, PaymentRefused, header_of, required
+from node.paid.till import Paid, Till
+from node.ports import Clock, Entropy
+
+MAX_BODY: Final = 2**20
+# Strangers' requests at work at a time, and of one address so many a second after a first burst: each is counted in
+# tokens before its price is known.
+MAX_REQUESTS: Final = 64
+_PER_S: Final = 10.0
+_AT_FIRST: Final = 50.0
+_READ_S: Final = 30.0
+_WRITE_S: Final = 60.0
+_WISHES: Final = Wishes("public", "local", may_degrade=False)
+
+
+class PaidDoor:
+    """Sells answers to whoever pays for them."""
+
+    def __init__(self, shop: Shop, till: Till, refunds: Refunds, clock: Clock, entropy: Entropy) -> None:
+        self._shop, self._till, self._refunds = shop, till, refunds
+        self._clock, self._entropy = clock, entropy
+        self._rates = Rates(clock.now, _PER_S, _AT_FIRST)
+        self._requests = 0
+
+    def app(self) -> web.Application:
+        """The application of its listener."""
+        app = web.Application(middlewares=[errors, self._guard()], client_max_size=MAX_BODY)
+        app.add_routes(
+            [
+                web.get("/v1/models", self.models),
+                web.post("/v1/chat/completions", self.chat),
+                web.get("/v1/chat/completions", self.channel_refund, allow_head=False),
+                web.get("/v1/balance", self.balance, allow_head=False),
+                web.post("/v1/refunds", self.refund),
+            ]
+        )
+        return app
+
+    def _guard(self) -> Middleware:
+        @web.middleware
+        async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+            if self._rates.charge(request.remote or "") < 0:
+                raise busy("too many requests from your address: slow down", 1)
+            if self._requests >= MAX_REQUESTS:
+                raise busy("too many requests are at work here: try again in a second", 1)
+            if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+                raise Encoded
+            self._requests += 1
+            try:
+                return await handler(request)
+            except LedgerError:
+                raise ApiError(503, NO_LEDGER, kind="server_error", code="not_selling") from None
+            finally:
+                self._requests -= 1
+
+        return guard
+
+    async def models(self, _request: web.Request) -> web.Response:
+        """What is sold, and for how much."""
+        data = [
+            {
+                "id": ware.name,
+                "object": "model",
+                "created": 0,
+                "owned_by": "idlemesh",
+                "price": {
+                    "input": str(Amount(ware.price.input, "uusd")),
+                    "output": str(Amount(ware.price.output, "uusd")),
+                    "per_tokens": 1_000_000,
+                },
+            }
+            for ware in self._shop.wares()
+        ]
+        return web.json_response({"object": "list", "data": data})
+
+    # A request
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        """Answer a conversation that is paid for."""
+        asked = parse(chat.ChatRequest, await _body(request))
+        work = partial(chat.ask, asked, {}, _WISHES, self._entropy)
+        asking = await asyncio.to_thread(work) if asked.has_schemas else work()
+        try:
+            quote = await self._shop.quote(asking.questions)
+            self._shop.check_open()
+            payment = self._payment(request, partial(self._till.terms.accepts, quote.most))
+            await self._shop.wait_for_slot(quote)
+        except FAILURES as error:
+            raise told(error, "messages") from None
+        paid = await self._taken(request, payment, quote.most)
+        counter = Counter(quote, paid.tab.key.payer, self._shop.me)
+        async with self._charged(paid, counter):
+            responder = Responder(
+                counter,
+                self._clock,
+                self._entropy,
+                _WRITE_S,
+                begun=header_of(paid.response()),
+                ended=partial(_ended, paid, counter),
+            )
+            with self._shop.serving(counter):
+                return await responder.respond(request, asking)
+
+    async def _taken(self, request: web.Request, payment: Payment, most: int) -> Paid:
+        try:
+            return await self._till.take(payment, most)
+        except PaymentRefused as refused:
+            raise self._asked(request, self._till.terms.accepts(most, refused.state), refused) from None
+
+    @contextlib.asynccontextmanager
+    async def _charged(self, paid: Paid, counter: Counter) -> AsyncIterator[None]:
+        """However it ends, a request is charged; for nothing where nothing was sent."""
+        try:
+            yield
+        except ApiError as error:
+            await paid.tab.charge(0)
+            error.headers |= header_of(paid.response())
+            raise
+        finally:
+            # A client that is gone owes the prompt and what was computed for it; what broke off here owes no prompt.
+            await paid.tab.charge(counter.cost)
+
+    # Refunds
+
+    async def channel_refund(self, request: web.Request) -> web.Response:
+        """Give a channel's rest back, if it is asked for by its key; tell what a usual request costs, if not."""
+        try:
+            accepts = partial(self._till.terms.accepts, self._shop.least())
+        except FAILURES as error:
+            raise told(error, "messages") from None
+        payment = self._payment(request, accepts)
+        if not isinstance(payment.signed, RefundAsked):
+            raise ApiError(405, "POST the request that is to be paid", code="method_not_allowed")
+        try:
+            return _settled(await self._refunds.channel(payment.signed))
+        except PaymentRefused as refused:
+            if refused.code == ERR_SETTLEMENT_PENDING:
+                return self._pending(refused)
+            raise self._asked(request, accepts(refused.state), refused) from None
+
+    async def balance(self, request: web.Request) -> web.Response:
+        """What is left of what a wallet has paid."""
+        return web.json_response(self._refunds.balance(self._wallet(request)))
+
+    async def refund(self, request: web.Request) -> web.Response:
+        """Give a wallet back what is left of what it has paid."""
+        wallet = self._wallet(request)
+        try:
+            return _settled(await self._refunds.prepaid(wallet))
+        except PaymentRefused as refused:
+            if refused.code == ERR_SETTLEMENT_PENDING:
+                return self._pending(refused)
+            raise ApiError(409, str(refused), code=refused.code) from None
+
+    def _wallet(self, request: web.Request) -> bytes:
+        """Who asks: the wallet that signed."""
+        terms = self._till.terms
+        if "exact" not in terms.schemes:
+            raise ApiError(404, "nothing is paid in advance here", code="not_found")
+        accepts = [terms.signature()]
+        payment = self._payment(request, lambda: accepts)
+        try:
+            asked = terms.is_signed_for(payment)
+            assert isinstance(payment.signed, SignedTransfer)  # its scheme says so
+            self._till.check_transfer(payment.signed, asked)
+        except PaymentRefused as refused:
+            raise self._asked(request, accepts, refused) from None
+        return payment.signed.authorization.payer
+
+    def _pending(self, refused: PaymentRefused) -> web.Response:
+        said = SettleResponse(
+            success=False,
+            error_reason=refused.code,
+            error_message=refused.why,
+            transaction="",
+            network=self._till.terms.place.network,
+        )
+        return web.json_response({"state": "pending", "message": refused.why}, status=202, headers=header_of(said))
+
+    # Payments
+
+    def _payment(self, request: web.Request, accepts: Callable[[], Sequence[PaymentRequirements]]) -> Payment:
+        header = request.headers.get(PAYMENT_SIGNATURE)
+        if header is None:
+            raise self._asked(request, accepts())
+        try:
+            return read_payment(header)
+        except BadPayment as error:
+            raise self._asked(request, accepts(), PaymentRefused(ERR_INVALID_PAYLOAD_TYPE, str(error))) from None
+
+    def _asked(
+        self, request: web.Request, accepts: Sequence[PaymentRequirements], refused: PaymentRefused | None = None
+    ) -> ApiError:
+        """The 402 that asks for a payment, or for another one."""
+        headers = header_of(required(accepts, str(request.url.with_query(None)), refused))
+        if refused is not None and refused.settled is not None:
+            headers |= header_of(refused.settled)
+        why = str(refused) if refused else "this request is paid for by x402: PAYMENT-REQUIRED says how, and how much"
+        return ApiError(
+            402,
+            why,
+            kind="payment_required",
+            code=refused.code if refused else "payment_required",
+            headers=headers | {"Cache-Control": "no-store"},
+        )
+
+
+async def _ended(paid: Paid, counter: Counter) -> Mapping[str, str]:
+    """Charge a request whose answers are there, and say so."""
+    await paid.tab.charge(counter.cost)
+    return header_of(paid.response()) | {"x-idlemesh-cost": str(Amount(paid.tab.charged or 0, "uusd"))}
+
+
+def _settled(said: SettleResponse) -> web.Response:
+    return web.json_response({"refunded": said.amount, "unit": "uusd"}, headers=header_of(said))
+
+
+async def _body(request: web.Request) -> bytes:
+    try:
+        async with asyncio.timeout(_READ_S):
+            return await request.read()
+    except TimeoutError:
+        raise ApiError(408, f"the body did not arrive within {_READ_S:.0f} seconds", code="timeout") from None

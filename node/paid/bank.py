@@ -1,0 +1,252 @@
+"""What the chain moves for strangers: deposits into their channels, and transfers to this node's wallet.
+
+Theory of operation. The node is its own facilitator: it brings what was signed to the chain, by transactions that have
+the name of what was signed and so are sent once, whatever happens. A facilitator of somebody else may do that instead;
+what counts is never its word, but what the chain has at depth. A transfer is in the journal before it is tried, and
+stays there until it is known what became of it: a timeout is unknown, and its money is counted when it shows.
+"""
+
+import asyncio
+import logging
+from typing import Final, Protocol
+
+from attrs import frozen
+from x402.mechanisms.evm.batch_settlement.errors import (
+    ERR_DEPOSIT_TRANSACTION_FAILED,
+    ERR_INVALID_RECEIVE_AUTHORIZATION_SIGNATURE,
+    ERR_RPC_READ_FAILED,
+    ERR_VALID_BEFORE_EXPIRED,
+)
+from x402.mechanisms.evm.constants import ERR_NONCE_ALREADY_USED, ERR_SETTLEMENT_PENDING, ERR_TRANSACTION_FAILED
+from x402.schemas import PaymentPayload, PaymentRequirements, SettleResponse
+
+from ledger.rails.stablecoin.books import Deposit
+from ledger.rails.stablecoin.chain import Chain
+from ledger.rails.stablecoin.digests import ChannelConfig, authorization, deposit_nonce, domain
+from ledger.rails.stablecoin.errors import ChainError, ChannelUnknown, Refused, Unreachable
+from ledger.rails.stablecoin.networks import Token
+from ledger.rails.stablecoin.sending import RevertedOften, sent
+from ledger.rails.stablecoin.transfers import happened
+from ledger.rails.stablecoin.vouchers import signer_of
+from node.exchange.book import Book
+from node.exchange.strangers import PREPAID_RAIL, Transfer, ended, presented, wallet_of
+from node.exchange.tabs import PaymentUsed, Tabs
+from node.paid.presented import SignedTransfer
+from node.paid.terms import PaymentRefused
+
+# How long a request waits for the chain; what it waited for goes on without it.
+WAIT_S: Final = 120.0
+_POLL_S: Final = 1.0
+# A block's time may lie behind the clock, and one that is not deep yet may still hold a transfer.
+_LATE_S: Final = 600
+_PENDING: Final = "the chain has not confirmed the payment yet: it is counted when it does; try again in a minute"
+
+_log = logging.getLogger(__name__)
+
+
+@frozen
+class Moved:
+    """What the chain moved: `amount` units of the token, by a transaction if that is known."""
+
+    amount: int
+    transaction: bytes | None
+
+
+class Facilitator(Protocol):
+    """Somebody who brings signed payments to the chain: x402's clients of facilitators are of this kind."""
+
+    async def settle(self, payload: PaymentPayload, requirements: PaymentRequirements) -> SettleResponse:
+        """Carry a payment out, once."""
+        ...
+
+
+class Bank:
+    """The chain, for payments of strangers."""
+
+    def __init__(
+        self, book: Book, tabs: Tabs, chain: Chain, facilitator: Facilitator | None = None, wait_s: float = WAIT_S
+    ) -> None:
+        self._book = book
+        self._tabs = tabs
+        self._chain = chain
+        self._facilitator = facilitator
+        self._wait_s = wait_s
+        self._under_way: set[bytes] = set()
+
+    @property
+    def token(self) -> Token:
+        """The dollar of the network."""
+        return self._chain.network.token
+
+    async def channel(self, config: ChannelConfig) -> tuple[int, int]:
+        """What was claimed of a channel, and what can be claimed of it in all. Raises PaymentRefused."""
+        try:
+            view = await self._chain.look(config)
+        except ChannelUnknown:
+            return 0, 0
+        except ChainError as error:
+            raise _unread(error) from None
+        return view.claimed_at_head, max(view.deposited - view.gone - view.withdrawing, 0)
+
+    # Deposits
+
+    async def deposit(
+        self, config: ChannelConfig, deposit: Deposit, whole: PaymentPayload, asked: PaymentRequirements
+    ) -> Moved:
+        """Bring a deposit into its channel, and return when it is deep enough. Raises PaymentRefused."""
+        self._check_deposit(config, deposit)
+        key = deposit_nonce(deposit.channel, deposit.salt)
+        try:
+            async with asyncio.timeout(self._wait_s):
+                transaction = await self._bring(key, config, deposit, whole, asked)
+        except (TimeoutError, Unreachable):
+            raise PaymentRefused(ERR_SETTLEMENT_PENDING, _PENDING) from None
+        except (ChainError, RevertedOften) as error:
+            # What else it may say (the price of gas, the wallet's balance) is the owner's business.
+            _log.warning("a stranger's deposit was not brought to the chain: %s", error)
+            why = str(error) if isinstance(error, Refused) else "deposits cannot be relayed now: try later"
+            raise PaymentRefused(ERR_DEPOSIT_TRANSACTION_FAILED, why) from None
+        return Moved(deposit.amount, transaction)
+
+    def _check_deposit(self, config: ChannelConfig, deposit: Deposit) -> None:
+        now, token, collector = self._book.now(), self.token, self._chain.deployment.erc3009_collector
+        if not deposit.valid_after <= now < deposit.valid_before:
+            raise PaymentRefused(ERR_VALID_BEFORE_EXPIRED, "the deposit's authorization is not valid now")
+        digest = authorization(
+            domain(token.name, token.version, self._chain.place.chain_id, token.address),
+            config.payer,
+            collector or b"",
+            deposit.amount,
+            deposit.valid_after,
+            deposit.valid_before,
+            deposit_nonce(deposit.channel, deposit.salt),
+        )
+        if collector is None or signer_of(digest, deposit.signature) != config.payer:
+            why = "the deposit is not signed by its payer's key, for x402's collector"
+            raise PaymentRefused(ERR_INVALID_RECEIVE_AUTHORIZATION_SIGNATURE, why)
+
+    async def _bring(
+        self,
+        key: bytes,
+        config: ChannelConfig,
+        deposit: Deposit,
+        whole: PaymentPayload,
+        asked: PaymentRequirements,
+    ) -> bytes | None:
+        if self._facilitator is not None:
+            found = await self._settled_elsewhere(self._facilitator, whole, asked, ERR_DEPOSIT_TRANSACTION_FAILED)
+            while not await self._chain.deposited(config, deposit.salt):  # noqa: ASYNC110 - only the chain knows
+                await asyncio.sleep(_POLL_S)
+            return found
+        if await self._chain.deposited(config, deposit.salt):
+            return None  # it was presented before
+        transaction = await sent(self._chain, key, "stranger's deposit")
+        await self._chain.submit(transaction.key, self._chain.bring(config, deposit))
+        outcome = await self._chain.settled(transaction.key)
+        if outcome.state == "failed" and not await self._chain.deposited(config, deposit.salt):
+            raise Refused("the deposit was reverted")
+        return outcome.hash
+
+    async def _settled_elsewhere(
+        self, facilitator: Facilitator, whole: PaymentPayload, asked: PaymentRequirements, code: str
+    ) -> bytes | None:
+        try:
+            said = await facilitator.settle(whole, asked)
+        except Exception as error:  # noqa: BLE001 - it may fail in any way, and may have settled all the same
+            _log.warning("the facilitator failed to answer: %s", type(error).__name__)
+            raise Unreachable("the facilitator failed to answer") from None
+        if not said.success and said.error_reason != ERR_SETTLEMENT_PENDING:
+            raise PaymentRefused(said.error_reason or code, "the facilitator does not take this payment")
+        text = said.transaction.removeprefix("0x")
+        return bytes.fromhex(text) if len(text) == 64 and set(text.lower()) <= set("0123456789abcdef") else None
+
+    # Transfers
+
+    async def transfer(
+        self, order: bytes, transfer: Transfer, shown: SignedTransfer, whole: PaymentPayload, asked: PaymentRequirements
+    ) -> Moved:
+        """Have a transfer carried out, and its money counted. Raises PaymentRefused, PaymentUsed."""
+        if order in self._under_way:
+            raise PaymentUsed
+        self._under_way.add(order)
+        # What is under way goes on, also when its client is gone.
+        return await asyncio.shield(asyncio.ensure_future(self._carried_out(order, transfer, shown, whole, asked)))
+
+    async def _carried_out(
+        self, order: bytes, transfer: Transfer, shown: SignedTransfer, whole: PaymentPayload, asked: PaymentRequirements
+    ) -> Moved:
+        try:
+            if await self._is_used(transfer, deep=False):
+                raise PaymentRefused(ERR_NONCE_ALREADY_USED, "this transfer has happened, or was cancelled")
+            await self._book.post(presented(order, transfer))
+            return await self._carry_out(order, transfer, shown, whole, asked)
+        except ChainError as error:
+            raise _unread(error) from None
+        finally:
+            self._under_way.discard(order)
+
+    async def _carry_out(
+        self, order: bytes, transfer: Transfer, shown: SignedTransfer, whole: PaymentPayload, asked: PaymentRequirements
+    ) -> Moved:
+        try:
+            async with asyncio.timeout(self._wait_s):
+                transaction = await self._transferred(order, shown, whole, asked)
+                came = await self._came(order, transfer)
+                if came is not None:
+                    await self._end(order, transfer, came)
+        except (TimeoutError, ChainError) as error:
+            if isinstance(error, ChainError):
+                _log.warning("a stranger's transfer is not known to have happened: %s", error)
+            came = None
+        if came:
+            return Moved(transfer.value, transaction)
+        if came is None:
+            raise PaymentRefused(ERR_SETTLEMENT_PENDING, _PENDING)
+        raise PaymentRefused(ERR_TRANSACTION_FAILED, "the transfer did not happen: nothing was charged")
+
+    async def _transferred(
+        self, order: bytes, shown: SignedTransfer, whole: PaymentPayload, asked: PaymentRequirements
+    ) -> bytes | None:
+        if self._facilitator is not None:
+            return await self._settled_elsewhere(self._facilitator, whole, asked, "transaction_failed")
+        await self._chain.submit(order, shown.authorization.call(self.token, shown.signature))
+        return (await self._chain.settled(order)).hash
+
+    async def _came(self, order: bytes, transfer: Transfer) -> bool | None:
+        """Whether a transfer's money is here for good; None: that is not known yet. Raises ChainError."""
+        if (await self._chain.outcome(order)).state == "settled":
+            return True
+        if await self._is_used(transfer, deep=True):
+            # By somebody else's transaction; or cancelled by its payer.
+            return await happened(self._chain, wallet_of(transfer.payer), transfer.nonce, transfer.value)
+        _, now = await self._chain.block()
+        return False if now > transfer.expires + _LATE_S else None
+
+    async def _is_used(self, transfer: Transfer, *, deep: bool) -> bool:
+        payer, token = wallet_of(transfer.payer), self.token.address
+        (used,) = await self._chain.read(token, "authorizationState", payer, transfer.nonce, deep=deep)
+        return bool(used)
+
+    async def _end(self, order: bytes, transfer: Transfer, came: bool) -> None:
+        key = self._tabs.key(transfer.payer, PREPAID_RAIL)
+        await self._tabs.pay_in(key, transfer.value if came else 0, ended(order, transfer))
+
+    async def sweep(self) -> None:
+        """Find out what became of transfers that nobody waits for any more."""
+        for order, transfer in list(self._book.strangers.transfers.items()):
+            if order in self._under_way:
+                continue
+            self._under_way.add(order)
+            try:
+                came = await self._came(order, transfer)
+                if came is not None:
+                    await self._end(order, transfer, came)
+            except ChainError as error:
+                _log.info("what became of a stranger's transfer is not known yet: %s", error)
+            finally:
+                self._under_way.discard(order)
+
+
+def _unread(error: ChainError) -> PaymentRefused:
+    _log.warning("a stranger's channel cannot be looked at: %s", error)
+    return PaymentRefused(ERR_RPC_READ_FAILED, "the chain cannot be read now: try later")

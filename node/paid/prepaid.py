@@ -1,0 +1,84 @@
+"""The rail of what strangers have paid by transfers: their money is here, and what is left of it can go back.
+
+It is a `port.Rail` for the driver of effects. Nothing is ever claimed on it, and vouchers are not its way to pay. A
+refund is a transfer by this node's wallet, signed (EIP-3009) with the effect's key as nonce: so the token itself sees
+to it that it happens once.
+"""
+
+from typing import Final
+
+from ledger.account import Account
+from ledger.changes import VoucherReceived
+from ledger.effects import Effect, Kind
+from ledger.identity import Identity
+from ledger.rails.port import Answer, Sight, WrongRail
+from ledger.rails.stablecoin.chain import Chain
+from ledger.rails.stablecoin.errors import ChainError, Disagreement, Unreachable
+from ledger.rails.stablecoin.sending import RevertedOften, sent, submitted, waits
+from ledger.rails.stablecoin.transfers import Authorization
+from ledger.records import Signed, Voucher
+from node.exchange.strangers import PREPAID_RAIL, wallet_of
+
+_FOR_EVER: Final = 2**40
+
+
+class Prepaid:
+    """See the module."""
+
+    name: Final = PREPAID_RAIL
+    effects: Final[frozenset[Kind]] = frozenset({"refund"})
+
+    def __init__(self, chain: Chain) -> None:
+        self._chain = chain
+
+    def capacity(self, account: Account) -> int:
+        """What was paid and did not go back."""
+        return account.capacity
+
+    def make_voucher(self, identity: Identity, account: Account, total: int) -> Signed[Voucher]:
+        """There are none. Raises WrongRail."""
+        raise WrongRail(self.name, self.name)
+
+    def check_voucher(self, voucher: Signed[Voucher], account: Account, at_least: int = 0) -> VoucherReceived:
+        """There are none. Raises WrongRail."""
+        raise WrongRail(self.name, voucher.record.rail)
+
+    async def collateral(self, account: Account) -> Sight | None:
+        """The account itself counts what came, and what went back."""
+        return None
+
+    async def fee(self, kind: Kind, accounts: int) -> int | None:
+        """Nothing is claimed here."""
+        return 0
+
+    async def perform(self, effect: Effect) -> Answer:
+        """Send what is left back to its wallet, once."""
+        answer = await self.fate(effect)
+        if answer.fate != "absent":
+            return answer
+        try:
+            token, chain_id = self._chain.network.token, self._chain.network.chain_id
+            back = Authorization(
+                self._chain.address, wallet_of(effect.account.payer), effect.amount, 0, _FOR_EVER, effect.key
+            )
+            transaction = await sent(self._chain, effect.key, "refund")
+            digest, shown = back.digest(chain_id, token), {"typed_data": back.typed(chain_id, token)}
+            signature = await self._chain.sign_digest(digest, shown)
+            return await submitted(self._chain, transaction.key, back.call(token, signature), "refund")
+        except (Unreachable, Disagreement) as error:
+            return Answer("unknown", why=str(error))
+        except (ChainError, RevertedOften) as error:
+            return Answer("failed", why=str(error))
+
+    async def fate(self, effect: Effect) -> Answer:
+        """Whether the token has made the transfer, at depth."""
+        try:
+            nonce = self._chain.address, effect.key
+            token = self._chain.network.token.address
+            (used,) = await self._chain.read(token, "authorizationState", *nonce, deep=True)
+            if used:
+                return Answer("settled", effect.amount)
+            transaction = await sent(self._chain, effect.key, "refund")
+        except (ChainError, RevertedOften) as error:
+            return Answer("unknown", why=str(error))
+        return waits("refund", transaction.outcome) if transaction.under_way else Answer("absent")

@@ -1,0 +1,115 @@
+"""Money back to strangers: what is left in a channel, and what is left of what was paid by transfers.
+
+Whoever asks has signed: a channel's key signs a voucher of what was charged (x402's refund), a wallet signs in. The
+money goes to the payer's own wallet, whoever it was that asked.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from x402.mechanisms.evm.batch_settlement import errors
+from x402.mechanisms.evm.constants import ERR_SETTLEMENT_PENDING
+from x402.schemas import SettleResponse
+
+from ledger.account import AccountKey
+from ledger.effects import Kind, Tracked, free_collateral
+from ledger.rails.stablecoin.networks import checksummed
+from node.exchange.book import Book
+from node.exchange.effects import EffectRefused
+from node.exchange.strangers import PREPAID_RAIL, HeldVoucher, did_of_wallet, held, wallet_of
+from node.exchange.tabs import Tabs
+from node.paid.presented import RefundAsked
+from node.paid.terms import PaymentRefused
+from node.paid.till import Till, channel_state
+
+# How long a client waits for its refund to be deep on the chain; it comes without the client, too.
+WAIT_S: Final = 90.0
+_POLL_S: Final = 0.2
+Ask = Callable[[AccountKey, Kind, int], Awaitable[Tracked | None]]
+
+
+class Refunds:
+    """Gives back what is free."""
+
+    def __init__(self, book: Book, tabs: Tabs, till: Till, ask: Ask, wait_s: float = WAIT_S) -> None:
+        """`ask` has a rail move money: see `EffectDriver.ask`."""
+        self._book = book
+        self._tabs = tabs
+        self._till = till
+        self._ask = ask
+        self._wait_s = wait_s
+
+    async def channel(self, asked: RefundAsked) -> SettleResponse:
+        """Give back what is left in a channel, or a part of it. Raises PaymentRefused."""
+        voucher = asked.voucher
+        key = self._till.check(voucher)
+        self._till.take_turn(key)
+        try:
+            account = self._tabs.account(key)
+            if self._book.strangers.voucher(key) is None:
+                raise PaymentRefused(errors.ERR_MISSING_CHANNEL, "this channel has paid for nothing here")
+            self._till.check_total(key, voucher, 0)
+            free = free_collateral(account)
+            amount = free if asked.amount is None else asked.amount
+            if not 0 < amount <= free:
+                raise PaymentRefused(errors.ERR_REFUND_NO_BALANCE, f"{free} of the channel can go back")
+            # From now on the channel's latest voucher is for what was charged, and nothing of the rest can be claimed.
+            latest = HeldVoucher(voucher.config.words(), voucher.total, voucher.signature)
+            await self._book.post(held(key.payer, latest))
+            await self._move(key, amount)
+            return self._response(
+                voucher.config.payer, amount, {"channelState": channel_state(self._tabs.account(key))}
+            )
+        finally:
+            self._tabs.give_back(key)
+
+    def balance(self, wallet: bytes) -> dict[str, str]:
+        """What a wallet has paid by transfers, and what is left of it, in millionths of a dollar."""
+        account = self._tabs.account(self._key(wallet))
+        return {
+            "paid": str(account.funded),
+            "refunded": str(account.withdrawn),
+            "charged": str(account.owed),
+            "reserved": str(account.reserved),
+            "left": str(free_collateral(account)),
+        }
+
+    async def prepaid(self, wallet: bytes) -> SettleResponse:
+        """Give back all that is left of a wallet's transfers. Raises PaymentRefused."""
+        key = self._key(wallet)
+        amount = free_collateral(self._tabs.account(key))
+        if not amount:
+            raise PaymentRefused("no_balance", "nothing is left of what this wallet has paid")
+        await self._move(key, amount)
+        return self._response(wallet, amount, {"balance": self.balance(wallet)["left"]})
+
+    def _key(self, wallet: bytes) -> AccountKey:
+        return self._tabs.key(did_of_wallet(self._till.terms.place.network, wallet), PREPAID_RAIL)
+
+    async def _move(self, key: AccountKey, amount: int) -> None:
+        try:
+            tracked = await self._ask(key, "refund", amount)
+        except EffectRefused as error:
+            raise PaymentRefused(errors.ERR_REFUND_TRANSACTION_FAILED, f"not now: {error}") from None
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._wait_s
+        while tracked is not None and tracked.state != "settled":
+            if tracked.state in ("failed", "contradicted") or loop.time() >= until:
+                raise PaymentRefused(
+                    ERR_SETTLEMENT_PENDING, f"{amount} are on their way back to 0x{wallet_of(key.payer).hex()}"
+                )
+            await asyncio.sleep(_POLL_S)
+            now = self._book.journal.books.effects.get(key)
+            tracked = now if now is not None and now.effect.key == tracked.effect.key else None
+
+    def _response(self, payer: bytes, amount: int, extra: dict[str, object]) -> SettleResponse:
+        network = self._till.terms.place.network
+        return SettleResponse(
+            success=True,
+            payer=checksummed(payer),
+            transaction="",
+            network=network,
+            amount=str(amount),
+            extra=extra,
+        )

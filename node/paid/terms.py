@@ -1,0 +1,123 @@
+"""What this node asks of a stranger before it works: x402's `PAYMENT-REQUIRED`, and the ways in which it says no."""
+
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+from attrs import define, field, frozen
+from x402.http.utils import encode_payment_required_header, encode_payment_response_header
+from x402.mechanisms.evm.batch_settlement.constants import SCHEME_BATCH_SETTLEMENT
+from x402.mechanisms.evm.constants import SCHEME_EXACT
+from x402.schemas import PaymentRequired, PaymentRequirements, ResourceInfo, SettleResponse
+
+from ledger.rails.stablecoin.digests import Place
+from ledger.rails.stablecoin.networks import Token, checksummed
+from node.paid.presented import Payment
+
+Scheme = Literal["exact", "batch-settlement"]
+# A wallet's signature is good for so long: enough for a deposit to become deep on any network.
+TIMEOUT_S: Final = 300
+PAYMENT_REQUIRED: Final = "PAYMENT-REQUIRED"
+PAYMENT_SIGNATURE: Final = "PAYMENT-SIGNATURE"
+PAYMENT_RESPONSE: Final = "PAYMENT-RESPONSE"
+
+
+@define
+class PaymentRefused(Exception):
+    """A payment that is not taken. `code` is x402's word for it; `state` is what a channel's payer has to know to sign
+    again, and `settled` what has moved all the same.
+    """
+
+    code: str
+    why: str
+    state: dict[str, Any] | None = field(default=None)
+    settled: SettleResponse | None = field(default=None)
+
+    def __str__(self) -> str:
+        return self.why
+
+
+@frozen
+class Terms:
+    """The node's side of what is paid: amounts in millionths of a dollar, which are units of the token.
+
+    `budget` is the least that is taken by a transfer, which costs gas; `least_deposit` the least that is relayed into a
+    channel.
+    """
+
+    place: Place
+    token: Token
+    wallet: bytes
+    withdraw_delay: int
+    schemes: Sequence[Scheme]
+    budget: int
+    least_deposit: int
+
+    def accepts(self, most: int, state: dict[str, Any] | None = None) -> list[PaymentRequirements]:
+        """The ways to pay for a request that may cost `most`; `state` of the channel that is to sign again."""
+        made = {SCHEME_BATCH_SETTLEMENT: self._channel(most, state or {}), SCHEME_EXACT: self._transfer(most)}
+        # Channels first: most clients take the first that they can, and a transfer for each request costs gas.
+        return [requirement for scheme, requirement in made.items() if scheme in self.schemes]
+
+    def _channel(self, most: int, state: dict[str, Any]) -> PaymentRequirements:
+        extra = {
+            "receiverAuthorizer": checksummed(self.wallet),
+            "withdrawDelay": self.withdraw_delay,
+            "minDeposit": str(max(self.least_deposit, most)),
+        }
+        return self._requirement(SCHEME_BATCH_SETTLEMENT, most, extra | state)
+
+    def _transfer(self, most: int) -> PaymentRequirements:
+        return self._requirement(SCHEME_EXACT, max(most, self.budget), {})
+
+    def _requirement(self, scheme: str, amount: int, extra: dict[str, Any]) -> PaymentRequirements:
+        domain = {"name": self.token.name, "version": self.token.version, "assetTransferMethod": "eip3009"}
+        return PaymentRequirements(
+            scheme=scheme,
+            network=self.place.network,
+            asset=checksummed(self.token.address),
+            amount=str(amount),
+            pay_to=checksummed(self.wallet),
+            max_timeout_seconds=TIMEOUT_S,
+            extra=domain | extra,
+        )
+
+    def signature(self) -> PaymentRequirements:
+        """What is asked of a wallet that is to say who it is: a transfer of the least amount, which is never made."""
+        return self._requirement(SCHEME_EXACT, 1, {})
+
+    def chosen(self, payment: Payment, most: int) -> PaymentRequirements:
+        """The requirement that a payment says it is for, as it is asked now. Raises PaymentRefused."""
+        return matching(payment, self.accepts(most))
+
+    def is_signed_for(self, payment: Payment) -> PaymentRequirements:
+        """The same, of a payment that only says who signs. Raises PaymentRefused."""
+        return matching(payment, [self.signature()])
+
+
+def matching(payment: Payment, accepts: Sequence[PaymentRequirements]) -> PaymentRequirements:
+    """The one of these requirements that a payment is for. Raises PaymentRefused."""
+    said = payment.accepted
+    for asked in accepts:
+        same = (said.scheme, said.network, said.amount) == (asked.scheme, asked.network, asked.amount)
+        if same and (said.asset.lower(), said.pay_to.lower()) == (asked.asset.lower(), asked.pay_to.lower()):
+            return asked
+    raise PaymentRefused("no_matching_requirements", "the payment is for another price, network or wallet")
+
+
+def required(
+    accepts: Sequence[PaymentRequirements], url: str, refused: PaymentRefused | None = None, **extensions: Any
+) -> PaymentRequired:
+    """The answer to a request without a payment, or with one that is `refused`."""
+    return PaymentRequired(
+        error=refused.code if refused else f"{PAYMENT_SIGNATURE} header is required",
+        resource=ResourceInfo(url=url, description="Answers of a language model", mime_type="application/json"),
+        accepts=list(accepts),
+        extensions=extensions or None,
+    )
+
+
+def header_of(said: PaymentRequired | SettleResponse) -> dict[str, str]:
+    """The header that says it."""
+    if isinstance(said, PaymentRequired):
+        return {PAYMENT_REQUIRED: encode_payment_required_header(said)}
+    return {PAYMENT_RESPONSE: encode_payment_response_header(said)}

@@ -1,0 +1,139 @@
+"""A seller whose door is open to strangers, on a real chain, and strangers with x402's own client."""
+
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+from attrs import define
+from eth_account.signers.local import LocalAccount
+from x402 import x402Client
+from x402.http.clients import x402HttpxClient
+from x402.http.utils import decode_payment_response_header
+from x402.mechanisms.evm.batch_settlement.client import BatchSettlementEvmScheme, BatchSettlementEvmSchemeOptions
+from x402.mechanisms.evm.exact import ExactEvmScheme
+from x402.mechanisms.evm.signers import EthAccountSignerWithRPC
+
+from ledger.account import Account
+from ledger.identity import Identity
+from ledger.journal import Journal, MemoryJournal
+from ledger.rails.stablecoin.chain import Chain
+from ledger.rails.stablecoin.keys import Key
+from ledger.rails.stablecoin.networks import Network, network
+from ledger.rails.stablecoin.rail import Stablecoin
+from node.api.connections import Bounds, serving
+from node.api.paid import PaidDoor
+from node.engine.port import Engine
+from node.exchange.book import Book
+from node.exchange.channels import Channels
+from node.exchange.effects import EffectDriver
+from node.exchange.pacing import Pace
+from node.exchange.sale import Ware
+from node.exchange.strangers import did_of_wallet
+from node.exchange.tabs import Tabs, config_of
+from node.gateway.shop import Shop
+from node.models.tokenizer import Tokenizer
+from node.paid.bank import Bank, Facilitator
+from node.paid.prepaid import Prepaid
+from node.paid.refunds import Refunds
+from node.paid.terms import Scheme, Terms
+from node.paid.till import Till
+from node.ports import SystemClock, SystemEntropy
+from tests.chain import X402_CHANNELS, Anvil
+from tests.node.trading import PRICE
+
+NETWORK: Final = "eip155:31337"
+DELAY_S: Final = 3_600
+
+
+def raw(address: str) -> bytes:
+    return bytes.fromhex(address[2:])
+
+
+@define
+class Stall:
+    """One node's door, and what is behind it."""
+
+    url: str
+    book: Book
+    tabs: Tabs
+    driver: EffectDriver
+    chain: Chain
+    bank: Bank
+
+    def accounts(self, rail: str) -> list[Account]:
+        books = self.book.journal.books.accounts
+        return [account for key, account in books.items() if key.rail == rail and account.key.payee == self.book.me]
+
+    def prepaid(self, wallet: LocalAccount) -> Account:
+        return self.tabs.account(self.tabs.key(did_of_wallet(NETWORK, raw(wallet.address)), "prepaid"))
+
+
+@contextlib.asynccontextmanager
+async def stall(
+    anvil: Anvil,
+    folder: Path,
+    tokenizer: Tokenizer,
+    engine: Engine,
+    wallet: LocalAccount,
+    *,
+    journal: Journal | None = None,
+    schemes: Sequence[Scheme] = ("exact", "batch-settlement"),
+    facilitator: Facilitator | None = None,
+    budget: int = 2_000,
+) -> AsyncIterator[Stall]:
+    """Open a door. The chain's confirmations are 0: its blocks come with transactions alone."""
+    identity, clock, entropy = Identity(b"\x01" * 32), SystemClock(), SystemEntropy()
+    book = await Book.open(journal or MemoryJournal(identity.did), identity, clock)
+    tabs = Tabs(book, entropy)
+    await tabs.sweep()
+    here: Network = network("anvil").with_(confirmations=0)
+    key = Key.of(bytes(wallet.key))
+    chain = await Chain.open(here, [anvil.url], folder, key, contract=raw(X402_CHANNELS), poll_s=0.05)
+    channels = Channels(book, lambda _: None, lambda key: config_of(book.strangers, key))
+    rail = Stablecoin(chain, channels, book.me, ether=3_000_000_000, gather_s=0.0)
+    pace = Pace(round_s=0.05, look_s=0.0, look_again_s=0.0, first_retry_s=0.0, last_retry_s=0.0)
+    driver = EffectDriver(book, entropy, [rail, Prepaid(chain)], pace=pace)
+    shop = Shop([Ware(engine, tokenizer, "memory", PRICE)], book.me, lambda: None, 16)
+    bank = Bank(book, tabs, chain, facilitator, wait_s=20)
+    terms = Terms(chain.place, here.token, chain.address, DELAY_S, schemes, budget, least_deposit=5_000)
+    till = Till(book, tabs, terms, bank, rail.collateral)
+    door = PaidDoor(shop, till, Refunds(book, tabs, till, driver.ask, wait_s=20), clock, entropy)
+    listener = socket.create_server(("127.0.0.1", 0))
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(chain.close)
+        stack.push_async_callback(driver.close)
+        await stack.enter_async_context(serving(door.app(), listener, Bounds()))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield Stall(url, book, tabs, driver, chain, bank)
+
+
+def channel_scheme(wallet: LocalAccount, anvil: Anvil, salt: int = 0) -> BatchSettlementEvmScheme:
+    """x402's client scheme for channels, as it comes; each salt opens another channel."""
+    options = BatchSettlementEvmSchemeOptions(salt="0x" + salt.to_bytes(32, "big").hex())
+    return BatchSettlementEvmScheme(EthAccountSignerWithRPC(wallet, anvil.url), options)
+
+
+def exact_scheme(wallet: LocalAccount) -> ExactEvmScheme:
+    """x402's client scheme for transfers, as it comes."""
+    return ExactEvmScheme(wallet)
+
+
+def client(scheme: Any) -> x402HttpxClient:
+    """x402's httpx client, as it comes; the tests' dollar is none that it knows."""
+    paying = x402Client().register(NETWORK, scheme)
+    paying.set_spend_controls(False)
+    return x402HttpxClient(paying, timeout=30)
+
+
+def asking(max_tokens: int = 8, **more: Any) -> dict[str, Any]:
+    """A request's body."""
+    messages = [{"role": "user", "content": "Tell me a story"}]
+    return {"model": "memory", "messages": messages, "max_tokens": max_tokens, "seed": 1, **more}
+
+
+def settlement(response: httpx.Response) -> Any:
+    """What PAYMENT-RESPONSE says."""
+    return decode_payment_response_header(response.headers["PAYMENT-RESPONSE"])
