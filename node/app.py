@@ -49,8 +49,8 @@ from node.models.template import TemplateRenderer
 from node.models.tokenizers import Tokenizers
 from node.own_models import LoadEngine, OwnModels, Say, open_models
 from node.own_money import Money, open_money
-from node.own_purses import open_purses
-from node.own_remotes import PayerOf, no_payer, open_remotes
+from node.own_purses import Purses, open_purses
+from node.own_remotes import no_payer, open_remotes
 from node.ports import Clock, Entropy, SystemClock, SystemEntropy
 from node.trade import SWEEP_S, Buying, Ground, open_buying, open_seller, open_till
 from node.wire.client import HttpPeer
@@ -169,15 +169,18 @@ async def _open_ground(
     sold = [model.engine.manifest.digest for model in own.models if model.price is not None]
     lines = {did_of(peer): HttpPeer(session, peer.url) for peer in config.peers}
     money: Money | None = None
-    payer_of: PayerOf = no_payer
+    purses: Purses | None = None
     policies: dict[str, Policy] = {}
     if config.stablecoin is not None:
         money = await open_money(stack, home, config.stablecoin, book, lines.get)
         rails, policies = [*rails, money.rail], {money.rail.name: money.policy}
-        payer_of = await open_purses(book, entropy, money.chain, money.chain.network)
+        purses = await open_purses(book, entropy, money.chain, money.chain.network)
+    payer_of = purses.payer_of if purses is not None else no_payer
     elsewhere = await open_remotes(config, home, session, tokenizers, names, sold, payer_of)
     effects = EffectDriver(book, entropy, rails, policies, pace)
-    return Ground(home, config, book, clock, entropy, tokenizers, own, elsewhere, session, lines, effects, money, watch)
+    return Ground(
+        home, config, book, clock, entropy, tokenizers, own, elsewhere, session, lines, effects, money, purses, watch
+    )
 
 
 def _doors(ground: Ground, buying: Buying, seller: Seller | None, keys: Keys) -> web.Application:
@@ -271,6 +274,8 @@ async def _sweep(ground: Ground, buying: Buying, seller: Seller | None) -> None:
                 await seller.sweep()
             await buying.disputes.sweep()
             await buying.retention.sweep()
+            if ground.purses is not None:
+                await ground.purses.sweep()
         except LedgerError as error:
             _log.warning("sweeping waits for the ledger: %s", error)
         except Exception:  # noqa: BLE001 - the sweep must outlive any one failure

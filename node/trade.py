@@ -40,6 +40,7 @@ from node.models.tokenizer import Tokenizer
 from node.models.tokenizers import Tokenizers
 from node.own_models import OwnModel, OwnModels
 from node.own_money import Money
+from node.own_purses import Purses
 from node.own_remotes import OwnRemote
 from node.ports import Clock, Entropy
 from node.wire.client import HttpPeer
@@ -65,6 +66,7 @@ class Ground:
     lines: Mapping[Did, HttpPeer]
     effects: EffectDriver
     money: Money | None
+    purses: Purses | None
     watch: IdleWatch | None
 
     def may_sell(self) -> Refused | None:
