@@ -14,7 +14,14 @@ _MAX_LINE: Final = 4 * 2**20  # of a streamed answer, in bytes
 
 
 class CallFailed(Exception):
-    """The node said no, or nothing; the message tells what to do, in the node's own words where it said something."""
+    """The node said no, or nothing; the message tells what to do, in the node's own words where it said something.
+
+    `code` is what programs may know it by; empty where the node said nothing.
+    """
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class OwnerClient:
@@ -43,7 +50,7 @@ class OwnerClient:
         except (aiohttp.ClientError, TimeoutError) as error:
             raise CallFailed(f"the node at {self._running.url} does not answer: {type(error).__name__}") from None
         if response.status != 200:
-            raise CallFailed(body["error"]["message"])
+            raise CallFailed(body["error"]["message"], str(body["error"].get("code") or ""))
         return body
 
     async def download(self, path: str) -> AsyncIterator[bytes]:

@@ -53,6 +53,8 @@ class DisputesDoor:
         if len(prefix) < _SHORTEST_PREFIX:
             raise ApiError(400, f"give at least {_SHORTEST_PREFIX} digits of the order", param="order")
         wanted = _amount(request) if "amount" in request.match_info else None
+        if wanted is None:
+            await self._disputes.sweep()  # what the other side says by now
         try:
             dispute = self._disputes.find(prefix)
             if wanted is not None and wanted.unit != dispute.key.unit:

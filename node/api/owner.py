@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from ledger.account import Account
+from ledger.account import Account, AccountKey
 from ledger.bundle import Bundle, to_json
 from ledger.chainfile import records_told, write_end, write_entry, write_start
 from ledger.events import RecordKept, decode_events
@@ -18,6 +18,7 @@ from ledger.records import (
     Offer,
     Order,
     Receipt,
+    Resolution,
     Signed,
     Verdict,
     amount_of,
@@ -157,6 +158,8 @@ class OwnerDoor:
         records = await self._book.journal.records_of(said.order)
         order = next((open_record(r.raw, Order) for r in records if r.kind == Order.kind), None)
         acks = _acknowledgements(records, receipt.digest)
+        resolved = [open_record(r.raw, Resolution).record.total for r in records if r.kind == Resolution.kind]
+        disputed = self._disputed(receipt, order) if order else 0
         verdicts = [open_record(r.raw, Verdict) for r in records if r.kind == Verdict.kind]
         return {
             "id": receipt.digest.hex(),
@@ -176,8 +179,16 @@ class OwnerDoor:
             "accepted": acks[-1].record.accepted if acks else None,
             "paid": str(Amount(acks[-1].record.amount, said.unit)) if acks else None,
             "reason": acks[-1].record.reason if acks else None,
+            "disputed": str(Amount(disputed, said.unit)) if disputed else None,
+            "resolved": str(Amount(resolved[-1], said.unit)) if resolved else None,
             "verdicts": [_verdict(verdict) for verdict in verdicts],
         }
+
+    def _disputed(self, receipt: Signed[Receipt], order: Signed[Order]) -> int:
+        """What of an order is asked and not granted now."""
+        key = AccountKey(order.signer, receipt.signer, order.record.rail, receipt.record.unit)
+        found = self._book.journal.books.account(key).orders.find(order.digest)
+        return 0 if found is None else found.disputed
 
     async def _find(self, request: web.Request, *others: str) -> Kept:
         """A receipt by its id, or by the beginning of it; or a record of another of these kinds."""

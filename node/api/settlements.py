@@ -8,9 +8,10 @@ from ledger.identity import Did, NotADid, parse_did
 from ledger.money import Amount, MoneyError, parse_amount
 from node.api.errors import ApiError
 from node.exchange.netting import Netter, NotNetted
-from node.exchange.settling import Settling, SettlingError
+from node.exchange.settling import AboveDebt, Asked, Settling, SettlingError
 
 _STATUS: Final = 409
+ABOVE_DEBT: Final = "above_debt"
 
 
 class SettlementsDoor:
@@ -35,13 +36,15 @@ class SettlementsDoor:
         return web.json_response({"waiting": rows})
 
     async def ask(self, request: web.Request) -> web.Response:
-        """Ask a peer to count a payment."""
+        """Ask a peer to count a payment. `in_advance=1`: also more than is owed."""
         peer, amount = _what(request)
         try:
-            confirmed = await self._settling.ask(peer, amount)
+            asked = await self._settling.ask(peer, amount, in_advance=request.query.get("in_advance") == "1")
+        except AboveDebt as error:
+            raise ApiError(_STATUS, str(error), code=ABOVE_DEBT) from None
         except SettlingError as error:
             raise ApiError(_STATUS, str(error), code="not_settled") from None
-        return _answer(peer, amount, confirmed)
+        return _answer(peer, amount, asked)
 
     async def confirm(self, request: web.Request) -> web.Response:
         """A peer's payment has arrived."""
@@ -50,7 +53,7 @@ class SettlementsDoor:
             await self._settling.confirm(peer, amount)
         except SettlingError as error:
             raise ApiError(_STATUS, str(error), code="not_settled") from None
-        return _answer(peer, amount, confirmed=True)
+        return _answer(peer, amount, Asked(confirmed=True))
 
     async def net(self, request: web.Request) -> web.Response:
         """Set off what a peer and this node owe each other."""
@@ -62,8 +65,9 @@ class SettlementsDoor:
         return web.json_response({"peer": peer, "netted": [str(amount) for amount in amounts]})
 
 
-def _answer(peer: str, amount: Amount, confirmed: bool) -> web.Response:
-    body: dict[str, Any] = {"peer": peer, "amount": str(amount), "confirmed": confirmed}
+def _answer(peer: str, amount: Amount, asked: Asked) -> web.Response:
+    replaced = None if asked.replaced is None else str(asked.replaced)
+    body: dict[str, Any] = {"peer": peer, "amount": str(amount), "confirmed": asked.confirmed, "replaced": replaced}
     return web.json_response(body)
 
 

@@ -1,32 +1,48 @@
 """Commands about payments by other means and mutual aid: settle, settlements, confirm, net, retry, dismiss."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
 
+from node.api.settlements import ABOVE_DEBT
 from node.cli.client import call
 from node.cli.options import HomeOption, JsonOption
-from node.cli.output import print_json, print_table, short
+from node.cli.output import CommandFailed, plain, print_json, print_table, short
 from node.home import Home, open_home
+from node.owner_client import CallFailed
 
 PeerArgument = Annotated[str, typer.Argument(help="The peer's did:key; `idlemesh accounts --json` shows it.")]
 EffectArgument = Annotated[str, typer.Argument(help="The beginning of its id; `idlemesh accounts` shows it.")]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask back, also where it is more than is owed.")]
 AmountArgument = Annotated[str, typer.Argument(help="The amount with its unit: 0.05usd, 250000msat.")]
 
 
-def settle(peer: PeerArgument, amount: AmountArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Ask a peer to count a payment that you made by other means (cash, a transfer, a favour). Again does no harm.
+def settle(
+    peer: PeerArgument,
+    amount: AmountArgument,
+    yes: YesOption = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a peer to count a payment that you made by other means (cash, a transfer, a favour).
+
+    The same again does no harm; another amount takes the place of one that the peer has not confirmed yet.
 
     Example: idlemesh settle did:key:z6Mk... 5usd
     """
-    body = _post(open_home(home), peer, amount, "ask")
+    body = _settled(open_home(home), peer, amount, yes)
     if as_json:
         print_json(body)
     elif body["confirmed"]:
         typer.echo(f"Settled: both sides count {body['amount']} as paid.")
     else:
+        if body["replaced"] is not None:
+            typer.echo(
+                f"This takes the place of the {body['replaced']} that you asked for before, which was not confirmed."
+            )
         typer.echo(f"Asked. It counts once the owner there confirms {body['amount']}; this node asks on while it runs.")
 
 
@@ -87,6 +103,20 @@ def dismiss(
     """
     body = _on_effect(home, effect, "dismiss")
     print_json(body) if as_json else typer.echo(f"Put aside: {body['id'][:12]}. The account goes on.")
+
+
+def _settled(home: Home, peer: str, amount: str, yes: bool) -> Any:
+    """Ask; where it is more than is owed, only if the owner means it."""
+    try:
+        return _post(home, peer, amount, "ask?in_advance=1" if yes else "ask")
+    except CallFailed as error:
+        if error.code != ABOVE_DEBT:
+            raise
+        if not sys.stdin.isatty():
+            raise CommandFailed(f"{error}: --yes asks all the same") from None
+        if not typer.confirm(f"{plain(str(error))[:1].upper()}{plain(str(error))[1:]}. Ask all the same?"):
+            raise CommandFailed("nothing was asked") from None
+        return _post(home, peer, amount, "ask?in_advance=1")
 
 
 def _on_effect(home: Path | None, effect: str, what: str) -> Any:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, NoReturn
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -23,17 +24,48 @@ def print_json(body: object) -> None:
     sys.stdout.write(json.dumps(body, indent=2, ensure_ascii=False) + "\n")
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], empty: str) -> None:
-    """A table, or a line that says what an empty one means."""
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], empty: str, spare: Sequence[str] = ()
+) -> None:
+    """A table, or a line that says what an empty one means.
+
+    `spare` are the columns that are left out, one after another, where a terminal is too narrow for all; it is said.
+    """
+    console = Console(markup=False, emoji=False)
     if not rows:
-        Console(markup=False, emoji=False).print(empty)
+        console.print(empty)
         return
+    cells = [["" if cell is None else plain(str(cell)) for cell in row] for row in rows]
+    widths = [
+        max(cell_len(line) for row in (columns, *cells) for line in row[at].split("\n")) for at in range(len(columns))
+    ]
+    if not sys.stdout.isatty():  # a file or a program, which wraps nothing
+        console.width = max(console.width, _width(widths))
+    left_out = left_out_of(columns, widths, spare, console.width)
     table = Table(title=title, title_justify="left", header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*("" if cell is None else plain(str(cell)) for cell in row))
-    Console(markup=False, emoji=False).print(table)
+    shown = [at for at in range(len(columns)) if at not in left_out]
+    for at in shown:
+        table.add_column(columns[at], overflow="fold")
+    for row in cells:
+        table.add_row(*(row[at] for at in shown))
+    console.print(table)
+    if left_out:
+        console.print(f"For a wider terminal, or --json: {', '.join(columns[at] for at in left_out)}.")
+
+
+def left_out_of(columns: Sequence[str], widths: Sequence[int], spare: Sequence[str], width: int) -> list[int]:
+    """Which columns a table that may be so wide goes without, by their places, if `spare` may be left out in order."""
+    left = list(range(len(columns)))
+    for name in spare:
+        if _width([widths[at] for at in left]) <= width:
+            break
+        left = [at for at in left if columns[at] != name]
+    return [at for at in range(len(columns)) if at not in left]
+
+
+def _width(widths: Sequence[int]) -> int:
+    """Of a table with columns of these widths: each has a blank on both sides and a line after it."""
+    return sum(widths) + 3 * len(widths) + 1
 
 
 def print_facts(facts: dict[str, Any]) -> None:
@@ -68,4 +100,13 @@ def size(count: int) -> str:
 
 def local_time(milliseconds: int) -> str:
     """A moment in this machine's own time."""
-    return datetime.fromtimestamp(milliseconds / 1000, tz=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return _local(milliseconds).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def short_time(milliseconds: int) -> str:
+    """The same for a table on a terminal; whole for programs that read on."""
+    return _local(milliseconds).strftime("%m-%d %H:%M") if sys.stdout.isatty() else local_time(milliseconds)
+
+
+def _local(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, tz=UTC).astimezone()

@@ -12,7 +12,7 @@ from ledger.codec import Malformed
 from ledger.records import Checkpoint, Order, Receipt, Signed, amount_of, open_record
 from node.api.server import is_loopback, is_wildcard
 from node.app import Node
-from node.cli.output import CommandFailed, local_time, plain, print_facts, print_table, short, size
+from node.cli.output import CommandFailed, local_time, plain, print_facts, print_table, short, short_time, size
 from node.config import Config
 
 Body = dict[str, Any]
@@ -146,7 +146,7 @@ def receipts(body: Body) -> None:
     rows = [
         (
             r["id"][:12],
-            local_time(r["finished_ms"]),
+            short_time(r["finished_ms"]),
             f"score {r['role']}" if r["work"] == "score" else r["role"],
             short(r["seller"] if r["role"] == "bought" else r["buyer"]),
             r["model"],
@@ -158,7 +158,7 @@ def receipts(body: Body) -> None:
         for r in body["receipts"]
     ]
     columns = ("receipt", "finished", "", "with", "model", "tokens", "cost", "paid", "audit")
-    print_table("Receipts", columns, rows, "There are no receipts yet.")
+    print_table("Receipts", columns, rows, "There are no receipts yet.", spare=("with", "audit", "model", "tokens"))
 
 
 def _found(verdict: Body) -> str:
@@ -168,7 +168,9 @@ def _found(verdict: Body) -> str:
 def _payment(receipt: Body) -> str:
     if not receipt["acknowledged"]:
         return "not yet"
-    return receipt["paid"] if receipt["accepted"] else f"{receipt['paid']}, disputed"
+    if receipt["accepted"]:
+        return "yes" if receipt["paid"] == receipt["cost"] else str(receipt["paid"])
+    return f"{receipt['paid']}, {'disputed' if receipt['disputed'] is not None else 'resolved'}"
 
 
 def receipt(body: Body) -> None:
@@ -194,12 +196,18 @@ def audit(body: Body) -> None:
 
 def accounts(body: Body) -> None:
     """Every balance."""
+    shown = {
+        "earned": "earned",
+        "promised": "authorized",
+        "not promised": "unpaid",
+        "to settle": "unsettled",
+        "available": "available",
+    }
     rows = [
-        (short(a["peer"]), a["direction"], a["earned"], a["authorized"], a["unpaid"], a["unsettled"], a["available"])
-        for a in body["accounts"]
+        (short(a["peer"]), a["direction"], a["rail"], *(a[name] for name in shown.values())) for a in body["accounts"]
     ]
-    columns = ("peer", "direction", "earned", "promised", "without a promise", "to settle", "available")
-    print_table("Accounts", columns, rows, "Nobody owes anything.")
+    columns = ("peer", "direction", "rail", *shown)
+    print_table("Accounts", columns, rows, "Nobody owes anything.", spare=("rail", "earned", "not promised"))
     _effects(body["effects"])
     if body["chain"] == "intact":
         typer.echo(f"The journal is whole: {_checked(body)}.")

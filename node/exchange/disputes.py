@@ -128,10 +128,14 @@ class Disputes:
     async def resolve(self, dispute: Dispute, total: int | None = None, *, twice: bool = False) -> Amount:
         """End a dispute: the order costs `total`; by default what the other side says. Durable on return.
 
-        As payee this asks no more than `total`, as payer it pays as much. Raises NotLetGo, LetGoTwice.
+        As payee this asks no more than `total`, as payer it pays as much. Whoever has given way by a part has to say by
+        how much more. Raises NotLetGo, LetGoTwice.
         """
         key, order = dispute.key, dispute.order
         asks = key.payee == self._book.me
+        if total is None and await self._gave_way(order, asks):
+            least, most = Amount(dispute.granted, key.unit), Amount(dispute.asked, key.unit)
+            raise NotLetGo(f"you gave way by a part of it before: name what it is to cost, from {least} to {most}")
         amount = (dispute.granted if asks else dispute.asked) if total is None else total
         account = self._book.journal.books.account(key)
         try:
@@ -151,6 +155,14 @@ class Disputes:
         except (WaiverRefused, AccountError, Unpayable) as error:
             raise NotLetGo(str(error)) from None
         return Amount(amount, key.unit)
+
+    async def _gave_way(self, order: bytes, asks: bool) -> bool:
+        """Whether this side has resolved an order before, by a part of what is in dispute."""
+        records = await self._book.journal.records_of(order)
+        if asks:
+            return any(one.kind == Resolution.kind for one in records)
+        said = [open_record(one.raw, Acknowledgement).record for one in records if one.kind == Acknowledgement.kind]
+        return len([one for one in said if not one.accepted]) > 1
 
     async def forgive(self, peer: str, amount: Amount) -> Let:
         """Let go of a debt that no voucher covers. Durable on return. Raises NotLetGo."""

@@ -48,6 +48,27 @@ class NotCounted(SettlingError):
         return f"{self.peer} has not taken the settlement: {self.why}"
 
 
+@define
+class AboveDebt(SettlingError):
+    """More would be settled than is owed; the owner may mean it, as a payment in advance."""
+
+    peer: str
+    owed: Amount
+    amount: Amount
+
+    def __str__(self) -> str:
+        owed = f"only {self.owed} is owed to {self.peer}" if self.owed.value else f"nothing is owed to {self.peer}"
+        return f"{owed}, so that {self.amount} would be a payment in advance"
+
+
+@frozen
+class Asked:
+    """What a request has come to. `replaced` is the one before, which now counts no more, if it was another."""
+
+    confirmed: bool
+    replaced: Amount | None = None
+
+
 class Payee(Protocol):
     """A peer that can be asked to count a payment."""
 
@@ -74,19 +95,24 @@ class Settling:
 
     # The payer
 
-    async def ask(self, peer: Did, amount: Amount) -> bool:
-        """Ask a peer to count `amount` as paid; whether its owner has confirmed it. Asking again does no harm.
+    async def ask(self, peer: Did, amount: Amount, *, in_advance: bool = False) -> Asked:
+        """Ask a peer to count `amount` as paid. The same again does no harm; another amount takes its place.
 
-        Raises SettlingError.
+        `in_advance`: also more than is owed. Raises SettlingError.
         """
         account = self._book.debt_to(peer, amount.unit)
         if not 0 < amount.value <= MAX_AMOUNT - account.settled:
             raise NotCounted(peer, "the amount must be above 0, and within what an account can hold")
-        asked = self._asked.get(account.key)
-        if asked is None or asked.record.total - asked.record.before != amount.value:
+        self._line(peer)
+        owed = max(account.owed - account.settled - account.netted, 0)
+        if amount.value > owed and not in_advance:
+            raise AboveDebt(peer, Amount(owed, amount.unit), amount)
+        before = asked = self._asked.get(account.key)
+        if asked is None or _request(asked.record).amount != amount:
             said = propose_settlement(account, amount.value, self._book.now())
             asked = self._asked[account.key] = sign(said, self._book.identity)
-        return await self._hand_over(peer, asked)
+        replaced = None if before is None or before is asked else _request(before.record).amount
+        return Asked(await self._hand_over(peer, asked), replaced)
 
     async def sweep(self) -> None:
         """Ask once more for what was asked and not confirmed."""
@@ -97,11 +123,8 @@ class Settling:
                 continue
 
     async def _hand_over(self, peer: Did, asked: Signed[Settlement]) -> bool:
-        line = self._dial(peer)
-        if line is None:
-            raise NotCounted(peer, "it is none of the named peers: name it with `idlemesh up --peer`")
         try:
-            answer = decode_signatures(await line.settlement(asked.raw))
+            answer = decode_signatures(await self._line(peer).settlement(asked.raw))
             if answer is None:
                 return False
             one, other = (open_record(raw, Settlement) for raw in answer)
@@ -113,6 +136,12 @@ class Settling:
         if one.record != asked.record:
             raise NotCounted(peer, "an earlier settlement was counted just now: ask again if this is another payment")
         return True
+
+    def _line(self, peer: Did) -> Payee:
+        line = self._dial(peer)
+        if line is None:
+            raise NotCounted(peer, "it is none of the named peers: name it with `idlemesh up --peer`")
+        return line
 
     async def _count(self, one: Signed[Settlement], other: Signed[Settlement], key: AccountKey) -> None:
         event = settle(one, other)

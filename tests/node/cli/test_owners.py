@@ -159,7 +159,11 @@ def test_two_owners_come_to_owe_each_other_nothing(idlemesh: Idlemesh, owners: N
     assert there["unpaid"] == here["unpaid"] == "0.000000usd"
 
     assert idlemesh("net", THEM.did, *ours(owners), "--json").json()["netted"] == ["0.000050usd"]
-    assert not idlemesh("settle", THEM.did, "0.000010usd", *ours(owners), "--json").json()["confirmed"]
+    refused = idlemesh("settle", THEM.did, "0.000011usd", *ours(owners))
+    assert (refused.status, "only 0.000010usd is owed" in refused.err, "--yes" in refused.err) == (1, True, True)
+    assert "Asked." in idlemesh("settle", THEM.did, "0.000011usd", *ours(owners), "--yes").out
+    said = idlemesh("settle", THEM.did, "0.000010usd", *ours(owners)).out
+    assert "takes the place of the 0.000011usd" in said
     assert idlemesh("confirm", US.did, "0.000010usd", *theirs(owners)).status == 0
     assert idlemesh("settle", THEM.did, "0.000010usd", *ours(owners), "--json").json()["confirmed"]
     for where, debts in ((ours(owners), ("we pay", "they pay")), (theirs(owners), ("they pay", "we pay"))):

@@ -72,3 +72,35 @@ def test_accounts_say_how_much_of_the_journal_was_read(
     show.accounts(compared(checked_after=after))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "journal is whole" in line]
     assert shown in line
+
+
+WHOLE = "did:key:z6MkpTHR8VNsBxYAAWHut2Geadd9jSwuBV8xRoAnwWsdvktH"
+
+
+def test_lists_fit_a_terminal_of_80_columns_and_say_what_they_leave_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    disputed = receipt(work="generate", acknowledged=True, accepted=False, paid="0.000060usd", disputed="0.000040usd")
+    show.receipts({"receipts": [disputed | {"seller": WHOLE, "model": "Llama-3.1-8B-Instruct", "cost": "0.000100usd"}]})
+    figures = dict.fromkeys(("earned", "authorized", "unpaid", "unsettled", "available"), "0.123456usd")
+    account = {"peer": WHOLE, "direction": "they pay", "rail": "stablecoin", **figures}
+    show.accounts(compared(accounts=[account]))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("abababababab" in line and "0.000060usd, disputed" in line for line in lines)
+    assert any("they pay" in line and line.count("0.123456usd") == 3 for line in lines)
+    assert [line for line in lines if "--json" in line] == [
+        "For a wider terminal, or --json: with, model, tokens, audit.",
+        "For a wider terminal, or --json: rail, earned, not promised.",
+    ]
+
+
+def test_a_receipt_says_whether_its_dispute_was_resolved(capsys: pytest.CaptureFixture[str]) -> None:
+    shared = receipt(work="generate", acknowledged=True, accepted=False, paid="0.000060usd")
+    show.receipts({"receipts": [shared | {"disputed": None}, shared | {"disputed": "0.000040usd"}]})
+    lines = [line for line in capsys.readouterr().out.splitlines() if "0.000060usd" in line]
+    assert ["resolved" in line for line in lines] == [True, False]
+    assert ["disputed" in line for line in lines] == [False, True]

@@ -137,7 +137,9 @@ async def test_a_payee_may_let_go_of_a_part_and_later_of_the_rest(market: Market
     await market.seller.resolve(market.seller.find(market.order.hex()[:8]), 20)
     await market.buyer.sweep()
     assert market.disputed == (5, 5)
-    await market.seller.resolve(market.seller.find(market.order.hex()[:8]))
+    with pytest.raises(NotLetGo, match=r"name what it is to cost, from 0\.000015usd to 0\.000020usd"):
+        await market.seller.resolve(market.seller.find(market.order.hex()[:8]))
+    await market.seller.resolve(market.seller.find(market.order.hex()[:8]), GRANTED)
     await market.buyer.sweep()
     assert market.disputed == (0, 0)
     assert market.owed == (GRANTED, GRANTED)
@@ -162,6 +164,9 @@ async def test_a_payer_may_give_way_by_a_part(market: Market) -> None:
     assert market.store.owed_by(market.customer.did).authorized == 20
     (shown,) = await market.buyer.shown()
     assert (shown.dispute.granted, shown.reason) == (20, "it is too short")
+    with pytest.raises(NotLetGo, match="you gave way by a part"):
+        await market.buyer.resolve(shown.dispute)
+    assert await market.buyer.resolve(shown.dispute, COST) == uusd(COST)
 
 
 async def test_asking_again_changes_nothing(market: Market) -> None:

@@ -12,7 +12,7 @@ from ledger.journal import MemoryJournal
 from ledger.money import Amount
 from ledger.records import Settlement, open_record, sign
 from node.exchange.book import Book
-from node.exchange.settling import NoSuchRequest, NotCounted, Request, Settling
+from node.exchange.settling import AboveDebt, Asked, NoSuchRequest, NotCounted, Request, Settling
 from node.ports import SystemClock
 from node.wire.messages import Refused, Unreachable, decode_signatures, encode_signatures
 
@@ -77,7 +77,7 @@ async def house() -> House:
 
 
 async def test_it_waits_for_the_owner_of_the_payee(house: House) -> None:
-    assert not await house.payer.ask(SELLER.did, FIVE)
+    assert await house.payer.ask(SELLER.did, FIVE) == Asked(confirmed=False)
     assert house.payee.waiting == [Request(BUYER.did, FIVE)]
     assert house.settled == (0, 0)
 
@@ -86,14 +86,14 @@ async def test_what_the_owner_confirms_counts_on_both_sides_once(house: House) -
     await house.payer.ask(SELLER.did, FIVE)
     await house.payee.confirm(BUYER.did, FIVE)
     assert house.payee.waiting == []
-    assert await house.payer.ask(SELLER.did, FIVE)
+    assert await house.payer.ask(SELLER.did, FIVE) == Asked(confirmed=True)
     assert house.settled == (5, 5)
     assert len(await house.payer_book.journal.list_records(Settlement.kind, 9)) == 2
 
 
 async def test_asking_again_before_it_is_confirmed_asks_for_no_more(house: House) -> None:
     for _ in range(3):
-        assert not await house.payer.ask(SELLER.did, FIVE)
+        assert await house.payer.ask(SELLER.did, FIVE) == Asked(confirmed=False)
     await house.payee.confirm(BUYER.did, FIVE)
     await house.payer.sweep()
     assert house.settled == (5, 5)
@@ -119,7 +119,7 @@ async def test_a_payer_that_forgot_its_request_counts_it_all_the_same(house: Hou
     assert house.settled == (5, 5)
     await house.payer.ask(SELLER.did, SIX)
     await house.payee.confirm(BUYER.did, SIX)
-    assert await house.payer.ask(SELLER.did, SIX)
+    assert await house.payer.ask(SELLER.did, SIX) == Asked(confirmed=True)
     assert house.settled == (11, 11)
 
 
@@ -130,6 +130,26 @@ async def test_only_what_was_asked_for_is_confirmed_and_only_once(house: House) 
     await house.payee.confirm(BUYER.did, FIVE)
     with pytest.raises(NoSuchRequest):
         await house.payee.confirm(BUYER.did, FIVE)
+
+
+async def test_another_amount_takes_the_place_of_what_was_not_confirmed(house: House) -> None:
+    await house.payer.ask(SELLER.did, FIVE)
+    assert await house.payer.ask(SELLER.did, SIX) == Asked(confirmed=False, replaced=FIVE)
+    assert house.payee.waiting == [Request(BUYER.did, SIX)]
+    await house.payee.confirm(BUYER.did, SIX)
+    await house.payer.sweep()
+    assert house.settled == (6, 6)
+
+
+async def test_more_than_is_owed_is_settled_only_if_the_owner_means_it(house: House) -> None:
+    await house.payer.ask(SELLER.did, FIVE)
+    await house.payee.confirm(BUYER.did, FIVE)
+    await house.payer.sweep()
+    with pytest.raises(AboveDebt, match=r"only 0\.000075usd is owed to"):
+        await house.payer.ask(SELLER.did, Amount(76, "uusd"))
+    assert await house.payer.ask(SELLER.did, Amount(76, "uusd"), in_advance=True) == Asked(confirmed=False)
+    with pytest.raises(AboveDebt, match="nothing is owed to"):
+        await house.payer.ask(SELLER.did, Amount(1, "msat"))
 
 
 async def test_who_is_not_named_cannot_be_asked(house: House) -> None:
