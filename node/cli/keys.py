@@ -54,7 +54,7 @@ def backup(
     where = open_home(home)
     if not where.has_identity:
         raise CommandFailed(f"there is no identity in {where.folder}: start a node with `idlemesh up`")
-    passphrase = _passphrase(passphrase_file, new=True)
+    passphrase = read_passphrase(passphrase_file, new=True)
     body = asyncio.run(_backup(where, file, passphrase))
     print_json(body) if as_json else typer.echo(
         f"Written {body['did']} and {body['entries']} entries to {file}. Without the passphrase it is worth nothing."
@@ -102,7 +102,7 @@ def restore(
     """
     where = open_home(home)
     _refuse_identity(where)
-    body = asyncio.run(_restore(where, file, _passphrase(passphrase_file, new=False)))
+    body = asyncio.run(_restore(where, file, read_passphrase(passphrase_file, new=False)))
     print_json(body) if as_json else typer.echo(
         f"Restored {body['did']} with {body['entries']} entries. It must not run anywhere else from now on."
     )
@@ -152,35 +152,36 @@ async def _compare(place: Place, me: str, standing: Entry, told: Iterable[Told])
     return standing
 
 
-def _passphrase(file: Path | None, *, new: bool) -> str:
-    """What opens the backup, from where the owner says. Raises CommandFailed."""
+def read_passphrase(file: Path | None, *, new: bool) -> str:
+    """What opens a backup or keystore, from where the owner says. Raises CommandFailed."""
     if file is None and sys.stdin.isatty():
         said = str(typer.prompt("Passphrase", hide_input=True, confirmation_prompt=new))
     else:
-        said = _first_line(file)
+        said = first_line(file, "passphrase")
     if new and len(said) < _SHORTEST:
         raise CommandFailed(f"the passphrase guards the node's money: take at least {_SHORTEST} characters")
     return said
 
 
-def _first_line(file: Path | None) -> str:
+def first_line(file: Path | None, what: str) -> str:
+    """The first line of a file that holds a secret; of standard input, where none is named. Raises CommandFailed."""
     try:
         if file is None or str(file) == "-":
-            raw = _line(sys.stdin.buffer)
+            raw = _line(sys.stdin.buffer, what)
         else:
             with file.open("rb") as opened:
-                raw = _line(opened)
+                raw = _line(opened, what)
         return raw.decode()
     except OSError as error:
-        raise CommandFailed(f"the passphrase cannot be read from {file}: {error.strerror}") from None
+        raise CommandFailed(f"the {what} cannot be read from {file}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise CommandFailed("the passphrase is not UTF-8 text") from None
+        raise CommandFailed(f"the {what} is not UTF-8 text") from None
 
 
-def _line(opened: BinaryIO) -> bytes:
+def _line(opened: BinaryIO, what: str) -> bytes:
     raw = opened.readline(MAX_PASSPHRASE + 3).rstrip(b"\r\n")
     if len(raw) > MAX_PASSPHRASE:
-        raise CommandFailed(f"the passphrase is longer than {MAX_PASSPHRASE} bytes")
+        raise CommandFailed(f"the {what} is longer than {MAX_PASSPHRASE} bytes")
     if not raw:
-        raise CommandFailed("there is no passphrase: write it into the first line, or name a --passphrase-file")
+        raise CommandFailed(f"there is no {what}: write it into the first line, or name a file that has it there")
     return raw

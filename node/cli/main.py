@@ -23,6 +23,7 @@ from node.cli.keys import key
 from node.cli.ledger import ledger, ledger_place
 from node.cli.options import HomeOption, JsonOption
 from node.cli.output import CommandFailed, fail, print_json
+from node.cli.wallet import wallet
 from node.config import BadConfig, load_config, parse_peer
 from node.demo.tour import Tour, TourFailed
 from node.engine.calibration import TooSmall, Unlike
@@ -47,6 +48,7 @@ app = typer.Typer(
 )
 app.add_typer(key, name="key")
 app.add_typer(ledger, name="ledger")
+app.add_typer(wallet, name="wallet")
 
 ReceiptArgument = Annotated[str, typer.Argument(help="The receipt's id, or at least its first 6 digits.")]
 

@@ -1,0 +1,227 @@
+"""`/node/v1/wallet`: the owner's money on a chain, in channels and in bonds."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from aiohttp import web
+
+from ledger.effects import Tracked
+from ledger.identity import NotADid, parse_did
+from ledger.money import Amount, MoneyError, parse_amount
+from ledger.rails.stablecoin.bond_terms import BondRefused, Stake
+from ledger.rails.stablecoin.bonds import Done
+from ledger.rails.stablecoin.errors import ChainError
+from ledger.rails.stablecoin.networks import Network, address, checksummed
+from ledger.records import MAX_ARBITERS
+from node.api.effects import effect_row
+from node.api.errors import ApiError
+from node.exchange.bonding import Conditions, OwnBond
+from node.exchange.effects import EffectRefused
+from node.exchange.opening import OpeningError
+from node.exchange.strangers import is_stranger
+from node.exchange.wallet import UNIT, ChannelRow, Wallet, WalletRefused
+
+_STATUS: Final = 409
+_NOBODY: Final = bytes(20)
+_DAY_S: Final = 86_400
+_WEI: Final = 10**18
+# A seller that wants its stake back has a week to be found out, unless it says otherwise.
+_NOTICE_DAYS: Final = 7
+
+
+class WalletDoor:
+    """Shows what the wallet has, and moves it."""
+
+    def __init__(self, wallet: Wallet, network: Network, me: str) -> None:
+        self._wallet = wallet
+        self._network = network
+        self._me = me
+
+    def routes(self) -> list[web.RouteDef]:
+        """What it serves."""
+        at = "/node/v1/wallet"
+        return [
+            web.get(at, self._answering(self.holdings)),
+            web.get(f"{at}/channels", self._answering(self.channels)),
+            web.post(f"{at}/deposit/{{peer}}/{{amount}}", self._answering(self.deposit)),
+            web.post(f"{at}/claim", self._answering(self.claim)),
+            web.post(f"{at}/claim/{{peer}}", self._answering(self.claim)),
+            web.post(f"{at}/withdraw/{{peer}}", self._answering(self.withdraw)),
+            web.get(f"{at}/bonds", self._answering(self.bonds)),
+            web.post(f"{at}/bonds/{{amount}}", self._answering(self.lock)),
+            web.post(f"{at}/unbond", self._answering(self.unbond)),
+        ]
+
+    @staticmethod
+    def _answering(handle: Any) -> Any:
+        """A handler whose refusals are answers that say what to do."""
+
+        async def handler(request: web.Request) -> web.Response:
+            try:
+                return web.json_response(await handle(request))
+            except MoneyError as error:
+                raise ApiError(400, str(error), param="amount") from None
+            except NotADid as error:
+                raise ApiError(400, f"{error}: `idlemesh peers` lists the named ones", param="peer") from None
+            except (WalletRefused, EffectRefused, OpeningError, BondRefused) as error:
+                raise ApiError(_STATUS, str(error), code="not_moved") from None
+            except ChainError as error:
+                raise ApiError(503, str(error), code="chain") from None
+
+        return handler
+
+    async def holdings(self, _request: web.Request) -> dict[str, Any]:
+        """What is in it, outside of channels and bonds."""
+        found = await self._wallet.holdings()
+        return {
+            "address": checksummed(found.address),
+            "network": self._network.caip2,
+            "network_name": self._network.name,
+            "token": checksummed(self._network.token.address),
+            "dollars": str(Amount(found.dollars, UNIT)),
+            "coin": f"{found.coin // _WEI}.{found.coin % _WEI:018}",
+        }
+
+    async def channels(self, _request: web.Request) -> dict[str, Any]:
+        """Each channel, and what is under way on it."""
+        return {"channels": [self._channel(row) for row in self._wallet.channels()]}
+
+    def _channel(self, row: ChannelRow) -> dict[str, Any]:
+        account, key = row.account, row.account.key
+        money = {
+            "deposited": account.funded,
+            "gone_back": account.withdrawn,
+            "owed": account.owed,
+            "promised": account.authorized,
+            "paid": account.settled,
+            "to_claim": account.unsettled,
+            "free": row.free,
+            "at_risk": row.at_risk,
+        }
+        return {
+            "peer": key.payee if key.payer == self._me else key.payer,
+            "direction": "we pay" if key.payer == self._me else "they pay",
+            "by": "x402" if is_stranger(key.payer) else "node",
+            "channel": None if row.id is None else f"0x{row.id.hex()}",
+            **{name: str(Amount(value, UNIT)) for name, value in money.items()},
+            "effect": None if row.effect is None else effect_row(row.effect, self._me),
+        }
+
+    async def deposit(self, request: web.Request) -> dict[str, Any]:
+        """Put money into the channel to a peer."""
+        peer, amount = parse_did(request.match_info["peer"]), parse_amount(request.match_info["amount"])
+        return self._moved([await self._wallet.deposit(peer, amount)])
+
+    async def claim(self, request: web.Request) -> dict[str, Any]:
+        """Claim what a peer, or everybody, has promised. `close=1`: and give the rest of its channel back."""
+        peer = request.match_info.get("peer")
+        if request.query.get("close") == "1":
+            if peer is None:
+                raise ApiError(400, "name the peer whose channel is to be closed", param="peer")
+            return self._moved([await self._wallet.close(peer)])
+        return self._moved(await self._wallet.claim(peer))
+
+    async def withdraw(self, request: web.Request) -> dict[str, Any]:
+        """Take back what covers nothing from a channel. `give_back=1`: from a peer's to this node."""
+        peer, amount = request.match_info["peer"], _amount(request)
+        back = self._wallet.give_back if request.query.get("give_back") == "1" else self._wallet.withdraw
+        return self._moved([await back(peer, amount)])
+
+    def _moved(self, found: Sequence[Tracked | None]) -> dict[str, Any]:
+        return {"effects": [effect_row(tracked, self._me) for tracked in found if tracked is not None]}
+
+    # Bonds
+
+    async def bonds(self, _request: web.Request) -> dict[str, Any]:
+        """This node's bonds, and what is in them."""
+        return {"bonds": [_bond(bond, stake) for bond, stake in await self._wallet.bonds()]}
+
+    async def lock(self, request: web.Request) -> dict[str, Any]:
+        """Lock so much in all: with `arbiter`s in the bond that has such terms, else in `bond`."""
+        total, said = parse_amount(request.match_info["amount"]), _conditions(request)
+        return _acted(*await self._wallet.lock(total, said, request.query.get("bond", "")))
+
+    async def unbond(self, request: web.Request) -> dict[str, Any]:
+        """Ask for an `amount` of a bond back, or for all; `keep=1` lets it stay, `take=1` takes it after its notice."""
+        bond = request.query.get("bond", "")
+        if request.query.get("keep") == "1":
+            return _acted(*await self._wallet.keep(bond))
+        if request.query.get("take") == "1":
+            return _acted(*await self._wallet.take(bond))
+        return _acted(*await self._wallet.ask_back(bond, _amount(request)))
+
+
+def _amount(request: web.Request) -> Amount | None:
+    text = request.query.get("amount")
+    return None if text is None else parse_amount(text)
+
+
+def _conditions(request: web.Request) -> Conditions | None:
+    """The terms that a request names; None: it names none."""
+    named = request.query.getall("arbiter", [])
+    if not named:
+        if {"quorum", "notice", "challenge", "sink"} & set(request.query):
+            raise ApiError(400, "terms begin with arbiters: name each with --arbiter", param="arbiter")
+        return None
+    if len(named) > MAX_ARBITERS:
+        raise ApiError(400, f"a bond has at most {MAX_ARBITERS} arbiters", param="arbiter")
+    arbiters = tuple(_address(text, "arbiter") for text in named)
+    notice = _number(request, "notice", _NOTICE_DAYS)
+    return Conditions(
+        arbiters,
+        _number(request, "quorum", len(set(arbiters)) // 2 + 1),
+        notice * _DAY_S,
+        _number(request, "challenge", notice) * _DAY_S,
+        _address(request.query["sink"], "sink") if "sink" in request.query else _NOBODY,
+    )
+
+
+def _address(text: str, param: str) -> bytes:
+    try:
+        return address(text)
+    except ValueError:
+        raise ApiError(400, f"{text[:80]!r} is no address: it is 0x and 40 hexadecimal digits", param=param) from None
+
+
+def _number(request: web.Request, name: str, default: int) -> int:
+    text = request.query.get(name, str(default))
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:6]) <= 365:
+        raise ApiError(400, f"{name} is a number from 1 to 365", param=name)
+    return int(text)
+
+
+def _bond(bond: OwnBond, stake: Stake | None = None) -> dict[str, Any]:
+    terms = bond.terms
+    said: dict[str, Any] = {
+        "bond": f"0x{bond.id.hex()}",
+        "arbiters": [checksummed(one) for one in terms.arbiters],
+        "quorum": terms.quorum,
+        "notice_days": terms.notice / _DAY_S,
+        "challenge_days": terms.challenge / _DAY_S,
+        "sink": None if terms.sink == _NOBODY else checksummed(terms.sink),
+    }
+    if stake is not None:
+        money = {
+            "locked": stake.locked,
+            "held_for_slashes": stake.reserved,
+            "asked_back": stake.unlocking,
+            "counts": stake.free,
+        }
+        said |= {name: _dollars(value) for name, value in money.items()}
+        said["back_at"] = stake.unlocks_at or None
+    return said
+
+
+def _dollars(value: int) -> str:
+    """An amount of any size: the contract holds larger ones than records do."""
+    return f"{value // 10**6}.{value % 10**6:06}usd"
+
+
+def _acted(bond: OwnBond, done: Done) -> dict[str, Any]:
+    outcome = done.outcome
+    return {
+        **_bond(bond),
+        "act": done.act,
+        "state": outcome.state,
+        "transaction": None if outcome.hash is None else f"0x{outcome.hash.hex()}",
+    }

@@ -1,0 +1,284 @@
+"""The owner's wallet on a chain: what is in it and in the channels, and what its owner moves by hand.
+
+Money goes by effects of the accounts, as it does by itself: planned in the journal, moved once. Bonds are the wallet's
+own transactions. Amounts are in uusd, one unit of the network's dollar; the chain's coin pays the gas, in wei.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
+
+from attrs import define, frozen
+
+from ledger.account import Account, AccountKey
+from ledger.effects import Tracked, free_collateral
+from ledger.identity import Did
+from ledger.money import Amount
+from ledger.rails.stablecoin.bond_terms import Stake
+from ledger.rails.stablecoin.bonds import Done
+from ledger.rails.stablecoin.chain import Outcome
+from node.exchange.bonding import Conditions, OwnBond, OwnBonds
+from node.exchange.book import Book
+from node.exchange.effects import EffectDriver, EffectRefused
+from node.exchange.strangers import is_stranger
+
+RAIL: Final = "stablecoin"
+UNIT: Final = "uusd"
+# So many claims by hand go out together; what is claimed at the same time shares a transaction.
+_AT_ONCE: Final = 50
+# How long a command waits for a transaction: it goes on by itself after that.
+_WAIT_S: Final = 60.0
+
+
+class WalletRefused(Exception):
+    """What the wallet cannot do now; each subclass is one reason, and its message tells what to do."""
+
+
+@define
+class TooLittle(WalletRefused):
+    """More was to be moved than the wallet has."""
+
+    has: Amount
+    wanted: Amount
+    address: str
+
+    def __str__(self) -> str:
+        return f"the wallet has {self.has}, and {self.wanted} was to be moved: send dollars to {self.address} first"
+
+
+@define
+class NothingThere(WalletRefused):
+    """There is no channel with the peer, or nothing in it that could move."""
+
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.why}: `idlemesh wallet channels` shows what is in each"
+
+
+@define
+class NoBonds(WalletRefused):
+    """The contract of bonds is not known."""
+
+    def __str__(self) -> str:
+        return 'no contract of bonds is known here: write its address into config.toml, as [stablecoin] bonds = "0x..."'
+
+
+@define
+class NotMarked(WalletRefused):
+    """An amount that is no dollars."""
+
+    amount: Amount
+
+    def __str__(self) -> str:
+        return f"{self.amount} is no dollar amount: this wallet counts in usd, as in 5usd"
+
+
+class Funds(Protocol):
+    """The chain as the wallet asks it: see `ledger.rails.stablecoin.chain.Chain`. Everything raises ChainError."""
+
+    @property
+    def address(self) -> bytes:
+        """The wallet's."""
+
+    async def tokens(self, address: bytes | None = None) -> int:
+        """How many units of the dollar it has."""
+
+    async def ether(self, address: bytes | None = None) -> int:
+        """How many wei."""
+
+    async def settled(self, key: bytes) -> Outcome:
+        """Wait for a transaction."""
+
+    async def outcome(self, key: bytes) -> Outcome:
+        """What became of it by now."""
+
+
+@frozen
+class Holdings:
+    """What the wallet has outside of channels and bonds; `coin` in wei."""
+
+    address: bytes
+    dollars: int
+    coin: int
+
+
+@frozen
+class ChannelRow:
+    """One channel as the books have it. `free` covers nothing and can go back.
+
+    `at_risk` is what its payer has signed beyond what it owes: nothing between nodes, a request's maximum where x402's
+    clients pay.
+    """
+
+    account: Account
+    id: bytes | None
+    free: int
+    at_risk: int
+    effect: Tracked | None
+
+
+class Wallet:
+    """What the owner can see and do. Acts raise WalletRefused, EffectRefused, ChainError, and what `open_channel` does.
+
+    Bonds also BondRefused.
+    """
+
+    def __init__(
+        self,
+        book: Book,
+        funds: Funds,
+        effects: EffectDriver,
+        open_channel: Callable[[Did], Awaitable[AccountKey]],
+        channel_id: Callable[[AccountKey], bytes | None],
+        bonds: OwnBonds | None,
+    ) -> None:
+        """`open_channel` gives the account whose channel a peer is paid from, opened if there is none."""
+        self._book, self._funds, self._effects = book, funds, effects
+        self._open_channel = open_channel
+        self._channel_id = channel_id
+        self._bonds = bonds
+
+    async def holdings(self) -> Holdings:
+        """What it has, at the head."""
+        dollars, coin = await asyncio.gather(self._funds.tokens(), self._funds.ether())
+        return Holdings(self._funds.address, dollars, coin)
+
+    # Channels
+
+    def channels(self) -> list[ChannelRow]:
+        """All accounts on channels, those that this node pays first."""
+        accounts = [account for key, account in self._book.journal.books.accounts.items() if key.rail == RAIL]
+        return [self._row(account) for account in sorted(accounts, key=lambda one: one.key.payer != self._book.me)]
+
+    def _row(self, account: Account) -> ChannelRow:
+        key = account.key
+        held = self._book.strangers.voucher(key) if is_stranger(key.payer) else None
+        signed = max(account.authorized, held.total if held is not None else 0)
+        return ChannelRow(
+            account,
+            self._channel_id(key),
+            free_collateral(account),
+            max(signed - account.owed, 0),
+            self._book.journal.books.effects.get(key),
+        )
+
+    async def deposit(self, peer: Did, amount: Amount) -> Tracked | None:
+        """Put money into the channel from which a peer is paid; opened, if there is none."""
+        value = _dollars(amount)
+        has = await self._funds.tokens()
+        if has < value:
+            raise TooLittle(Amount(has, UNIT), amount, f"0x{self._funds.address.hex()}")
+        key = await self._open_channel(peer)
+        return await self._effects.ask(key, "top_up", value)
+
+    async def claim(self, peer: str | None) -> list[Tracked]:
+        """Claim what a peer, or everybody, has promised and not paid out."""
+        due = [
+            account
+            for key, account in self._book.journal.books.accounts.items()
+            if key.rail == RAIL and key.payee == self._book.me and peer in (None, key.payer) and account.unsettled
+        ]
+        if not due:
+            whom = "no channel" if peer is None else f"no channel of {peer}"
+            raise NothingThere(f"there is nothing to claim from {whom}")
+        slots = asyncio.Semaphore(_AT_ONCE)
+        refused: list[EffectRefused] = []
+
+        async def one(account: Account) -> Tracked | None:
+            async with slots:
+                try:
+                    return await self._effects.ask(account.key, "claim", account.unsettled)
+                except EffectRefused as error:
+                    refused.append(error)
+                    return None
+
+        found = [tracked for tracked in await asyncio.gather(*map(one, due)) if tracked is not None]
+        if refused and not found:
+            raise refused[0]
+        return found
+
+    async def withdraw(self, peer: str, amount: Amount | None) -> Tracked | None:
+        """Take back from the channel to a peer what covers nothing: so much, or all of it.
+
+        It comes after the channel's notice, in which the peer may claim what it was promised.
+        """
+        account = self._book.journal.books.accounts.get(AccountKey(self._book.me, peer, RAIL, UNIT))
+        if account is None or not account.funded:
+            raise NothingThere(f"no money of this node's is in a channel to {peer}")
+        return await self._back(account, amount)
+
+    async def give_back(self, peer: str, amount: Amount | None) -> Tracked | None:
+        """Give back to a peer what of its channel to this node covers nothing: at once, at this node's expense."""
+        account = self._book.journal.books.accounts.get(AccountKey(peer, self._book.me, RAIL, UNIT))
+        if account is None or not account.funded:
+            raise NothingThere(f"{peer} has no money in a channel to this node")
+        return await self._back(account, amount)
+
+    async def _back(self, account: Account, amount: Amount | None) -> Tracked | None:
+        free = free_collateral(account)
+        if not free:
+            raise NothingThere("all of it is owed, promised or reserved for open orders")
+        return await self._effects.ask(account.key, "refund", free if amount is None else _dollars(amount))
+
+    async def close(self, peer: str) -> Tracked | None:
+        """Claim all that a peer has promised, and give the rest of its channel back."""
+        return await self._effects.ask(AccountKey(peer, self._book.me, RAIL, UNIT), "close", 0)
+
+    # Bonds
+
+    async def bonds(self) -> list[tuple[OwnBond, Stake]]:
+        """This node's bonds, with what is in them at the head."""
+        return [(bond, await self._own.stake(bond)) for bond in self._own.all]
+
+    @property
+    def _own(self) -> OwnBonds:
+        if self._bonds is None:
+            raise NoBonds
+        return self._bonds
+
+    async def lock(self, total: Amount, said: Conditions | None, bond: str) -> tuple[OwnBond, Done]:
+        """Lock so much in all: in a bond with these terms, else in that whose id begins so."""
+        value = _dollars(total)
+        if said is not None:
+            found, done = await self._own.lock_new(said, value, self._wait)
+        else:
+            found = self._own.find(bond)
+            done = await self._own.lock(found, value, self._wait)
+        return found, await self._followed(done)
+
+    async def ask_back(self, bond: str, amount: Amount | None) -> tuple[OwnBond, Done]:
+        """Begin the notice for a part of a bond, or for all of it."""
+        found = self._own.find(bond)
+        done = await self._own.ask_back(found, 0 if amount is None else _dollars(amount))
+        return found, await self._followed(done)
+
+    async def keep(self, bond: str) -> tuple[OwnBond, Done]:
+        """Let what was asked back stay locked."""
+        found = self._own.find(bond)
+        return found, await self._followed(await self._own.keep(found))
+
+    async def take(self, bond: str) -> tuple[OwnBond, Done]:
+        """Take what was asked back, after its notice."""
+        found = self._own.find(bond)
+        return found, await self._followed(await self._own.take(found))
+
+    async def _followed(self, done: Done) -> Done:
+        """What became of an act, and what offers name after it."""
+        if done.key and done.outcome.state in ("waiting", "mined"):
+            done = Done(done.act, await self._wait(done.key), done.key)
+        await self._own.look()
+        return done
+
+    async def _wait(self, key: bytes) -> Outcome:
+        try:
+            async with asyncio.timeout(_WAIT_S / 2):
+                return await self._funds.settled(key)
+        except TimeoutError:
+            return await self._funds.outcome(key)
+
+
+def _dollars(amount: Amount) -> int:
+    if amount.unit != UNIT:
+        raise NotMarked(amount)
+    return amount.value
