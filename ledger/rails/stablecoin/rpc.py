@@ -8,6 +8,7 @@ tried. What an endpoint says of a call (that it reverts) is kept apart from its 
 import asyncio
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -26,7 +27,7 @@ MAX_ENDPOINTS: Final = 8
 _AT_ONCE: Final = 8  # questions to one endpoint
 _CHECK_S: Final = 600.0
 _ASIDE_S, _MAX_ASIDE_S = 5.0, 300.0
-_MAX_NUMBER: Final = 2**256
+_QUANTITY: Final = re.compile(r"0x[0-9a-fA-F]{1,64}")
 _REVERTED: Final = 3  # the code that most nodes give when a call reverts
 
 _log = logging.getLogger(__name__)
@@ -55,12 +56,9 @@ class Said(ChainError):
 
 def quantity(found: object) -> int:
     """A number, as JSON-RPC writes it. Raises Malformed."""
-    if not isinstance(found, str) or not found.startswith("0x") or len(found) > 66:
+    if not isinstance(found, str) or not _QUANTITY.fullmatch(found):
         raise Malformed("not a number")
-    try:
-        return int(found, 16)
-    except ValueError:
-        raise Malformed("not a number") from None
+    return int(found, 16)
 
 
 def octets(found: object) -> bytes:
@@ -68,9 +66,12 @@ def octets(found: object) -> bytes:
     if not isinstance(found, str) or not found.startswith("0x"):
         raise Malformed("not bytes")
     try:
-        return bytes.fromhex(found[2:])
+        raw = bytes.fromhex(found[2:])
     except ValueError:
         raise Malformed("not bytes") from None
+    if len(found) != 2 + 2 * len(raw):  # there was white space
+        raise Malformed("not bytes")
+    return raw
 
 
 def digest(found: object) -> bytes:
