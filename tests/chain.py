@@ -37,6 +37,7 @@ MULTICALL: Final = "0xcA11bde05977b3631167028862bE2a173976CA11"
 _ROOT: Final = Path(__file__).parent.parent
 _RICH: Final = "0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266"  # anvil's first own account: deploys and hands out ether
 _START_S: Final = 20
+_DEEP: Final = 3  # blocks: more than the network's confirmations
 
 
 class RpcError(AssertionError):
@@ -149,6 +150,7 @@ class Anvil:
                 self.kill()
                 self.start()
                 self.rpc("anvil_loadState", state)
+                self.mine(_DEEP)  # it keeps no state of blocks from before
 
     # Asking it
 

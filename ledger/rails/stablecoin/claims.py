@@ -16,7 +16,7 @@ from attrs import evolve, frozen
 from ledger.rails.stablecoin.chain import Chain, Outcome
 from ledger.rails.stablecoin.contracts import MAX_ROWS, Row, claim, settle
 from ledger.rails.stablecoin.errors import ChainError, Refused, Unreachable
-from ledger.rails.stablecoin.sending import sent
+from ledger.rails.stablecoin.sending import REVERTED_OR_LOST, TriedOften, sent
 
 GATHER_S: Final = 0.2
 # A payout is sent with its claim, before that is mined: simulated then, it would move nothing and need less. USDC is
@@ -84,7 +84,7 @@ class Claims:
                     receiver, token = self._chain.address, network.token.address
                     totals = await self._chain.read(place.contract, "receivers", receiver, token)
                     await self._settle(hashlib.sha256(repr(totals).encode()).digest())
-            except ChainError as error:
+            except (ChainError, TriedOften) as error:
                 _log.info("what was claimed is not paid out yet: %s", error)
 
     async def _send_all(self) -> None:
@@ -114,18 +114,18 @@ class Claims:
 
     async def _claim(self, rows: list[_Waiting]) -> Outcome:
         about = hashlib.sha256(b"".join(sorted(waiting.effect for waiting in rows))).digest()
-        transaction = await sent(self._chain, about, "claim")
+        transaction = await sent(self._chain, about, "claim", REVERTED_OR_LOST)
         for waiting in rows:
             self._transactions[waiting.effect] = transaction.key
         outcome = await self._chain.submit(transaction.key, claim(self._chain.place.contract, [w.row for w in rows]))
-        with contextlib.suppress(ChainError):  # it is paid out with a later one
+        with contextlib.suppress(ChainError, TriedOften):  # it is paid out with a later one
             await self._settle(transaction.key)
         return outcome
 
     async def _settle(self, about: bytes) -> None:
         receiver, token = self._chain.address, self._chain.network.token.address
         call = evolve(settle(self._chain.place.contract, receiver, token), gas=_SETTLE_GAS)
-        self._payout = (await sent(self._chain, about, "payout")).key
+        self._payout = (await sent(self._chain, about, "payout", REVERTED_OR_LOST)).key
         await self._chain.submit(self._payout, call)
 
     async def _is_paying_out(self) -> bool:

@@ -3,11 +3,12 @@
 Theory of operation. A deposit by EIP-3009 is a signature that moves its money once, whoever brings it, however often:
 the effect's key is its salt, so the token itself says whether an effect has happened. It is handed to the payee first,
 which spares the payer all gas; what the payee has not brought after a while the payer brings itself, the same deposit.
-Tokens without such signatures are approved and then fetched; there the outbox and the channel's total see to it that
-it happens once.
+What was handed over may be brought until it ends, so until then no top-up has failed. Tokens without such signatures
+are approved and then fetched; there the outbox and the channel's total see to it that it happens once.
 """
 
 import hashlib
+import math
 import time
 from typing import Final
 
@@ -20,14 +21,15 @@ from ledger.rails.stablecoin.books import Books, Deposit
 from ledger.rails.stablecoin.chain import Chain
 from ledger.rails.stablecoin.contracts import approve, deposit
 from ledger.rails.stablecoin.digests import ChannelConfig
-from ledger.rails.stablecoin.errors import ChannelUnknown
-from ledger.rails.stablecoin.sending import Act, sent, submitted, waits
+from ledger.rails.stablecoin.errors import ChainError, ChannelUnknown
+from ledger.rails.stablecoin.sending import REVERTED_OR_LOST, Act, sent, submitted, waits
 
 # How long a signed deposit can be brought, and for how long that is left to the payee.
-VALID_S: Final = 3600
+VALID_S: Final = 900
 _PATIENCE_S: Final = 120.0
 # One that is to be brought now must not end before it is mined.
 _LEAST_VALID_S: Final = 60
+_WITH_PAYEE: Final = Answer("unknown", why="the payee has the signed deposit, and brings it to the chain")
 
 
 class DepositRefused(Exception):
@@ -72,32 +74,48 @@ class Deposits:
         self._chain = chain
         self._books = books
         self._min_deposit = min_deposit
-        self._handed: dict[bytes, float] = {}  # by the effect's key, when it was handed to the payee
+        # By the effect's key: when it was handed to the payee, and where the payee did not say that it brings it.
+        self._handed: dict[bytes, float] = {}
+        self._declined: set[bytes] = set()
 
     async def next(self, effect: Effect, config: ChannelConfig) -> Answer | Act:
-        """What became of a top-up, or what is to be done for it. Raises ChainError, RevertedOften."""
+        """What became of a top-up, or what is to be done for it. Raises ChainError, TriedOften."""
         if not (self._chain.network.token.eip3009 and self._chain.deployment.erc3009_collector):
             return await self._next_approved(effect, config)
         if await self._chain.deposited(config, effect.key):
-            self._handed.pop(effect.key, None)
+            self._forget(effect)
             return Answer("settled", effect.amount)
-        transaction = await sent(self._chain, effect.key, "deposit")
+        transaction = await sent(self._chain, effect.key, "deposit", REVERTED_OR_LOST)
         if transaction.under_way or await self._chain.deposited(config, effect.key, deep=False):
             return waits("deposit", transaction.outcome)
-        if time.monotonic() < self._handed.get(effect.key, -_PATIENCE_S) + _PATIENCE_S:
-            return Answer("unknown", why="the payee has the signed deposit, and brings it to the chain")
+        if self._handed_s(effect) < _PATIENCE_S and effect.key not in self._declined:
+            return _WITH_PAYEE
+        return lambda: self._bring_own(effect, config, transaction.key)
 
-        async def bring() -> Answer:
-            _, now = await self._chain.block()
-            signed = await self._chain.authorize(config, effect.amount, effect.key, now + VALID_S)
-            if effect.key not in self._handed:
-                self._handed[effect.key] = time.monotonic()
-                if await self._books.relay(effect.account, signed):
-                    return Answer("unknown", why="the payee has the signed deposit, and brings it to the chain")
-                self._handed[effect.key] -= _PATIENCE_S
-            return await submitted(self._chain, transaction.key, self._chain.bring(config, signed), "deposit")
+    async def _bring_own(self, effect: Effect, config: ChannelConfig, key: bytes) -> Answer:
+        holds = await self._chain.tokens(config.payer)
+        if holds < effect.amount and self._handed_s(effect) > VALID_S:
+            return Answer("failed", why=f"the wallet holds {holds}: send the token to its address first")
+        _, now = await self._chain.block()
+        signed = await self._chain.authorize(config, effect.amount, effect.key, now + VALID_S)
+        if effect.key not in self._handed:
+            self._handed[effect.key] = time.monotonic()
+            if await self._books.relay(effect.account, signed):
+                return _WITH_PAYEE
+            self._declined.add(effect.key)
+        try:
+            return await submitted(self._chain, key, self._chain.bring(config, signed), "deposit")
+        except ChainError as error:
+            if self._handed_s(effect) > VALID_S:
+                raise
+            return Answer("unknown", why=f"the payee may bring the deposit yet; by this wallet: {error}")
 
-        return bring
+    def _handed_s(self, effect: Effect) -> float:
+        return time.monotonic() - self._handed.get(effect.key, -math.inf)
+
+    def _forget(self, effect: Effect) -> None:
+        self._handed.pop(effect.key, None)
+        self._declined.discard(effect.key)
 
     async def _next_approved(self, effect: Effect, config: ChannelConfig) -> Answer | Act:
         collector, token = self._chain.deployment.approve_collector, config.token
@@ -108,7 +126,7 @@ class Deposits:
             return Answer("settled", effect.amount)
         if transaction.under_way:
             return waits("deposit", transaction.outcome)
-        approval = await sent(self._chain, effect.key, "approval", frozenset({"failed", "settled"}))
+        approval = await sent(self._chain, effect.key, "approval", REVERTED_OR_LOST)
         if approval.under_way:
             return waits("approval of the deposit", approval.outcome)
         (allowed,) = await self._chain.read(token, "allowance", config.payer, collector)
@@ -139,5 +157,5 @@ class Deposits:
         if not deposit.valid_after <= now <= deposit.valid_before - _LEAST_VALID_S:
             raise TooLate
         about = hashlib.sha256(deposit.encode()).digest()
-        transaction = await sent(self._chain, about, "brought deposit")
+        transaction = await sent(self._chain, about, "brought deposit", REVERTED_OR_LOST)
         await self._chain.submit(transaction.key, self._chain.bring(config, deposit))

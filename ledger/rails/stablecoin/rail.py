@@ -24,7 +24,7 @@ from ledger.rails.stablecoin.digests import ChannelConfig, Place
 from ledger.rails.stablecoin.errors import ChainError, ChannelUnknown, Disagreement, Unreachable
 from ledger.rails.stablecoin.gas import in_uusd, needed
 from ledger.rails.stablecoin.returns import Returns
-from ledger.rails.stablecoin.sending import Act, RevertedOften, waits
+from ledger.rails.stablecoin.sending import Act, TriedOften, waits
 from ledger.records import Signed, Voucher
 
 _log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class Stablecoin:
             return await found()
         except (Unreachable, Disagreement) as error:
             return Answer("unknown", why=str(error))
-        except (ChainError, RevertedOften) as error:
+        except (ChainError, TriedOften) as error:
             return Answer("failed", why=str(error))
 
     async def fate(self, effect: Effect) -> Answer:
@@ -160,7 +160,7 @@ class Stablecoin:
                     return Answer("failed", why="what is owed on a channel is claimed by its payee")
         except ChannelUnknown as error:
             return Answer("absent" if effect.kind == "claim" else "failed", why=str(error))
-        except RevertedOften as error:
+        except TriedOften as error:
             return Answer("failed", why=str(error))
 
     async def _next_claim(self, effect: Effect, config: ChannelConfig) -> Answer | Act:

@@ -25,7 +25,7 @@ class Returns:
     async def next_refund(self, effect: Effect, config: ChannelConfig, promised: int) -> Answer | Act:
         """What became of a refund, or what is to be done for it; `promised` is the best voucher's total.
 
-        Raises ChainError, RevertedOften.
+        Raises ChainError, TriedOften.
         """
         transaction = await sent(self._chain, effect.key, "refund")
         if transaction.outcome.state == "settled":
@@ -65,7 +65,7 @@ class Returns:
         return await submitted(self._chain, key, call, "refund")
 
     async def next_withdrawal(self, effect: Effect, config: ChannelConfig) -> Answer | Act:
-        """What became of a payer's withdrawal, or what is to be done for it. Raises ChainError, RevertedOften."""
+        """What became of a payer's withdrawal, or what is to be done for it. Raises ChainError, TriedOften."""
         contract = self._chain.place.contract
         last = await sent(self._chain, effect.key, "end of the withdrawal")
         if last.outcome.state == "settled":

@@ -39,7 +39,8 @@ def raw(text: str) -> bytes:
 
 def config(row: dict[str, Any]) -> ChannelConfig:
     addresses = ("payer", "payerAuthorizer", "receiver", "receiverAuthorizer", "token")
-    return ChannelConfig(*(raw(row[name]) for name in addresses), row["withdrawDelay"], raw(row["salt"]))
+    payer, by, receiver, for_, token = (raw(row[name]) for name in addresses)
+    return ChannelConfig(payer, by, receiver, for_, token, row["withdrawDelay"], raw(row["salt"]))
 
 
 def digest_of_typed_data(said: Any) -> bytes:
@@ -47,9 +48,8 @@ def digest_of_typed_data(said: Any) -> bytes:
 
 
 def some_channel() -> ChannelConfig:
-    return ChannelConfig(
-        *(RANDOM.randbytes(20) for _ in range(5)), RANDOM.randint(900, 2_592_000), RANDOM.randbytes(32)
-    )
+    payer, by, receiver, for_, token = (RANDOM.randbytes(20) for _ in range(5))
+    return ChannelConfig(payer, by, receiver, for_, token, RANDOM.randint(900, 2_592_000), RANDOM.randbytes(32))
 
 
 @CASES
@@ -89,7 +89,8 @@ def test_random_channels_have_the_ids_that_x402_gives_them() -> None:
     for _ in range(100):
         ours = some_channel()
         addresses = (ours.payer, ours.payer_authorizer, ours.receiver, ours.receiver_authorizer, ours.token)
-        theirs = Theirs(*(f"0x{each.hex()}" for each in addresses), ours.withdraw_delay, f"0x{ours.salt.hex()}")
+        payer, by, receiver, for_, token = (f"0x{each.hex()}" for each in addresses)
+        theirs = Theirs(payer, by, receiver, for_, token, ours.withdraw_delay, f"0x{ours.salt.hex()}")
         assert compute_channel_id(theirs, "eip155:8453") == f"0x{place.channel_id(ours).hex()}"
 
 

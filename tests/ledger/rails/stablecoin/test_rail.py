@@ -1,0 +1,264 @@
+"""The rail on a real chain: each movement once, at depth, whatever is lost and whoever asks again."""
+
+import asyncio
+
+import pytest
+from attrs import evolve
+
+from ledger.account import apply
+from ledger.changes import Funded
+from ledger.rails.port import Answer, Sight
+from ledger.rails.stablecoin.books import Promise
+from ledger.rails.stablecoin.deposits import TooLate, TooSmall, WrongChannel
+from ledger.rails.stablecoin.vouchers import AboveDeposit, NoChannel
+from tests.chain import Anvil
+from tests.ledger.rails.stablecoin.channels import DELAY_S, key
+from tests.ledger.rails.stablecoin.conftest import Opens
+from tests.ledger.rails.stablecoin.trading import DEPTH, Node, Trade, trade
+
+FUNDS = 10_000_000
+
+
+async def test_a_channel_s_whole_life_moves_what_its_account_says(chain: Anvil, opens: Opens) -> None:
+    """Without a wei at the buyer: the seller brings its deposit."""
+    one = await trade(chain, opens, ether=0)
+    before = one.dollars(one.buyer)
+    await one.fund(FUNDS)
+    assert (one.account.funded, one.account.capacity) == (FUNDS, FUNDS)
+
+    one.pay(3_000_000)
+    claim = one.effect("claim", 3_000_000, 0)
+    assert (await one.seller.rail.fate(claim)).fate == "absent"
+    assert (await one.seller.rail.perform(claim)).fate == "unknown"
+    assert (await one.seller.rail.fate(claim)).fate == "unknown"  # in a block that may still go
+    chain.mine(DEPTH)
+    assert await one.seller.rail.fate(claim) == Answer("settled", 3_000_000)
+    assert one.dollars(one.seller) == 3_000_000
+    assert (await one.look()).paid == 3_000_000
+
+    one.pay(1_000_000)
+    close = one.effect("close", 1_000_000, 3_000_000)
+    for _ in range(2):  # the claim first, and once that is deep, the rest goes back
+        assert (await one.seller.rail.perform(close)).fate == "unknown"
+        chain.mine(DEPTH)
+    assert await one.seller.rail.fate(close) == Answer("settled", 1_000_000)
+    sight = await one.look()
+    assert (sight.funded - sight.withdrawn, one.account.owed) == (4_000_000, 4_000_000)
+    assert (one.dollars(one.seller), one.dollars(one.buyer)) == (4_000_000, before - 4_000_000)
+
+
+# Top-ups
+
+
+async def test_a_top_up_that_the_payee_does_not_bring_is_brought_by_the_payer(chain: Anvil, opens: Opens) -> None:
+    one = await trade(chain, opens)
+    one.buyer.books.relays = None
+    await one.fund(FUNDS)
+    assert chain.channel(one.seller.rail.place.channel_id(one.config)) == (FUNDS, 0)
+
+
+async def test_a_top_up_moves_money_once_however_often_and_by_whomever_it_is_brought(
+    chain: Anvil, opens: Opens
+) -> None:
+    one = await trade(chain, opens)
+    effect = one.effect("top_up", FUNDS, 0)
+    with chain.without_mining():
+        assert (await one.buyer.rail.perform(effect)).fate == "unknown"
+        await one.buyer.forgetful(opens)
+        one.buyer.books.relays = None
+        assert (await one.buyer.rail.perform(effect)).fate == "unknown"
+        chain.mine(DEPTH)
+    await one.buyer.forgetful(opens)
+    assert await one.buyer.rail.fate(effect) == Answer("settled", FUNDS)
+    assert await one.buyer.rail.perform(effect) == Answer("settled", FUNDS)
+    assert chain.channel(one.seller.rail.place.channel_id(one.config)) == (FUNDS, 0)
+
+
+async def test_a_token_without_signed_deposits_is_approved_and_then_fetched(chain: Anvil, opens: Opens) -> None:
+    one = await trade(chain, opens)
+    network = one.buyer.chain.network
+    one.buyer.chain.network = network.with_(token=evolve(network.token, eip3009=False))  # type: ignore[misc]
+    effect = one.effect("top_up", FUNDS, 0)
+    for _ in range(2):
+        assert (await one.buyer.rail.perform(effect)).fate == "unknown"
+        chain.mine(DEPTH)
+    assert await one.buyer.rail.fate(effect) == Answer("settled", FUNDS)
+    assert chain.channel(one.seller.rail.place.channel_id(one.config)) == (FUNDS, 0)
+
+
+async def test_a_payee_brings_no_deposit_that_is_another_s_too_small_or_too_late(chain: Anvil, opens: Opens) -> None:
+    one = await trade(chain, opens)
+    good = await one.buyer.chain.authorize(one.config, FUNDS, b"s" * 32, chain.time + 3600)
+    for bad, error in (
+        (evolve(good, channel=bytes(32)), WrongChannel),
+        (evolve(good, amount=999), TooSmall),
+        (evolve(good, valid_before=chain.time + 1), TooLate),
+    ):
+        with pytest.raises(error):
+            await one.seller.rail.bring(one.key, bad)
+    with pytest.raises(NoChannel):
+        await one.seller.rail.bring(evolve(one.key, payer=one.key.payee), good)
+
+
+# Claims
+
+
+async def test_claims_that_come_together_are_one_transaction_and_are_paid_out_by_one(
+    chain: Anvil, opens: Opens
+) -> None:
+    first = await trade(chain, opens)
+    trades = [first]
+    for number in (3, 4):
+        buyer = await Node.open(number, key(chain, dollars=100_000_000), opens)
+        trades.append(await Trade.begin(chain, first.seller, buyer))
+    for one in trades:
+        await one.fund(FUNDS)
+        one.pay(2_000_000)
+    # One of them has promised what its channel cannot bear any more: its row alone is left out.
+    broken = trades[2]
+    broken.seller.books.promises[broken.key] = Promise(2_000_000, bytes(65))
+    effects = [one.effect("claim", 2_000_000, 0) for one in trades]
+    with chain.without_mining():
+        answers = await asyncio.gather(*(first.seller.rail.perform(effect) for effect in effects))
+        assert [answer.fate for answer in answers] == ["unknown", "unknown", "failed"]
+        assert len(chain.pending()) == 2
+        chain.mine(DEPTH)
+    assert [(await first.seller.rail.fate(effect)).fate for effect in effects[:2]] == ["settled", "settled"]
+    assert first.dollars(first.seller) == 4_000_000
+
+
+async def test_a_claim_that_a_reorganised_chain_lost_is_made_again(chain: Anvil, opens: Opens) -> None:
+    one = await trade(chain, opens)
+    await one.fund(FUNDS)
+    one.pay(3_000_000)
+    claim = one.effect("claim", 3_000_000, 0)
+    await one.seller.rail.perform(claim)
+    chain.mine(DEPTH)
+    assert (await one.seller.rail.fate(claim)).fate == "settled"
+    chain.reorganise(DEPTH + 2)  # the claim is in the first of these, the payout in the next
+    assert (await one.seller.rail.fate(claim)).fate == "absent"
+    assert (await one.seller.rail.perform(claim)).fate == "unknown"
+    chain.mine(DEPTH)
+    assert await one.seller.rail.fate(claim) == Answer("settled", 3_000_000)
+
+
+async def test_what_was_claimed_and_not_paid_out_is_paid_out_later(chain: Anvil, opens: Opens) -> None:
+    one = await trade(chain, opens)
+    await one.fund(FUNDS)
+    one.pay(3_000_000)
+    claim = one.effect("claim", 3_000_000, 0)
+    with chain.without_mining():
+        await one.seller.rail.perform(claim)
+        chain.drop(chain.pending()[1])
+        chain.mine(DEPTH)
+    await one.seller.forgetful(opens)
+    assert one.dollars(one.seller) == 0
+    assert (await one.seller.rail.fate(claim)).fate == "settled"
+    chain.mine()
+    assert one.dollars(one.seller) == 3_000_000
+
+
+# Money that goes back
+
+
+async def test_a_refund_happens_once_even_if_the_outbox_is_lost(chain: Anvil, opens: Opens) -> None:
+    one = await trade(chain, opens)
+    await one.fund(FUNDS)
+    one.pay(3_000_000)
+    refund = one.effect("refund", 4_000_000, 0)
+    with chain.without_mining():
+        assert (await one.seller.rail.perform(refund)).fate == "unknown"
+        await one.seller.forgetful(opens)
+        await one.seller.rail.perform(refund)
+        chain.mine(DEPTH)
+    await one.seller.forgetful(opens)
+    assert (await one.seller.rail.perform(refund)).fate == "settled"
+    assert (await one.look()).withdrawn == 4_000_000
+    assert chain.channel(one.seller.rail.place.channel_id(one.config)) == (6_000_000, 0)
+
+
+async def test_what_vouchers_promise_is_not_given_back(chain: Anvil, opens: Opens) -> None:
+    one = await trade(chain, opens)
+    await one.fund(FUNDS)
+    one.pay(3_000_000)
+    answer = await one.seller.rail.perform(one.effect("refund", 7_000_001, 0))
+    assert (answer.fate, answer.why) == ("failed", "only 7000000 of the channel covers no voucher")
+
+
+async def test_a_payer_s_withdrawal_takes_its_notice_and_what_is_claimed_meanwhile_stays(
+    chain: Anvil, opens: Opens
+) -> None:
+    one = await trade(chain, opens)
+    await one.fund(FUNDS)
+    one.pay(3_000_000)
+    wallet = one.dollars(one.buyer)
+    refund = one.effect("refund", FUNDS, 0)
+    assert (await one.buyer.rail.perform(refund)).fate == "unknown"
+
+    # From its first moment on it covers nothing new, and vouchers still count as far as they can be claimed.
+    chain.mine()
+    assert await one.look() == Sight(FUNDS, FUNDS, chain.block, FUNDS, 0)
+    assert one.account.capacity == 0
+    early = one.buyer.rail.make_voucher(one.buyer.identity, one.account, 3_000_000)
+    assert one.seller.rail.check_voucher(early, one.account).total == 3_000_000
+
+    chain.mine(DEPTH)
+    assert (await one.buyer.rail.fate(refund)).fate == "unknown"  # its notice is not over
+    claim = one.effect("claim", 3_000_000, 0)
+    await one.seller.rail.perform(claim)
+    chain.mine(DEPTH)
+    sight = await one.look()
+    assert (sight.withdrawn, sight.leaving, one.account.capacity) == (7_000_000, 7_000_000, 3_000_000)
+
+    chain.pass_time(DELAY_S)
+    assert (await one.buyer.rail.fate(refund)).fate == "absent"  # now it has to be asked for
+    assert (await one.buyer.rail.perform(refund)).fate == "unknown"
+    chain.mine(DEPTH)
+    assert await one.buyer.rail.fate(refund) == Answer("settled", FUNDS)
+    assert one.dollars(one.buyer) - wallet == 7_000_000
+    assert (await one.look()).withdrawn == 7_000_000
+
+
+async def test_a_withdrawal_goes_on_after_everything_but_the_keys_and_the_journal_is_lost(
+    chain: Anvil, opens: Opens
+) -> None:
+    one = await trade(chain, opens)
+    await one.fund(FUNDS)
+    refund = one.effect("refund", 4_000_000, 0)
+    await one.buyer.rail.perform(refund)
+    chain.pass_time(DELAY_S)
+    chain.mine(DEPTH)
+    for _ in range(2):
+        await one.buyer.forgetful(opens)
+        await one.buyer.rail.perform(refund)
+        chain.mine(DEPTH)
+    assert (await one.buyer.rail.fate(refund)).fate == "settled"
+    assert chain.channel(one.seller.rail.place.channel_id(one.config)) == (6_000_000, 0)
+
+
+# What is not known
+
+
+async def test_a_chain_that_does_not_answer_has_said_nothing(chain: Anvil, opens: Opens) -> None:
+    one = await trade(chain, opens)
+    await one.fund(FUNDS)
+    one.pay(3_000_000)
+    claim = one.effect("claim", 3_000_000, 0)
+    fee = await one.seller.rail.fee("claim", 1)
+    assert fee is not None
+    assert 0 < fee < (await one.seller.rail.fee("claim", 50) or 0) < 50 * fee
+    with chain.down():
+        assert (await one.seller.rail.perform(claim)).fate == "unknown"
+        assert (await one.seller.rail.fate(claim)).fate == "unknown"
+        assert await one.seller.rail.fee("claim", 1) is None
+        one.pay(1_000_000)  # and what was seen goes on covering work
+    chain.mine(1)
+
+
+async def test_a_voucher_for_more_than_the_channel_holds_does_not_count(chain: Anvil, opens: Opens) -> None:
+    one = await trade(chain, opens)
+    await one.fund(FUNDS)
+    seen = one.account
+    one.account = apply(seen, Funded(2 * FUNDS, seen.funded_sequence + 1))  # as the payer says that it is
+    with pytest.raises(AboveDeposit, match="deposit more first"):
+        one.pay(FUNDS + 1, seen)
