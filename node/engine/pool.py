@@ -4,8 +4,9 @@ Theory of operation. For each model there is a `PooledEngine`, an `Engine` like 
 start. A job counts as a user of its model from before it begins until it has ended; a model with users is never
 dropped. Models are loaded one at a time, by a task that belongs to the pool and not to who asked first, so that a
 client that goes away breaks nothing for the others. To make room, the idle model that was used longest ago is dropped;
-while none is idle who asks waits, not for long, and then hears EngineBusy. What a model takes is the higher of the
-estimate before and the measurement after its first loading.
+while none is idle who asks waits, and models at work make room in turn (see `turns`). Who waited long in vain hears
+EngineBusy, and has its place kept for when it comes again. What a model takes is the higher of the estimate before and
+the measurement after its first loading.
 
 A model's name is its file's bytes, so a file that is not the same any more (see `models.known.FileIdentity`) ends its
 sale and its loading until the node is started again. What is in memory is a copy and still whole: it goes on answering
@@ -18,6 +19,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from itertools import count
 from pathlib import Path
+from time import monotonic
 from typing import Final, Literal, TypeVar
 
 from attrs import define, evolve, field, frozen
@@ -34,13 +36,15 @@ from node.engine.port import (
     PromptTooLong,
     Rows,
 )
+from node.engine.turns import Pace, Turns
 from node.models.known import FileIdentity
 from node.models.manifest import Manifest
 
 T = TypeVar("T")
 
-PATIENCE_S: Final = 10.0  # for room in memory; a client waits that long anyway for a model to be loaded
-MAX_WAITING: Final = 64  # who wait for a model, in all
+# For room in memory, while nobody makes any: a client waits that long anyway for a model to be loaded.
+PATIENCE_S: Final = 10.0
+MAX_WAITING: Final = 64  # who wait for a model, in all; as many of the owner's wait beside sold work
 _RETRY_AFTER_S: Final = 5.0
 _MIB: Final = 2**20
 
@@ -49,12 +53,12 @@ _log = logging.getLogger(__name__)
 
 
 class NoRoom(EngineBusy):
-    """The models in memory are all at work, and there is no room for one more beside them."""
+    """The models in memory are all at work, and a model has to wait for room beside them."""
 
     def __init__(self, name: str) -> None:
         super().__init__(0, _RETRY_AFTER_S)
         again = f"try again in {_RETRY_AFTER_S:.0f} s, or allow more with [node] memory"
-        self.args = (f"no room to load {name} beside the models that are at work; {again}",)
+        self.args = (f"{name} has to wait for room in memory: other models are at work; {again}",)
         self.name = name
 
 
@@ -144,10 +148,13 @@ class Pool:
         used: Callable[[], int] = lambda: 0,
         patience_s: float = PATIENCE_S,
         max_waiting: int = MAX_WAITING,
+        pace: Pace | None = None,
     ) -> None:
         self.allowed: Final = allowed
         self._used = used
         self._patience_s, self._max_waiting = patience_s, max_waiting
+        self._waiting = {False: 0, True: 0}  # by whether it is sold work
+        self._turns: Turns[_Place] = Turns(pace or Pace())
         self._places: list[_Place] = []
         self._ticks = count(1)
         self._changed = asyncio.Event()
@@ -212,9 +219,10 @@ class Pool:
         """How many jobs would begin at once, or as soon as the model is loaded where it can be now."""
         if self._closed or self.state(place) == "changed":
             return 0
+        self._look()
         if place.engine is not None:
-            return place.engine.free_slots()
-        if place.loading is None and not self._could_have_room(place):
+            return 0 if self._turns.leaves(place) else place.engine.free_slots()
+        if place.loading is None and not self._could_have_room(place, self._kept):
             return 0
         return max(0, place.stock.slots - place.waiting)
 
@@ -248,69 +256,118 @@ class Pool:
             raise ModelChanged(place.stock.name, place.trouble)
 
     @contextlib.asynccontextmanager
-    async def using(self, place: _Place) -> AsyncIterator[Engine]:
-        """The model in memory, and kept there meanwhile.
+    async def using(self, place: _Place, sold: bool) -> AsyncIterator[Engine]:
+        """The model in memory, and kept there meanwhile; for sold work, or for the owner.
 
         Raises EngineBusy, LoadFailed, ModelChanged, EngineClosed.
         """
-        engine = await self._ready(place)
+        engine = await self._ready(place, sold)
         try:
             yield engine
         finally:
             place.users -= 1
             place.last_used = next(self._ticks)
+            self._turns.use(place, sold, monotonic())
             self._tell()
 
-    async def _ready(self, place: _Place) -> Engine:
-        """Wait until the model is in memory, and count one more user."""
+    async def _ready(self, place: _Place, sold: bool) -> Engine:
+        """Wait until the model is in memory and takes work, and count one more user."""
         self.check(place)
-        if place.engine is None:
-            if sum(one.waiting for one in self._places) >= self._max_waiting:
+        self._look()
+        if place.engine is None or self._turns.keeps_out(place, sold):
+            if self._waiting[sold] + (self._waiting[not sold] if sold else 0) >= self._max_waiting:
                 raise EngineBusy(self._max_waiting, _RETRY_AFTER_S)
-            place.waiting += 1
-            try:
-                await self._wait_for(place)
-            finally:
-                place.waiting -= 1
+            async with self._in_line(place, sold):
+                await self._wait_for(place, sold)
         if place.engine is None:
             raise EngineClosed
         place.users += 1
+        self._turns.use(place, sold, monotonic())
         return place.engine
 
-    async def _wait_for(self, place: _Place) -> None:
-        deadline = asyncio.get_running_loop().time() + self._patience_s
-        while place.engine is None:
+    @contextlib.asynccontextmanager
+    async def _in_line(self, place: _Place, sold: bool) -> AsyncIterator[None]:
+        """Wait while the context lasts."""
+        comes_back = False
+        place.waiting += 1
+        self._waiting[sold] += 1
+        self._turns.wait(place, sold, monotonic())
+        try:
+            yield
+        except NoRoom:
+            comes_back = True
+            raise
+        finally:
+            place.waiting -= 1
+            self._waiting[sold] -= 1
+            self._turns.leave(place, sold, monotonic(), comes_back)
+            self._tell()
+
+    async def _wait_for(self, place: _Place, sold: bool) -> None:
+        deadline = monotonic() + self._patience_s
+        while place.engine is None or self._turns.keeps_out(place, sold):
             self.check(place)
-            if place.loading is None and not self._is_loading() and self._could_have_room(place):
+            if self._may_begin(place):
                 place.loading = asyncio.create_task(self._load(place))
                 place.loading.add_done_callback(_retrieve)
             if place.loading is not None:
                 # Whoever asked first may go away; the others, and the next to come, still want it.
                 await asyncio.shield(place.loading)
                 continue
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await self._changed.wait()
-            except TimeoutError:
-                raise NoRoom(place.stock.name) from None
+            self._look()
+            if not self._may_begin(place):
+                await self._something_changes(place, deadline)
 
-    def _is_loading(self) -> bool:
-        return any(place.loading is not None for place in self._places)
+    async def _something_changes(self, place: _Place, deadline: float) -> None:
+        """Wait until a look is worth it. Raises NoRoom at the deadline, unless room is being made for this model."""
+        now = monotonic()
+        awaited = self._turns.next is place
+        if now >= deadline and not awaited:
+            raise NoRoom(place.stock.name)
+        wake = min(self._turns.soonest(now), float("inf") if awaited else deadline)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wake - now if wake < float("inf") else None):
+                await self._changed.wait()
 
-    def _could_have_room(self, place: _Place) -> bool:
-        """Whether the model fits beside those that cannot be dropped now."""
-        kept = sum(one.bytes for one in self._places if one is not place and one.engine is not None and _wanted(one))
-        return kept + place.bytes <= self.allowed
+    def _may_begin(self, place: _Place) -> bool:
+        """Whether the model can be loaded now."""
+        loading = any(one.loading is not None for one in self._places)
+        return place.engine is None and not loading and self._could_have_room(place, self._stays)
+
+    def _could_have_room(self, place: _Place, stays: Callable[[_Place], bool]) -> bool:
+        """Whether the model fits beside those that stay, and beside the one whose turn it is."""
+        kept = sum(one.bytes for one in self._places if one is not place and one.engine is not None and stays(one))
+        turn = self._turns.next
+        others = turn.bytes if turn is not None and turn is not place else 0
+        return kept + others + place.bytes <= self.allowed
+
+    def _kept(self, place: _Place) -> bool:
+        """Whether somebody uses the model, or will in a moment: who waited for its loading has yet to wake up."""
+        return place.users > 0 or (place.waiting > 0 and not self._turns.leaves(place))
+
+    def _stays(self, place: _Place) -> bool:
+        """Whether a model is not to be dropped just now."""
+        return self._kept(place) or (not self._turns.leaves(place) and self._turns.pauses(place, monotonic()))
+
+    def _look(self) -> None:
+        """Whose turn is it now?"""
+        loaded = [one for one in self._places if one.engine is not None]
+        loaded.sort(key=lambda one: (one.users > 0, one.last_used))
+        lacking = {one: self.taken + one.bytes - self.allowed for one in self._places if one.engine is None}
+        before = self._turns.next
+        self._turns.look(monotonic(), lacking, [(one, one.bytes) for one in loaded])
+        if self._turns.next is not before:
+            self._tell()
 
     async def _load(self, place: _Place) -> None:
         """Drop what must go, and load; where others have come to use what should go, nothing happens."""
         try:
             await self._all_closed()
             while self.taken + place.bytes > self.allowed:
-                idle = [one for one in self._places if one.engine is not None and not _wanted(one)]
+                idle = [one for one in self._places if one.engine is not None and not self._stays(one)]
                 if not idle:
                     return
-                self._drop(min(idle, key=lambda one: one.last_used))
+                self._drop(min(idle, key=lambda one: (not self._turns.leaves(one), one.last_used)))
                 await self._all_closed()
             before = await asyncio.to_thread(self._used)  # asking a GPU's driver takes its time
             engine = await place.stock.load()
@@ -325,6 +382,7 @@ class Pool:
                 place.stock, fingerprint=engine.fingerprint, context=engine.context, slots=engine.slots
             )
             place.last_used = next(self._ticks)
+            self._turns.loaded(place, monotonic())
         except Exception as error:
             _log.warning("%s could not be loaded: %s", place.stock.name, error)
             raise LoadFailed(place.stock.name, error) from error
@@ -335,6 +393,7 @@ class Pool:
     def _drop(self, place: _Place) -> None:
         """Take a model out of use; its memory counts until it is free."""
         engine, place.engine = place.engine, None
+        self._turns.dropped(place)
         if engine is not None:
             closing = asyncio.ensure_future(engine.close())
             place.closing.add(closing)
@@ -354,11 +413,6 @@ def _retrieve(loading: "asyncio.Task[None]") -> None:
     """A failure that nobody waits for any more was logged already."""
     if not loading.cancelled():
         loading.exception()
-
-
-def _wanted(place: _Place) -> bool:
-    """Whether somebody uses the model, or will in a moment: who waited for its loading has yet to wake up."""
-    return place.users > 0 or place.waiting > 0
 
 
 def _takes_memory(place: _Place) -> bool:
@@ -402,7 +456,7 @@ class PooledEngine:
 
     async def load(self) -> None:
         """Load it now. Raises as `generate`."""
-        async with self._pool.using(self._place):
+        async with self._pool.using(self._place, sold=False):
             pass
 
     def free_slots(self) -> int:
@@ -412,16 +466,16 @@ class PooledEngine:
     def generate(self, job: Job) -> AsyncGenerator[Piece, None]:
         """See `Engine.generate`; loads the model if need be."""
         self._check(job.prompt, 1)
-        return self._while_used(lambda engine: engine.generate(job))
+        return self._while_used(lambda engine: engine.generate(job), job.sold)
 
     def score(self, prompt: Sequence[int], claimed: Sequence[int]) -> AsyncGenerator[Rows, None]:
-        """See `Engine.score`; loads the model if need be."""
+        """See `Engine.score`; loads the model if need be, and waits for that behind the owner's answers."""
         self._check(prompt, len(claimed))
-        return self._while_used(lambda engine: engine.score(prompt, claimed))
+        return self._while_used(lambda engine: engine.score(prompt, claimed), sold=True)
 
     async def embed(self, inputs: Sequence[Sequence[int]]) -> Rows:
         """See `Engine.embed`; loads the model if need be."""
-        async with self._pool.using(self._place) as engine:
+        async with self._pool.using(self._place, sold=False) as engine:
             return await engine.embed(inputs)
 
     async def close(self) -> None:
@@ -435,7 +489,9 @@ class PooledEngine:
             raise PromptTooLong(len(prompt), self.context)
         self._pool.check(self._place)
 
-    async def _while_used(self, start: Callable[[Engine], AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
-        async with self._pool.using(self._place) as engine, contextlib.aclosing(start(engine)) as results:
+    async def _while_used(
+        self, start: Callable[[Engine], AsyncGenerator[T, None]], sold: bool
+    ) -> AsyncGenerator[T, None]:
+        async with self._pool.using(self._place, sold) as engine, contextlib.aclosing(start(engine)) as results:
             async for result in results:
                 yield result

@@ -19,10 +19,15 @@ from ledger.records import Sampling
 from node.engine.memory import FINGERPRINT, MemoryEngine, memory_manifest
 from node.engine.pool import DoesNotFit, LoadFailed, ModelChanged, NoRoom, Pool, PooledEngine, Stock
 from node.engine.port import BadPrompt, Engine, EngineBusy, EngineClosed, Job, PromptTooLong
+from node.engine.turns import Pace
 from node.models.gguf import BadModelFile
 from node.models.known import FileIdentity
 
 T = TypeVar("T")
+# Nobody makes room, and nothing stays longer than it is used.
+STILL = Pace(after=1e9, residence=0)
+# Room is made at once; a model stays until who waited for it has begun, and longer than a test takes a step.
+BRISK = Pace(after=0, residence=0.3, pause=0)
 HOT = Sampling(temperature=1_000_000, top_p=1_000_000, min_p=0, top_k=0)
 
 
@@ -76,18 +81,18 @@ class Shelf:
 
 @pytest.fixture
 async def shelf(tmp_path: Path) -> Any:
-    made = Shelf(tmp_path, Pool(100, patience_s=0.05))
+    made = Shelf(tmp_path, Pool(100, patience_s=0.05, pace=STILL))
     made.gate.set()
     yield made
     await made.pool.close()
 
 
-def job(tokens: int = 5) -> Job:
-    return Job((1, 2, 3), HOT, 1, tokens)
+def job(tokens: int = 5, sold: bool = False) -> Job:
+    return Job((1, 2, 3), HOT, 1, tokens, sold=sold)
 
 
-async def answer(engine: Engine, tokens: int = 5) -> list[int]:
-    async with contextlib.aclosing(engine.generate(job(tokens))) as pieces:
+async def answer(engine: Engine, tokens: int = 5, sold: bool = False) -> list[int]:
+    async with contextlib.aclosing(engine.generate(job(tokens, sold))) as pieces:
         return [token async for piece in pieces for token in piece.ids]
 
 
@@ -149,7 +154,7 @@ async def test_a_model_at_work_is_not_dropped_and_who_needs_its_room_hears_when_
 
 
 async def test_who_waits_for_room_is_served_when_there_is_some(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path, Pool(100, patience_s=30))
+    shelf = Shelf(tmp_path, Pool(100, patience_s=30, pace=STILL))
     shelf.gate.set()
     first, second = shelf.add(1, 60), shelf.add(2, 60)
     async with at_work(first):
@@ -161,7 +166,7 @@ async def test_who_waits_for_room_is_served_when_there_is_some(tmp_path: Path) -
 
 
 async def test_all_who_ask_at_the_same_time_for_models_that_do_not_fit_together_are_served(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path, Pool(100, patience_s=30))
+    shelf = Shelf(tmp_path, Pool(100, patience_s=30, pace=STILL))
     shelf.gate.set()
     engines = [shelf.add(number, 60, slots=9) for number in (1, 2, 3)]
     answers = await asyncio.gather(*(answer(engine) for engine in engines * 3))
@@ -252,7 +257,7 @@ async def test_a_model_counts_with_what_its_loading_was_measured_to_take(tmp_pat
     def now() -> int:
         return used
 
-    shelf = Shelf(tmp_path, Pool(100, used=now))
+    shelf = Shelf(tmp_path, Pool(100, used=now, pace=STILL))
     engine, other = shelf.add(1, 40), shelf.add(2, 40)
     asking = asyncio.create_task(answer(engine))
     await shelf.at_gate.wait()
@@ -301,6 +306,127 @@ async def test_closing_while_a_model_is_loaded_frees_it(shelf: Shelf) -> None:
         await asking
     with pytest.raises(EngineClosed):
         await answer(shelf.loaded[1][0])
+
+
+# Turns, where models do not fit side by side
+
+
+@contextlib.asynccontextmanager
+async def brisk(folder: Path, pace: Pace = BRISK) -> Any:
+    shelf = Shelf(folder, Pool(100, patience_s=30, pace=pace))
+    shelf.gate.set()
+    yield shelf
+    await shelf.pool.close()
+
+
+@contextlib.asynccontextmanager
+async def in_constant_use(engine: Engine, sold: bool = False) -> Any:
+    """Answers that overlap, so that the engine is never idle, while the context lasts; how many there were."""
+    answered: list[int] = []
+
+    async def client() -> None:
+        while True:
+            await answer(engine, sold=sold)
+            answered.append(1)
+
+    clients = [asyncio.create_task(client()) for _ in range(3)]
+    while len(answered) < 6:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    yield answered
+    for task in clients:
+        task.cancel()
+    await asyncio.gather(*clients, return_exceptions=True)
+
+
+async def goes_on(answered: list[int]) -> None:
+    before = len(answered)
+    while len(answered) < before + 6:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+
+
+async def test_a_model_in_constant_use_makes_room_for_one_that_waits_and_gets_its_turn_again(tmp_path: Path) -> None:
+    async with brisk(tmp_path) as shelf:
+        busy, other = shelf.add(1, 60, slots=3), shelf.add(2, 60)
+        async with in_constant_use(busy) as answered:
+            for _ in range(2):
+                assert await answer(other)
+                await goes_on(answered)
+        assert shelf.loads(2) == 2
+
+
+async def test_of_two_models_in_constant_use_both_answer_again_and_again(tmp_path: Path) -> None:
+    async with brisk(tmp_path) as shelf:
+        first, second = shelf.add(1, 60, slots=3), shelf.add(2, 60, slots=3)
+        async with in_constant_use(first) as ones, in_constant_use(second) as others:
+            for _ in range(2):
+                await goes_on(ones)
+                await goes_on(others)
+
+
+async def test_what_a_model_has_at_hand_is_finished_before_it_makes_room(tmp_path: Path) -> None:
+    async with brisk(tmp_path, Pace(after=0, residence=0.05, pause=0)) as shelf:
+        busy, other = shelf.add(1, 60, slots=2, eog=frozenset()), shelf.add(2, 60)
+        async with at_work(busy) as pieces:
+            waiting = asyncio.create_task(answer(other))
+            while busy.free_slots():  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            late = asyncio.create_task(answer(busy))
+            for _ in range(20):
+                assert await anext(pieces)
+            assert not waiting.done()
+            assert not late.done()
+        assert await waiting
+        assert await late == await answer(MemoryEngine(busy.manifest, weights=1, eog=frozenset()))
+
+
+async def test_who_was_told_to_come_again_finds_its_turn_kept(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path, Pool(100, patience_s=0.02, pace=Pace(after=0.03, residence=0.05, pause=0, comeback=60)))
+    shelf.gate.set()
+    busy, other = shelf.add(1, 60, slots=3, eog=frozenset()), shelf.add(2, 60)
+    pieces = busy.generate(job(1_000))
+    await anext(pieces)
+    with pytest.raises(NoRoom):
+        await answer(other)
+    while busy.free_slots():  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    with pytest.raises(NoRoom):
+        await answer(busy)
+    await pieces.aclose()
+    assert await answer(other)
+    await shelf.pool.close()
+
+
+async def test_sold_work_does_not_keep_the_owner_out_of_a_model(tmp_path: Path) -> None:
+    async with brisk(tmp_path) as shelf:
+        owners, sold = shelf.add(1, 60, slots=3), shelf.add(2, 60)
+        async with in_constant_use(owners) as answered:
+            waiting = asyncio.create_task(answer(sold, sold=True))
+            await goes_on(answered)
+            assert (await answer(owners), waiting.done(), shelf.loads(2)) == (await answer(owners), False, 0)
+        assert await waiting
+
+
+async def test_the_owner_gets_the_room_of_sold_work_however_short_that_was_there(tmp_path: Path) -> None:
+    async with brisk(tmp_path, Pace(after=0, residence=1e9, pause=0)) as shelf:
+        sold, owners = shelf.add(1, 60, slots=3), shelf.add(2, 60)
+        async with in_constant_use(sold, sold=True):
+            assert await answer(owners)
+
+
+async def test_sold_work_that_waits_leaves_the_owner_a_place_in_line(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path, Pool(100, max_waiting=1))
+    engine = shelf.add(1, 40, slots=3)
+    asking = [asyncio.create_task(answer(engine, sold=True))]
+    await shelf.at_gate.wait()
+    with pytest.raises(EngineBusy):
+        await answer(engine, sold=True)
+    asking.append(asyncio.create_task(answer(engine)))
+    await asyncio.sleep(0)
+    with pytest.raises(EngineBusy):
+        await answer(engine)
+    shelf.gate.set()
+    assert all(await asyncio.gather(*asking))
+    await shelf.pool.close()
 
 
 # Files that change under a loaded model
@@ -390,7 +516,7 @@ class UsersAndMemory(RuleBasedStateMachine):
         self.tick = 0
 
     async def _shelf(self, folder: Path) -> Shelf:
-        shelf = Shelf(folder, Pool(100, patience_s=0.0))
+        shelf = Shelf(folder, Pool(100, patience_s=0.0, pace=STILL))
         shelf.gate.set()
         for number, size in enumerate(self.SIZES):
             shelf.add(number, size, slots=4, eog=frozenset())
