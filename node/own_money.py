@@ -74,12 +74,16 @@ async def open_money(
         where = network(settings.network)
         if settings.confirmations is not None:
             where = where.with_(confirmations=settings.confirmations)
+        contract = _address(settings.contract)
+        collectors = _address(settings.collector), _address(settings.approved_collector)
+        if contract is not None and any(collectors):
+            where = where.deployed(contract, *collectors)
         chain = await Chain.open(
             where,
             [url.get_secret_value() for url in settings.rpc] or where.rpc,
             home.chain,
             signer,
-            contract=address(settings.contract) if settings.contract is not None else None,
+            contract=contract,
             max_gas_price=int(settings.max_gas_price * _GWEI),
         )
     except (KeysError, NetworkError, ChainError, SignerFailed) as error:
@@ -90,6 +94,10 @@ async def open_money(
     stack.push_async_callback(rail.close)
     book.rails.add(rail)
     return Money(settings, chain, rail, channels)
+
+
+def _address(text: str | None) -> bytes | None:
+    return None if text is None else address(text)
 
 
 async def _open_signer(home: Home, settings: StablecoinSettings) -> Signer:

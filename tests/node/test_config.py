@@ -486,6 +486,7 @@ def test_money_on_a_chain_is_off_until_its_section_is_written(write: Write) -> N
         ("[stablecoin]\nwithdraw_delay = 60", "withdraw_delay"),
         ("[stablecoin]\nsigner = ['sign']\nkeystore = 'k.json'", "name one of the two"),
         ("[stablecoin]\ntop_up_below = '1usd'", "raise deposit"),
+        (f"[stablecoin]\ncollector = '0x{'1' * 40}'", "write that as contract"),
         ("[paid]\nprice = '1usd:1usd'", r"write a section \[stablecoin\]"),
         ("[stablecoin]\n[paid]", "there is no price"),
         ("[stablecoin]\n[paid]\nprice = '1sat:1sat'", "paid in dollars"),

@@ -13,7 +13,14 @@ from ledger.rails.stablecoin import reverts
 from ledger.rails.stablecoin.contracts import FUNCTIONS, Malformed, decoded
 from ledger.rails.stablecoin.digests import keccak
 from ledger.rails.stablecoin.logs import _KINDS
-from ledger.rails.stablecoin.networks import UnknownDeployment, UnknownNetwork, checksummed, network, networks
+from ledger.rails.stablecoin.networks import (
+    Deployment,
+    UnknownDeployment,
+    UnknownNetwork,
+    checksummed,
+    network,
+    networks,
+)
 
 ABI = Path(__file__).parents[4] / "contracts" / "abi"
 OF_OTHERS = {"approve", "allowance", "balanceOf", "decimals", "authorizationState", "getL1FeeUpperBound"}
@@ -88,6 +95,17 @@ def test_unknown_names_and_contracts_are_told() -> None:
         network("nowhere")
     with pytest.raises(UnknownDeployment, match="collector"):
         network("base").deployment(bytes(20))
+
+
+def test_a_contract_of_ones_own_has_the_collectors_that_are_named() -> None:
+    own, first, second = b"1" * 20, b"2" * 20, b"3" * 20
+    more = network("base").deployed(own, first, None)
+    assert more.deployment(own) == Deployment(own, first, None)
+    assert more.deployment() == network("base").deployment()
+    known = network("anvil").deployments[1]
+    assert network("anvil").deployed(known.contract, None, second).deployment(known.contract) == Deployment(
+        known.contract, known.erc3009_collector, second
+    )
 
 
 def test_bytes_that_are_no_answer_are_refused() -> None:

@@ -197,6 +197,7 @@ async def test_every_endpoint_is_told_what_it_serves_before_it_counts(chain: Anv
 
 
 def test_numbers_and_bytes_are_read_strictly() -> None:
+    wrong: object
     for wrong in (None, 1, "", "1", "0x", "0xzz", "0x" + "1" * 65, [], "0x-1", "0x1_0"):
         with pytest.raises(contracts.Malformed):
             rpc.quantity(wrong)
