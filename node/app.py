@@ -51,6 +51,7 @@ from node.own_models import LoadEngine, OwnModels, Say, open_models
 from node.own_money import Money, open_money
 from node.own_purses import Purses, open_purses
 from node.own_remotes import no_payer, open_remotes
+from node.own_wallet import wallet_routes
 from node.ports import Clock, Entropy, SystemClock, SystemEntropy
 from node.trade import SWEEP_S, Buying, Ground, open_buying, open_seller, open_till
 from node.wire.client import HttpPeer
@@ -172,7 +173,8 @@ async def _open_ground(
     purses: Purses | None = None
     policies: dict[str, Policy] = {}
     if config.stablecoin is not None:
-        money = await open_money(stack, home, config.stablecoin, book, lines.get)
+        bond = bytes.fromhex(config.sell.bond[2:]) if config.sell.bond is not None else None
+        money = await open_money(stack, home, config.stablecoin, book, lines.get, bond)
         rails, policies = [*rails, money.rail], {money.rail.name: money.policy}
         purses = await open_purses(book, entropy, money.chain, money.chain.network)
     payer_of = purses.payer_of if purses is not None else no_payer
@@ -203,6 +205,7 @@ def _doors(ground: Ground, buying: Buying, seller: Seller | None, keys: Keys) ->
     app.add_routes(SettlementsDoor(buying.settling, buying.netter).routes())
     app.add_routes(DisputesDoor(buying.disputes, book.me).routes())
     app.add_routes(EffectsDoor(book, ground.effects).routes())
+    app.add_routes(wallet_routes(ground, buying.opening))
     return app
 
 
@@ -212,6 +215,10 @@ def _start(stack: contextlib.AsyncExitStack, ground: Ground, buying: Buying, sel
     _in_background(stack, ground.effects.run())
     if buying.opening is not None:
         _in_background(stack, buying.opening.run(buying.peers.offers, _deposit(ground)))
+    if buying.pledges is not None:
+        _in_background(stack, buying.pledges.run())
+    if ground.money is not None and ground.money.own_bonds is not None:
+        _in_background(stack, ground.money.own_bonds.run())
     if seller is not None and ground.watch is not None:
         _in_background(stack, ground.watch.run(seller.hand_back))
 

@@ -1,7 +1,7 @@
 """The owner's money on a chain, as the configuration has it: keys, chain, rail and channels."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -9,11 +9,14 @@ from attrs import frozen
 
 from ledger.identity import Did
 from ledger.rails.policy import Policy
+from ledger.rails.stablecoin.bond_terms import KnownBonds
+from ledger.rails.stablecoin.bonds import Bonds
 from ledger.rails.stablecoin.chain import Chain
 from ledger.rails.stablecoin.errors import ChainError, SignerFailed
 from ledger.rails.stablecoin.keys import CommandSigner, KeysError, Signer, open_keystore
 from ledger.rails.stablecoin.networks import NetworkError, address, network
 from ledger.rails.stablecoin.rail import Stablecoin
+from node.exchange.bonding import OwnBonds
 from node.exchange.book import Book
 from node.exchange.channels import Channels, Teller
 from node.exchange.till import Wanted
@@ -36,6 +39,8 @@ class Money:
     chain: Chain
     rail: Stablecoin
     channels: Channels
+    bonds: Bonds | None
+    own_bonds: OwnBonds | None
 
     @property
     def token(self) -> bytes:
@@ -47,6 +52,12 @@ class Money:
         """What a seller wants of a channel to it."""
         said = self.settings
         return Wanted(self.chain.place, self.token, self.chain.address, said.withdraw_delay, said.min_deposit.value)
+
+    def known_bonds(self, arbiters: Iterable[str]) -> KnownBonds | None:
+        """What bonds this node counts as a buyer that trusts these arbiters; None: no contract of bonds is known."""
+        if self.bonds is None:
+            return None
+        return KnownBonds(self.bonds.place, self.token, frozenset(map(address, arbiters)))
 
     @property
     def policy(self) -> Policy:
@@ -67,8 +78,12 @@ async def open_money(
     settings: StablecoinSettings,
     book: Book,
     dial: Callable[[Did], Teller | None],
+    bond: bytes | None = None,
 ) -> Money:
-    """Open the wallet, and make the rail one of the book's; the chain may be down meanwhile. Raises NoMoney."""
+    """Open the wallet, and make the rail one of the book's; the chain may be down meanwhile. Raises NoMoney.
+
+    `bond` is the one that offers are to name; None: the largest.
+    """
     try:
         signer = await _open_signer(home, settings)
         where = network(settings.network)
@@ -93,7 +108,9 @@ async def open_money(
     rail = Stablecoin(chain, channels, book.me, ether=settings.ether.value, min_deposit=settings.min_deposit.value)
     stack.push_async_callback(rail.close)
     book.rails.add(rail)
-    return Money(settings, chain, rail, channels)
+    bonds = Bonds(chain, address(settings.bonds)) if settings.bonds is not None else None
+    own_bonds = await OwnBonds.open(book, bonds, chain.address, where.token.address, bond) if bonds else None
+    return Money(settings, chain, rail, channels, bonds, own_bonds)
 
 
 def _address(text: str | None) -> bytes | None:

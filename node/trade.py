@@ -10,7 +10,7 @@ from attrs import frozen
 
 from ledger.identity import Did
 from ledger.money import Amount
-from ledger.records import Offer, Signed
+from ledger.records import Bond, Offer, Signed
 from node.config import Config, default_credit
 from node.engine.calibration import CalibrationFiles
 from node.exchange.auditor import Auditor
@@ -23,6 +23,7 @@ from node.exchange.idling import IdleWatch
 from node.exchange.netting import Netter
 from node.exchange.opening import Opening
 from node.exchange.panel import Market, Panel
+from node.exchange.pledges import Pledges
 from node.exchange.reconciling import Reconciler
 from node.exchange.retaining import Retention
 from node.exchange.sale import Ware
@@ -69,6 +70,11 @@ class Ground:
     purses: Purses | None
     watch: IdleWatch | None
 
+    def pledged(self) -> Bond | None:
+        """The stake that this node's offers name."""
+        own = self.money.own_bonds if self.money is not None else None
+        return own.pledged if own is not None else None
+
     def may_sell(self) -> Refused | None:
         """Why nothing may be sold now, as buyers are told it."""
         if self.book.trouble is not None:
@@ -93,6 +99,7 @@ class Buying:
     disputes: Disputes
     retention: Retention
     opening: Opening | None
+    pledges: Pledges | None
 
 
 async def open_buying(stack: contextlib.AsyncExitStack, ground: Ground) -> Buying:
@@ -100,7 +107,13 @@ async def open_buying(stack: contextlib.AsyncExitStack, ground: Ground) -> Buyin
     book, config, own, entropy, line = ground.book, ground.config, ground.own, ground.entropy, ground.lines.get
     calibrations = CalibrationFiles(ground.home.calibrations)
     auditor = Auditor(book, [model.engine for model in own.models], calibrations.find, ground.tokenizers.open_own)
-    settler = Settler(book, entropy, auditor, AuditPolicy(config.audit.rate, config.audit.first), line)
+
+    def open_offers() -> list[Signed[Offer]]:
+        return peers.offers()
+
+    pledges = _pledges(ground, open_offers)
+    bonded = pledges.worth if pledges is not None else _nobody_is
+    settler = Settler(book, entropy, auditor, AuditPolicy(config.audit.rate, config.audit.first), line, bonded)
     stack.push_async_callback(settler.close)
     buyer = Buyer(book, entropy, settler.settle, config.buy.patience, settler)
     stack.push_async_callback(buyer.close)
@@ -118,7 +131,7 @@ async def open_buying(stack: contextlib.AsyncExitStack, ground: Ground) -> Buyin
         book.rails.names,
     )
     remotes = Remotes([remote.backend for remote in ground.elsewhere], ground.clock)
-    supply = Supply(book, [_local(model) for model in own.models], own.catalogue, peers, buyer, remotes)
+    supply = Supply(book, [_local(model) for model in own.models], own.catalogue, peers, buyer, remotes, bonded)
     limits = Policy(config.buy.limits(), config.buy.weights, config.buy.busy_wait, config.api.max_tokens)
     helping = Buyer(book, entropy, settler.settle_help, config.buy.patience, settler)
     stack.push_async_callback(helping.close)
@@ -137,6 +150,7 @@ async def open_buying(stack: contextlib.AsyncExitStack, ground: Ground) -> Buyin
         Disputes(book, line, settler.give_way),
         Retention(book, config.retention.records),
         _opening(ground, buyer) if ground.money is not None else None,
+        pledges,
     )
 
 
@@ -168,6 +182,19 @@ def _opening(ground: Ground, buyer: Buyer) -> Opening:
     assert money is not None
     place, wallet = money.chain.place, money.chain.address
     return Opening(ground.book, money.channels, ground.lines.get, place, money.token, wallet, buyer.take_grant)
+
+
+def _pledges(ground: Ground, offers: Callable[[], Sequence[Signed[Offer]]]) -> Pledges | None:
+    """What sellers' stakes are worth, where the owner knows a contract of bonds."""
+    money = ground.money
+    known = money.known_bonds(ground.config.buy.arbiters) if money is not None else None
+    if money is None or money.bonds is None or known is None:
+        return None
+    return Pledges(known, money.bonds.seen, offers, ground.clock)
+
+
+def _nobody_is(_: Did) -> int:
+    return 0
 
 
 def _local(model: OwnModel) -> Local:
@@ -210,4 +237,5 @@ def _seller(ground: Ground, wares: Sequence[Ware], may_work_with: Callable[[Did]
         ground.may_sell,
         may_work_with,
         sell.patience,
+        ground.pledged,
     )

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ledger.identity import Did
 from ledger.rails.stablecoin.bond_terms import BondRefused, KnownBonds, Stake
@@ -18,6 +18,7 @@ from ledger.records import Bond, Offer, Signed
 from node.ports import Clock
 
 _LOOK_S: Final = 120.0
+_ROUND_S: Final = 5.0
 _FRESH_S: Final = 900.0
 # Anyone may name a bond: so many sellers' are read in a round, so many at a time, none for longer than this.
 _MOST: Final = 256
@@ -34,7 +35,8 @@ class Pledge:
     bond: Bond
     counted: int = 0
     why: str = ""
-    seen: float = 0.0  # seconds since 1970
+    seen: float = 0.0  # seconds since 1970, as is `tried`
+    tried: float = 0.0
 
 
 class Pledges:
@@ -74,11 +76,11 @@ class Pledges:
             try:
                 await self.look()
             except Exception:  # noqa: BLE001 - whatever it was, the next look may succeed
-                _log.exception("bonds could not be looked at; they are in two minutes")
-            await asyncio.sleep(_LOOK_S)
+                _log.exception("bonds could not be looked at; it is tried again")
+            await asyncio.sleep(_ROUND_S)
 
     async def look(self) -> None:
-        """Read the bonds that the open offers name."""
+        """Read the bonds that the open offers name, as far as that is due."""
         named = self._named()
         self._pledges = {did: pledge for did, pledge in self._pledges.items() if named.get(did) == pledge.bond}
         slots = asyncio.Semaphore(_AT_ONCE)
@@ -87,7 +89,11 @@ class Pledges:
             async with slots:
                 await self._look_at(did, bond)
 
-        await asyncio.gather(*(one(did, bond) for did, bond in named.items()))
+        await asyncio.gather(*(one(did, bond) for did, bond in named.items() if self._is_due(did)))
+
+    def _is_due(self, did: Did) -> bool:
+        pledge = self._pledges.get(did)
+        return pledge is None or not 0 <= self._clock.now() - pledge.tried < _LOOK_S
 
     def _named(self) -> dict[Did, Bond]:
         """By seller, what its newest offer names."""
@@ -100,18 +106,19 @@ class Pledges:
         return dict(list(found)[:_MOST])
 
     async def _look_at(self, did: Did, bond: Bond) -> None:
+        now = self._clock.now()
+        before = self._pledges.get(did) or Pledge(bond)
         try:
             terms = self._known.check(bond, did)
         except BondRefused as error:
-            self._pledges[did] = Pledge(bond, why=str(error), seen=self._clock.now())
+            self._pledges[did] = Pledge(bond, 0, str(error), now, now)
             return
         try:
             async with asyncio.timeout(_READ_S):
                 stakes = list(await self._read(self._known.place.bond_id(terms)))
         except Exception as error:  # noqa: BLE001 - an endpoint may fail in any way; what was seen before ages
             _log.info("the bond of %s could not be read: %s", did, type(error).__name__)
-            self._pledges.setdefault(did, Pledge(bond))
+            self._pledges[did] = evolve(before, tried=now)
             return
         counted = self._known.counted(bond, stakes) if stakes else 0
-        why = "" if counted else "nothing of it is locked and free"
-        self._pledges[did] = Pledge(bond, counted, why, self._clock.now())
+        self._pledges[did] = Pledge(bond, counted, "" if counted else "nothing of it is locked and free", now, now)

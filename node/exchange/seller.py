@@ -27,6 +27,7 @@ from ledger.rails.port import TotalTooLow, VoucherRefused
 from ledger.records import (
     CLOCK_SKEW_S,
     Acknowledgement,
+    Bond,
     Cancel,
     Checkpoint,
     Expired,
@@ -93,12 +94,14 @@ class Seller:
         may_sell: Callable[[], Refused | None] = lambda: None,
         may_work_with: Callable[[Did], Refused | None] = lambda _: None,
         patience_s: float = PATIENCE_S,
+        pledged: Callable[[], Bond | None] = lambda: None,
     ) -> None:
         """`credit` by unit; a unit without one gives none. `tokenizer_file` gives a file by digest or raises.
 
         `named` are the buyers that the owner knows: they do not share the exposure of strangers. `may_sell` says why
         no new order may begin now, if none may; nothing is offered meanwhile. `may_work_with` says the same of one
-        buyer. `patience_s`: how long an answer waits while its buyer pays nothing.
+        buyer. `patience_s`: how long an answer waits while its buyer pays nothing. `pledged` is the stake that
+        offers name.
         """
         self._windows = Windows(book)
         self._patience_s = patience_s
@@ -109,7 +112,7 @@ class Seller:
         self._wares = {ware.engine.manifest.digest: ware for ware in wares}
         self._credit = credit
         self._tokenizer_file = tokenizer_file
-        self._stands = Stands(book, entropy, list(self._wares.values()), self.rails)
+        self._stands = Stands(book, entropy, list(self._wares.values()), self.rails, pledged)
         self._running: dict[bytes, Sale] = {}
         # What waits to be written is in no book yet: of orders by strangers, and of acknowledgements by their order.
         self._unwritten: dict[bytes, tuple[Unit, int]] = {}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from ledger.money import Unit
-from ledger.records import CLOCK_SKEW_S, Offer, sign
+from ledger.records import CLOCK_SKEW_S, Bond, Offer, sign
 from node.exchange.book import Book
 from node.exchange.sale import Stand, Ware
 from node.ports import Entropy
@@ -18,20 +18,29 @@ class Stands:
     """What is offered, by the offers' digests."""
 
     def __init__(
-        self, book: Book, entropy: Entropy, wares: Sequence[Ware], rails: Callable[[Unit], Sequence[str]]
+        self,
+        book: Book,
+        entropy: Entropy,
+        wares: Sequence[Ware],
+        rails: Callable[[Unit], Sequence[str]],
+        pledged: Callable[[], Bond | None] = lambda: None,
     ) -> None:
-        """`rails` says how sales in a unit may be paid."""
+        """`rails` says how sales in a unit may be paid, `pledged` which stake offers name now."""
         self._book, self._entropy, self._wares, self._rails = book, entropy, wares, rails
+        self._pledged = pledged
         self._stands: dict[bytes, Stand] = {}
 
     def offers(self, url: str) -> list[bytes]:
-        """One for each ware, as signed; made anew when half of its life is over. `url` is where buyers reach us."""
-        now = self._book.now()
+        """One for each ware, as signed; made anew when half of its life is over, or it names another stake than now.
+
+        `url` is where buyers reach us.
+        """
+        now, pledged = self._book.now(), self._pledged()
         self.sweep()
         fresh = {
             s.offer.record.model: s
             for s in self._stands.values()
-            if s.offer.record.expires > now + OFFER_LIFETIME_S // 2
+            if s.offer.record.expires > now + OFFER_LIFETIME_S // 2 and s.offer.record.bond == pledged
         }
         for ware in self._wares:
             model = ware.engine.manifest.digest
@@ -81,5 +90,6 @@ class Stands:
             expires=now + OFFER_LIFETIME_S,
             jurisdiction=ware.elsewhere.jurisdiction if ware.elsewhere else None,
             retention=ware.elsewhere.retention if ware.elsewhere else None,
+            bond=self._pledged(),
         )
         return Stand(sign(offer, self._book.identity), ware, prekey)
