@@ -16,6 +16,7 @@ from x402.mechanisms.evm.batch_settlement.errors import (
     ERR_CUMULATIVE_AMOUNT_MISMATCH,
 )
 
+from ledger.account import Account
 from node.engine.paying import SIGNATURE, Demand
 from node.engine.streaming import RemoteBusy
 from node.gateway.paying.fates import LATE_S, fate_of
@@ -57,7 +58,7 @@ class ChannelPayment:
         self._check_channel()
         terms, network = self._terms, self._signing.coin.network
         deposit = await self._pending_deposit()
-        account = self._till.account(self._key)
+        account = await self._account()
         # One that nothing was heard of does not count beside the one that takes its place.
         open_amount = account.reserved
         self._limits.check(terms.amount, self._demand, self._till.spent_today(network, terms.pay_to) - open_amount)
@@ -83,12 +84,10 @@ class ChannelPayment:
         if not self._order:
             return
         charged = said.charged
-        if charged is None and said.total is not None:
-            charged = said.total - self._base
         if charged is None:
-            return  # the next voucher brings it to light
+            return  # the end of the stream says it, or the next voucher brings it to light
         # No more than was signed can be claimed, whatever is said.
-        counted = min(max(charged, 0), self._terms.amount)
+        counted = min(charged, self._terms.amount)
         await self._till.charge(self._key, self._order, counted)
         self._order, self.charged = b"", counted
         if charged != counted:
@@ -106,7 +105,7 @@ class ChannelPayment:
         self._corrected = True
         shown, owed = shown_in(refusal, self._terms), self._till.account(self._key).owed
         if shown is None or shown.charged <= owed:
-            charged = await self._signing.claimed(self._channel)
+            _, charged = await self._signing.holds(self._channel)
         elif not self._proves(shown.charged, shown.signed, shown.signature):
             raise Charged(name, "says that it was promised what it was not")
         else:
@@ -123,6 +122,14 @@ class ChannelPayment:
             and _SIGNATURE.fullmatch(signature) is not None
             and self._signing.is_ours(self._config, signed, signature)
         )
+
+    async def _account(self) -> Account:
+        """The channel's account; of one that this journal does not know, as the chain shows it."""
+        account = self._till.account(self._key)
+        if account.funded:
+            return account
+        balance, claimed = await self._signing.holds(self._channel)
+        return await self._till.found(self._key, balance, claimed) if balance else account
 
     def _check_channel(self) -> None:
         """A seller has one channel, as long as there is money in it: else each new one would take another deposit."""

@@ -1,16 +1,17 @@
 """What became of payments of which nothing was heard: what the chain says, and when that is final."""
 
 import logging
-from typing import Final, Literal
+from collections.abc import Mapping
+from typing import Any, Final, Literal
 
 from x402.http.utils import decode_payment_signature_header
 
-from ledger.account import Account
+from ledger.account import Account, AccountKey
 from ledger.database import LedgerError
 from ledger.rails.stablecoin.errors import ChainError
 from node.exchange.strangers import PREPAID_RAIL, channel_of
 from node.gateway.paying.signing import Authorization, Signing, exact_authorization
-from node.gateway.paying.till import Till
+from node.gateway.paying.till import Pending, Till
 
 # After its end the chain may still show that an authorization was used: blocks, and this machine's clock.
 LATE_S: Final = 600
@@ -48,25 +49,29 @@ class Sweeper:
                         _log.warning("a payment by x402 is not known to be over yet: %s", error)
 
     async def _end(self, account: Account) -> None:
-        pending = await self._till.pending(account.key)
-        if pending is None:
-            return
-        sent = decode_payment_signature_header(pending.header).payload
-        now = self._till.now()
-        if account.key.rail == PREPAID_RAIL:
-            transfer = exact_authorization(sent)
-            match await fate_of(self._signing, transfer, now):
-                case "taken":
-                    await self._till.charge(account.key, pending.order, transfer.value)
-                case "over":
-                    await self._till.void(account.key, pending.order, transfer.value)
-        elif now > account.orders[pending.order].expires + LATE_S:
-            back = 0
-            if sent.get("type") == "deposit":
-                deposit = self._signing.deposit_authorization(sent)
-                back = deposit.value if await fate_of(self._signing, deposit, now) == "over" else 0
-            channel = channel_of(account.key.payee)
-            claimed = await self._signing.claimed(channel) if channel is not None else 0
-            await self._till.void(account.key, pending.order, back)
-            # A voucher can be claimed for ever: what was, counts.
-            await self._till.catch_up(account.key, claimed)
+        for pending in await self._till.open_payments(account.key):
+            sent = decode_payment_signature_header(pending.header).payload
+            if account.key.rail == PREPAID_RAIL:
+                await self._end_transfer(account.key, pending, exact_authorization(sent))
+            elif self._till.now() > account.orders[pending.order].expires + LATE_S:
+                await self._end_voucher(account.key, pending, sent)
+
+    async def _end_transfer(self, key: AccountKey, pending: Pending, transfer: Authorization) -> None:
+        match await fate_of(self._signing, transfer, self._till.now()):
+            case "taken" if pending.heard:
+                await self._till.void(key, pending.order, 0)  # it is the payer's balance there
+            case "taken":
+                await self._till.charge(key, pending.order, transfer.value)
+            case "over":
+                await self._till.void(key, pending.order, transfer.value)
+
+    async def _end_voucher(self, key: AccountKey, pending: Pending, sent: Mapping[str, Any]) -> None:
+        back = 0
+        if sent.get("type") == "deposit":
+            deposit = self._signing.deposit_authorization(sent)
+            back = deposit.value if await fate_of(self._signing, deposit, self._till.now()) == "over" else 0
+        channel = channel_of(key.payee)
+        _, claimed = await self._signing.holds(channel) if channel is not None else (0, 0)
+        await self._till.void(key, pending.order, back)
+        # A voucher can be claimed for ever: what was, counts.
+        await self._till.catch_up(key, claimed)

@@ -49,10 +49,10 @@ class OtherChannel(PaymentRefused):
 
 
 class AsksTooMuch(PaymentRefused):
-    """A request would cost more than the owner allows."""
+    """A request, or a deposit for it, is more than the owner allows."""
 
-    def __init__(self, name: str, asked: Amount, most: Amount, limit: str) -> None:
-        super().__init__(name, f"asks {asked} for this request, and {most} is the most by {limit}")
+    def __init__(self, name: str, asked: Amount, most: Amount, limit: str, what: str = "this request") -> None:
+        super().__init__(name, f"asks {asked} for {what}, and {most} is the most by {limit}")
         self.asked, self.most = asked, most
 
 
@@ -124,9 +124,11 @@ class PayLimits:
         `wished` is the least that the server wants to see, if it says so.
         """
         most = DEPOSIT_REQUESTS * self.most(demand) if self.max_deposit is None else self.max_deposit.value
-        if needed > most:
-            raise AsksTooMuch(self.name, _dollars(needed), _dollars(most), "max_deposit, for its channel")
-        return min(max(needed, wished or 0, DEPOSIT_REQUESTS * asked), most)
+        least = max(needed, wished or 0)
+        if least > most:
+            limit = "what ten requests may cost: set max_deposit" if self.max_deposit is None else "max_deposit"
+            raise AsksTooMuch(self.name, _dollars(least), _dollars(most), limit, "a deposit into its channel")
+        return min(max(least, DEPOSIT_REQUESTS * asked), most)
 
 
 def _dollars(value: int) -> Amount:

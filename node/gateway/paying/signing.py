@@ -128,18 +128,18 @@ class Signing:
         return str(self.voucher(config, total)["voucher"]["signature"]).lower() == signature.lower()
 
     async def is_used(self, authorization: Authorization, *, deep: bool = False) -> bool:
-        """Whether its money has moved, as far as the chain tells now. Raises what the chain does."""
+        """Whether its money has moved, as far as the chain tells now. Raises ChainError."""
         token = bytes.fromhex(self.coin.address.removeprefix("0x"))
         (used,) = await self._wallet.read(
             token, "authorizationState", self._wallet.address, authorization.nonce, deep=deep
         )
         return bool(used)
 
-    async def claimed(self, channel: bytes) -> int:
-        """What the seller has claimed of a channel so far. Raises what the chain does."""
+    async def holds(self, channel: bytes) -> tuple[int, int]:
+        """What was put into a channel and did not go back, and what the seller has claimed of it. Raises ChainError."""
         contract = bytes.fromhex(BATCH_SETTLEMENT_ADDRESS.removeprefix("0x"))
-        _, claimed = await self._wallet.read(contract, "channels", channel)
-        return int(claimed)
+        balance, claimed = await self._wallet.read(contract, "channels", channel)
+        return int(balance), int(claimed)
 
 
 def exact_authorization(payload: Mapping[str, Any]) -> Authorization:

@@ -123,11 +123,14 @@ def _reason_against_channel(extra: dict[str, Any]) -> str | None:
 
 @frozen
 class Said:
-    """What a server says of a payment; `charged` in uusd, None where it does not say; `moved`: on the chain, by it."""
+    """What a server says of a payment. `charged` is None where it does not say it, or not yet.
+
+    `prepaid`: it keeps what is left of a transfer as the payer's balance; `moved`: the chain has moved money for it.
+    """
 
     success: bool
     charged: int | None
-    total: int | None
+    prepaid: bool
     moved: bool
 
 
@@ -138,9 +141,7 @@ def response_of(name: str, header: str) -> Said:
     except (ValueError, RecursionError):
         raise Charged(name, "says something of its payment that cannot be read") from None
     extra = said.extra or {}
-    state = extra.get("channelState")
-    total = state.get("chargedCumulativeAmount") if isinstance(state, dict) else None
-    return Said(said.success, count(extra.get("chargedAmount")), count(total), bool(said.transaction))
+    return Said(said.success, count(extra.get("chargedAmount")), "balance" in extra, bool(said.transaction))
 
 
 def count(value: object) -> int | None:

@@ -13,9 +13,14 @@ before its headers leave, earned by what was charged. Its record holds it as it 
     its time is over, nothing moved    order released; withdrawn + amount       withdrawn + deposit
     the seller shows a voucher that    -                                        an order that cost the difference
     says more than is known here
+    the chain has a channel that is    -                                        funded; an order that cost what was
+    not known here                                                              claimed
+    it was charged, and not taken:     order earned, and open until the time    -
+    a balance has paid                 of what was signed is over
 
-An order that is open is a payment of which nothing was heard. An account has one at most. On a channel the next voucher
-takes its place: totals grow from what was charged, so what is at risk is the higher of the two, never both.
+An order that is open and was not answered is a payment of which nothing was heard. An account has one at most. On a
+channel the next voucher takes its place: totals grow from what was charged, so what is at risk is the higher of the
+two, never both.
 """
 
 import asyncio
@@ -40,12 +45,14 @@ from ledger.changes import (
 )
 from ledger.events import AccountChanged
 from ledger.journal import Kept
+from ledger.money import MAX_AMOUNT
 from ledger.statement import DAY_MS
 from node.exchange.book import Book
 from node.exchange.strangers import CHANNEL_RAIL, PREPAID_RAIL, did_of_wallet, is_stranger
 from node.ports import Entropy
 
 PAYMENT: Final = "x402-payment"
+ANSWERED: Final = "x402-answered"
 SELLER: Final = "x402-seller"
 _MAX_RECORD: Final = 64 * 1024
 _MOST_SELLERS: Final = 1_000
@@ -54,10 +61,11 @@ _UNIT: Final = "uusd"
 
 @frozen
 class Pending:
-    """A payment of which nothing was heard: its order, and the header that it was sent as."""
+    """A payment that may still be taken: its order, the header that it was sent as, and whether it was answered."""
 
     order: bytes
     header: str
+    heard: bool
 
 
 class Till:
@@ -129,14 +137,20 @@ class Till:
             if order.expires >= midnight
         )
 
-    async def pending(self, key: AccountKey) -> Pending | None:
-        """The payment of which nothing was heard, if there is one."""
+    async def open_payments(self, key: AccountKey) -> list[Pending]:
+        """The payments that may still be taken, for all that is known here."""
+        found = []
         for order, reserved in self.account(key).orders.items():
             if reserved.open:
-                for kept in await self._book.journal.records_of(order):
-                    if kept.kind == PAYMENT:
-                        return Pending(order, str(codec.decode(kept.raw, _MAX_RECORD)["payment"]))
-        return None
+                records = {kept.kind: kept.raw for kept in await self._book.journal.records_of(order)}
+                if PAYMENT in records:
+                    header = str(codec.decode(records[PAYMENT], _MAX_RECORD)["payment"])
+                    found.append(Pending(order, header, ANSWERED in records))
+        return found
+
+    async def pending(self, key: AccountKey) -> Pending | None:
+        """The payment of which nothing was heard, if there is one."""
+        return next((one for one in await self.open_payments(key) if not one.heard), None)
 
     # What happens
 
@@ -147,10 +161,12 @@ class Till:
         """
         account = self.account(key)
         order = hashlib.sha256(b"x402 payment" + self._entropy.bytes(32)).digest()
-        before = [open_order for open_order, reserved in account.orders.items() if reserved.open]
+        pending = await self.pending(key)
+        before = [pending.order] if pending is not None else []
         changes: list[Change] = [Released(one) for one in before]
-        if amount > account.window:
-            changes.append(Granted(0, amount, account.grant_sequence + 1))
+        if not account.window:
+            # What is promised before it is delivered is bounded by the owner's limits, and by no window.
+            changes.append(Granted(0, MAX_AMOUNT, account.grant_sequence + 1))
         if funds:
             changes.append(Funded(account.funded + funds, account.funded_sequence + 1))
         changes.append(Reserved(order, amount, self.now() + valid_s))
@@ -164,17 +180,26 @@ class Till:
         self._book.under_way.difference_update(before)
         return order
 
-    async def charge(self, key: AccountKey, order: bytes, amount: int) -> None:
-        """So much was taken for an order."""
+    async def charge(self, key: AccountKey, order: bytes, amount: int, *, outstanding: bool = False) -> None:
+        """So much was charged for an order; `outstanding`: what was signed for it can still be taken besides."""
         owed = self.account(key).owed + amount
-        changes: list[Change] = [Earned(order, amount), Released(order), Authorized(owed)]
+        changes: list[Change] = [Earned(order, amount), Authorized(owed)]
         if key.rail == PREPAID_RAIL:
             changes.append(Settled(owed))
-        await self._close(key, order, changes)
+        if outstanding:
+            await self._post(key, changes, Kept(ANSWERED, codec.encode({"order": order, "charged": amount}), order))
+        else:
+            await self._close(key, order, [*changes, Released(order)])
 
     async def void(self, key: AccountKey, order: bytes, funds: int) -> None:
         """An order came to nothing, and `funds` that were to leave for it cannot any more."""
         await self._close(key, order, [Released(order), *self._back(key, funds)])
+
+    async def found(self, key: AccountKey, balance: int, claimed: int) -> Account:
+        """A channel that the chain shows, and this journal has lost."""
+        await self._post(key, [Funded(balance, self.account(key).funded_sequence + 1)])
+        await self.catch_up(key, claimed)
+        return self.account(key)
 
     async def catch_up(self, key: AccountKey, total: int) -> None:
         """The seller has charged `total` in all, as a signature of ours or the chain shows."""

@@ -1,7 +1,9 @@
 """A request that is paid by a transfer of its own: x402's scheme `exact`.
 
 What is signed can be taken until it expires, by the seller alone, once. So as long as nothing was heard of one it is
-presented again where the request costs the same, and nothing else is signed before its time is over.
+presented again where the request costs the same, and nothing else is signed before its time is over. A seller that
+takes transfers in advance and keeps the rest as a balance may answer from that, and not take what was signed: that much
+counts as promised until its time is over.
 """
 
 from collections.abc import Mapping
@@ -25,6 +27,7 @@ class TransferPayment:
         self._key = till.transfers_to(signing.coin.network, terms.pay_to)
         self._order = b""
         self._header = ""
+        self._moved = False
         self.charged = 0
 
     @property
@@ -51,10 +54,14 @@ class TransferPayment:
         said = response_of(self._limits.name, response)
         if not said.success:
             raise TurnedDown(self._limits.name, "")
-        if self._order:
-            charged = self._terms.amount if said.charged is None else min(said.charged, self._terms.amount)
-            await self._till.charge(self._key, self._order, charged)
-            self._order, self.charged = b"", charged
+        self._moved = self._moved or said.moved
+        if not self._order or (said.prepaid and said.charged is None):
+            return  # of a stream, the end says it
+        charged = self._terms.amount if said.charged is None else min(said.charged, self._terms.amount)
+        # What a balance has paid for leaves a transfer that can still be taken.
+        outstanding = said.prepaid and not self._moved
+        await self._till.charge(self._key, self._order, charged, outstanding=outstanding)
+        self._order, self.charged = b"", charged
 
     async def refused(self, required: str) -> None:
         """See `Payment.refused`: the transfer can still be taken, so none is signed in its place."""

@@ -2,7 +2,8 @@
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,11 @@ from node.gateway.paying.purse import Purse
 from node.gateway.paying.signing import Signing
 from node.gateway.paying.terms import Coin
 from node.gateway.paying.till import Till
+from node.models.tokenizer import Tokenizer
 from node.ports import ManualClock, SeededEntropy
 from tests.chain import X402_CHANNELS, Anvil
+from tests.node.strangers import stall
+from tests.node.trading import engine_of
 from tests.node.x402_seller import NETWORK, X402Seller, selling
 
 ASKED = [{"role": "user", "content": "Tell me a story."}]
@@ -89,7 +93,10 @@ class Buyer:
         return Purse(PayLimits(**(given | limits)), self.signing, self.till)
 
     async def ask(self, seller: X402Seller, purse: Purse, max_tokens: int = 100) -> str:
-        client = CompletionsClient(self.session, Endpoint("shop", seller.url, "m"), 10.0, purse)
+        return await self.ask_at(seller.url, purse, "m", max_tokens)
+
+    async def ask_at(self, url: str, purse: Purse, model: str, max_tokens: int) -> str:
+        client = CompletionsClient(self.session, Endpoint("shop", url, model), 10.0, purse)
         return "".join([said.text async for said in client.chat(ASKED, {"max_tokens": max_tokens})])
 
 
@@ -194,8 +201,8 @@ async def test_a_transfer_whose_time_is_over_came_to_nothing(chain: Anvil, exact
     with pytest.raises(RemoteFailed, match="HTTP 500"):
         await buyer.ask(exact, buyer.purse())
     exact.breaks, exact.amount = False, 900
-    buyer.clock.advance(300 + 601)
-    chain.pass_time(300 + 601)
+    buyer.clock.advance(3_600)
+    chain.pass_time(3_600)
 
     with pytest.raises(RemoteFailed):  # what x402 signs follows this machine's clock, which did not move
         await buyer.ask(exact, buyer.purse())
@@ -218,7 +225,7 @@ async def test_payments_whose_time_is_over_are_ended_without_another_request(
     assert (taken.owed, taken.reserved) == (1_000, 0)
     assert (waiting.funded, waiting.reserved) == (10_000, 1_000)
 
-    buyer.clock.advance(300 + 601)
+    buyer.clock.advance(3_600)
     await sweeper.sweep()
 
     over = only_account(buyer, batch)
@@ -290,16 +297,61 @@ async def test_a_deposit_of_which_nothing_was_heard_is_presented_again_and_moves
     assert only_account(buyer, batch).owed == 1_600
 
 
-async def test_a_journal_that_was_lost_takes_no_more_than_our_own_signature_shows(
+async def test_a_channel_that_the_journal_has_lost_is_found_on_the_chain(
     chain: Anvil, batch: X402Seller, buyer: Buyer, tmp_path: Path
 ) -> None:
     batch.charge = 300
     await buyer.ask(batch, buyer.purse())
     (tmp_path / "other").mkdir()
     async with buying(chain, tmp_path / "other", buyer.wallet) as anew:
-        # Its channel's money is not known there, so it deposits once more; what was charged is.
         await anew.ask(batch, anew.purse())
-        assert only_account(anew, batch).owed == 600
+        found = only_account(anew, batch)
+    assert (found.funded, found.owed) == (10_000, 600)
+    assert buyer.wallet.signed == ["ReceiveWithAuthorization"]
+
+
+# A node's own door
+
+
+@pytest.fixture
+async def door(chain: Anvil, tmp_path: Path, speaking: Tokenizer) -> AsyncIterator[Callable[..., Any]]:
+    engine = engine_of(speaking, slots=4)
+    yield partial(stall, chain, tmp_path / "seller", speaking, engine, chain.wallet())
+    await engine.close()
+
+
+async def test_a_node_s_channel_is_charged_what_its_door_says(door: Callable[..., Any], buyer: Buyer) -> None:
+    async with door() as shop:
+        with pytest.raises(AsksTooMuch, match="max_deposit"):
+            await buyer.ask_at(f"{shop.url}/v1", buyer.purse(max_deposit=uusd(4_999)), "memory", 8)
+        purse = buyer.purse(max_payment=None, max_deposit=uusd(6_000))
+        for _ in range(3):
+            assert await buyer.ask_at(f"{shop.url}/v1", purse, "memory", 8)
+        (theirs,), (ours,) = shop.accounts("stablecoin"), buyer.till.accounts()
+
+    assert ours.owed == theirs.owed == ours.authorized == purse.charged > 0
+    assert (ours.funded, ours.reserved) == (theirs.funded, 0)
+    assert buyer.wallet.signed == ["ReceiveWithAuthorization"]
+
+
+async def test_a_node_s_balance_pays_for_the_next_requests(
+    chain: Anvil, door: Callable[..., Any], buyer: Buyer
+) -> None:
+    async with door(budget=500) as shop:
+        purse = buyer.purse(schemes=("exact",))
+        for _ in range(3):
+            assert await buyer.ask_at(f"{shop.url}/v1", purse, "memory", 8)
+        (theirs,) = shop.accounts("prepaid")
+        (ours,) = buyer.till.accounts()
+        assert ours.owed == theirs.owed == purse.charged > 0
+        # Two signatures were not needed, and can be taken for a while yet.
+        assert (theirs.funded, ours.funded, ours.reserved) == (500, 1_500, 1_000 - 2 * (ours.owed // 3))
+
+        buyer.clock.advance(3_600)
+        await Sweeper(buyer.till, buyer.signing).sweep()
+
+    (ours,) = buyer.till.accounts()
+    assert (ours.funded - ours.withdrawn, ours.reserved) == (500, 0)
 
 
 # What is refused before anything is signed
