@@ -10,6 +10,8 @@ from ledger.changes import Funded
 from ledger.rails.port import Answer, Sight
 from ledger.rails.stablecoin.books import Promise
 from ledger.rails.stablecoin.deposits import TooLate, TooSmall, WrongChannel
+from ledger.rails.stablecoin.digests import config_of
+from ledger.rails.stablecoin.recovery import find_again
 from ledger.rails.stablecoin.vouchers import AboveDeposit, NoChannel
 from tests.chain import Anvil
 from tests.ledger.rails.stablecoin.channels import DELAY_S, key
@@ -226,6 +228,7 @@ async def test_a_withdrawal_goes_on_after_everything_but_the_keys_and_the_journa
     await one.fund(FUNDS)
     refund = one.effect("refund", 4_000_000, 0)
     await one.buyer.rail.perform(refund)
+    chain.mine()
     chain.pass_time(DELAY_S)
     chain.mine(DEPTH)
     for _ in range(2):
@@ -262,3 +265,27 @@ async def test_a_voucher_for_more_than_the_channel_holds_does_not_count(chain: A
     one.account = apply(seen, Funded(2 * FUNDS, seen.funded_sequence + 1))  # as the payer says that it is
     with pytest.raises(AboveDeposit, match="deposit more first"):
         one.pay(FUNDS + 1, seen)
+
+
+async def test_channels_are_found_again_from_the_keys_alone(chain: Anvil, opens: Opens) -> None:
+    """Nothing is left but identity and wallet: what is in the channel, what was claimed, and what is leaving it."""
+    one = await trade(chain, opens)
+    await one.fund(FUNDS)
+    one.pay(3_000_000)
+    await one.seller.rail.perform(one.effect("claim", 3_000_000, 0))
+    await one.buyer.rail.perform(one.effect("refund", 2_000_000, 0))
+    chain.mine(DEPTH)
+    strangers = await trade(chain, opens)  # of the same identities, and other wallets
+    await strangers.fund(FUNDS)
+    await one.seller.forgetful(opens)
+    await one.buyer.forgetful(opens)
+
+    peers = [one.key.payer, one.key.payee]
+    (paid,) = await find_again(one.buyer.chain, one.buyer.identity, peers)
+    (earned,) = await find_again(one.seller.chain, one.seller.identity, peers)
+    assert paid.channel is not None
+    assert config_of(paid.channel.record) == paid.config == earned.config == one.config
+    assert paid.view is not None
+    assert (paid.view.deposited, paid.view.claimed, paid.view.withdrawing) == (FUNDS, 3_000_000, 2_000_000)
+    assert (earned.view, earned.channel) == (paid.view, None)
+    assert paid.channel.signer == one.key.payer
