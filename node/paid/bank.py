@@ -25,7 +25,7 @@ from ledger.rails.stablecoin.chain import Chain
 from ledger.rails.stablecoin.digests import ChannelConfig, authorization, deposit_nonce, domain
 from ledger.rails.stablecoin.errors import ChainError, ChannelUnknown, Refused, Unreachable
 from ledger.rails.stablecoin.networks import Token
-from ledger.rails.stablecoin.sending import RevertedOften, sent
+from ledger.rails.stablecoin.sending import TriedOften, sent
 from ledger.rails.stablecoin.transfers import happened
 from ledger.rails.stablecoin.vouchers import signer_of
 from node.exchange.book import Book
@@ -101,7 +101,7 @@ class Bank:
                 transaction = await self._bring(key, config, deposit, whole, asked)
         except (TimeoutError, Unreachable):
             raise PaymentRefused(ERR_SETTLEMENT_PENDING, _PENDING) from None
-        except (ChainError, RevertedOften) as error:
+        except (ChainError, TriedOften) as error:
             # What else it may say (the price of gas, the wallet's balance) is the owner's business.
             _log.warning("a stranger's deposit was not brought to the chain: %s", error)
             why = str(error) if isinstance(error, Refused) else "deposits cannot be relayed now: try later"

@@ -14,7 +14,7 @@ from ledger.identity import Identity
 from ledger.rails.port import Answer, Sight, WrongRail
 from ledger.rails.stablecoin.chain import Chain
 from ledger.rails.stablecoin.errors import ChainError, Disagreement, Unreachable
-from ledger.rails.stablecoin.sending import RevertedOften, sent, submitted, waits
+from ledger.rails.stablecoin.sending import TriedOften, sent, submitted, waits
 from ledger.rails.stablecoin.transfers import Authorization
 from ledger.records import Signed, Voucher
 from node.exchange.strangers import PREPAID_RAIL, wallet_of
@@ -67,7 +67,7 @@ class Prepaid:
             return await submitted(self._chain, transaction.key, back.call(token, signature), "refund")
         except (Unreachable, Disagreement) as error:
             return Answer("unknown", why=str(error))
-        except (ChainError, RevertedOften) as error:
+        except (ChainError, TriedOften) as error:
             return Answer("failed", why=str(error))
 
     async def fate(self, effect: Effect) -> Answer:
@@ -79,6 +79,6 @@ class Prepaid:
             if used:
                 return Answer("settled", effect.amount)
             transaction = await sent(self._chain, effect.key, "refund")
-        except (ChainError, RevertedOften) as error:
+        except (ChainError, TriedOften) as error:
             return Answer("unknown", why=str(error))
         return waits("refund", transaction.outcome) if transaction.under_way else Answer("absent")
