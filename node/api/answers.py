@@ -5,7 +5,7 @@ A client that takes nothing for `write_s` is gone: its connection is broken off 
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
@@ -13,10 +13,11 @@ from aiohttp import web
 from attrs import frozen
 
 from node.api.choices import Answerer, Choices
-from node.api.errors import FAILURES, ApiError, internal_error, told
+from node.api.errors import FAILURES, ApiError, Failure, internal_error, told
 from node.engine.port import Logprob
 from node.gateway.answer import Answer, Ending, Part
-from node.gateway.question import Question
+from node.gateway.question import Question, Unservable
+from node.gateway.sources import Paper, costs_of, records_of
 from node.ports import Clock, Entropy
 
 # A header's value may not be longer in most clients and proxies.
@@ -104,7 +105,7 @@ class Responder:
             try:
                 await choices.begin()
             except FAILURES as error:
-                raise told(error, asking.shape.param) from None
+                raise _told(error, asking, choices) from None
             return await self._stream(request, asking, head, choices)
 
     async def _whole(self, request: web.Request, asking: Asking, head: Json, choices: Choices) -> web.Response:
@@ -113,7 +114,7 @@ class Responder:
                 if part is not None:
                     asking.choices[index].feed(_answer(choices, index), part)
         except FAILURES as error:
-            raise told(error, asking.shape.param) from None
+            raise _told(error, asking, choices) from None
         answers = choices.begun
         made = []
         for choice, answer in zip(asking.choices, answers, strict=True):
@@ -155,7 +156,7 @@ class Responder:
             async for one in self._chunks(asking, head, choices):
                 yield _to_json(one)
         except FAILURES as error:
-            yield _to_json(_broken_off(told(error, asking.shape.param)).body())
+            yield _to_json(_told(error, asking, choices).body())
 
     async def _chunks(self, asking: Asking, head: Json, choices: Choices) -> AsyncIterator[Json]:
         opened: set[int] = set()
@@ -173,10 +174,28 @@ class Responder:
             yield head | {"model": answers[0].model, "choices": []} | counted
 
 
-def _broken_off(error: ApiError) -> ApiError:
+def _told(failure: Failure, asking: Asking, choices: Choices) -> ApiError:
+    """A failure as the client is told of it, with what was bought for nothing, or only in part."""
+    error = told(failure, asking.shape.param)
     if error.code == "answer_cut":
         error.message = f"the answer broke off: {error.message}"
+    lost = [paper for answer in choices.begun for paper in answer.lost]
+    lost += failure.lost if isinstance(failure, Unservable) else ()
+    facts = {"order": _listed(paper.order for paper in lost)} | _paper_facts(lost)
+    error.facts = {name: value for name, value in facts.items() if value}
+    if any(paper.cost is not None and paper.cost.value for paper in lost):
+        shown = f"; `idlemesh export {facts['receipt'][:12]}` shows it" if "receipt" in facts else ""
+        error.message += f"; what came before that costs {facts['cost']}{shown}"
     return error
+
+
+def _paper_facts(papers: Sequence[Paper]) -> dict[str, str]:
+    known = {"receipt": _listed(records_of(papers)), "cost": ", ".join(map(str, costs_of(papers)))}
+    return {name: value for name, value in known.items() if value}
+
+
+def _listed(digests: Iterable[bytes | None]) -> str:
+    return ", ".join(digest.hex() for digest in digests if digest is not None)
 
 
 def _answer(choices: Choices, index: int) -> Answer:
@@ -231,10 +250,8 @@ def _facts(answer: Answer) -> dict[str, str]:
     known = {"route": answer.route}
     if answer.degraded:
         known["degraded"] = answer.degraded
-    if answer.ending is not None and answer.ending.records:
-        known["receipt"] = ", ".join(record.hex() for record in answer.ending.records)
-    if answer.ending is not None and answer.ending.costs:
-        known["cost"] = ", ".join(map(str, answer.ending.costs))
+    if answer.ending is not None:
+        known |= _paper_facts([*answer.lost, *answer.ending.papers])
     return known
 
 

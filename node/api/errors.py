@@ -32,14 +32,17 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.message, self.kind, self.param, self.code = status, message, kind, param, code
         self.headers = dict(headers or {})
+        self.facts: dict[str, str] = {}  # what is known of it besides: the fields of an answer's `idlemesh`
 
     def body(self) -> dict[str, Any]:
         """The JSON body."""
-        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return {"error": error} | ({"idlemesh": self.facts} if self.facts else {})
 
     def response(self) -> web.Response:
         """The HTTP answer."""
-        return web.json_response(self.body(), status=self.status, headers=self.headers)
+        headers = {f"x-idlemesh-{name}": value for name, value in self.facts.items()}
+        return web.json_response(self.body(), status=self.status, headers=self.headers | headers)
 
 
 def internal_error() -> ApiError:

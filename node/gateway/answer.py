@@ -1,14 +1,16 @@
 """An answer on its way to the client: text as it comes, whoever computes it, and what it was in the end."""
 
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Literal
 
 from attrs import frozen
 
-from ledger.money import Amount, Unit
-from node.engine.port import Logprob, Piece
-from node.gateway.sources import Paper, Source
+from ledger.money import Amount
+from node.engine.port import EngineError, Logprob, Piece
+from node.exchange.purchase import NotPlaced
+from node.gateway.sources import AnswerCut, Paper, Source, costs_of, records_of
 from node.models.text import TextStream
 
 
@@ -23,15 +25,12 @@ class Ending:
     @property
     def records(self) -> tuple[bytes, ...]:
         """The digests of the parts' receipts, or of the last checkpoints of those that were cut off."""
-        return tuple(paper.record for paper in self.papers if paper.record is not None)
+        return records_of(self.papers)
 
     @property
     def costs(self) -> tuple[Amount, ...]:
         """What the parts cost together, in each unit that their sellers take."""
-        sums: dict[Unit, int] = {}
-        for cost in (paper.cost for paper in self.papers if paper.cost is not None):
-            sums[cost.unit] = sums.get(cost.unit, 0) + cost.value
-        return tuple(Amount(value, unit) for unit, value in sums.items())
+        return costs_of(self.papers)
 
 
 @frozen
@@ -63,6 +62,7 @@ class Answer:
         self.spell = spell or (lambda _: b"")
         self.cached = 0  # how many of the prompt's tokens were known from an earlier one
         self.ending: Ending | None = None
+        self.lost: tuple[Paper, ...] = ()  # of what was bought for it and is no part of it, or broke off
         self._source = source
         self._stream = stream
         self._eog = eog
@@ -123,6 +123,11 @@ class Answer:
             rest = Part(self._stream.finish(), self._shown())
             if rest.text or rest.logprobs:
                 yield rest
+        except (AnswerCut, EngineError):
+            await self.close()
+            with contextlib.suppress(NotPlaced):
+                self.lost += await self._source.papers()
+            raise
         finally:
             await self.close()
         papers = await self._source.papers()

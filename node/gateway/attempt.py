@@ -66,6 +66,11 @@ class Attempt:
 
     async def run(self) -> Answer:
         """Go through the candidates. Raises Unservable, ContextExceeded, EngineError, TemplateError."""
+        answer = await self._run()
+        answer.lost += self._lost
+        return answer
+
+    async def _run(self) -> Answer:
         here = self._supply.readiest(await self._allowed(self._supply.local_candidates()))
         if here and self._has_slot(here[0]):
             return await self._begin(here[0])
@@ -354,7 +359,7 @@ class Attempt:
         summary = "nobody can answer this now"
         if not may_see("named", question.privacy):
             summary = f"a {question.privacy} prompt must not leave this machine, and it cannot be answered here"
-        raise Unservable(summary, self._reasons)
+        raise Unservable(summary, self._reasons, self._lost)
 
 
 def in_order(candidates: Sequence[Candidate], free: bool) -> list[Candidate]:

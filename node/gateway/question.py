@@ -7,6 +7,7 @@ from attrs import field, frozen
 
 from ledger.records import Privacy, Sampling
 from node.engine.port import BadPrompt, EngineError
+from node.gateway.sources import Paper
 from node.market.candidates import Limits, Route, Weights
 from node.models.tokenizer import Tokenizer
 from node.models.vocab import UnknownToken
@@ -84,11 +85,14 @@ class UnknownModel(Exception):
 
 
 class Unservable(Exception):
-    """Nobody may or can answer now; `reasons` says why, candidate by candidate."""
+    """Nobody may or can answer now; `reasons` says why, candidate by candidate.
 
-    def __init__(self, summary: str, reasons: Sequence[str]) -> None:
+    `lost` are the papers of answers that broke off before anybody saw them.
+    """
+
+    def __init__(self, summary: str, reasons: Sequence[str], lost: Sequence[Paper] = ()) -> None:
         super().__init__("; ".join([summary, *reasons]))
-        self.reasons = tuple(reasons)
+        self.reasons, self.lost = tuple(reasons), tuple(lost)
 
 
 class BadBias(EngineError):

@@ -1,13 +1,13 @@
 """Where an answer's ids come from: this machine's engine, or a purchase; and what each came to."""
 
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from typing import Final, Protocol
 
 from attrs import frozen
 
 from ledger.identity import Did
-from ledger.money import Amount
+from ledger.money import Amount, Unit
 from node.engine.port import Engine, Job, Piece
 from node.exchange.continuing import earlier_of
 from node.exchange.purchase import Purchase
@@ -24,11 +24,26 @@ class AnswerCut(Exception):
 class Paper:
     """What one part of an answer came to; `record` is the digest of the last record that its seller signed for it:
     the receipt, or the last checkpoint where it was cut off. What is computed here has none, and costs nothing.
+    `order` is the digest of what was ordered.
     """
 
     route: str  # `local` or the seller's did
     record: bytes | None = None
     cost: Amount | None = None
+    order: bytes | None = None
+
+
+def records_of(papers: Iterable[Paper]) -> tuple[bytes, ...]:
+    """The digests of their receipts, or of the last checkpoints of what was cut off."""
+    return tuple(paper.record for paper in papers if paper.record is not None)
+
+
+def costs_of(papers: Iterable[Paper]) -> tuple[Amount, ...]:
+    """What they cost together, in each unit that their sellers take."""
+    sums: dict[Unit, int] = {}
+    for cost in (paper.cost for paper in papers if paper.cost is not None):
+        sums[cost.unit] = sums.get(cost.unit, 0) + cost.value
+    return tuple(Amount(value, unit) for unit, value in sums.items())
 
 
 class Source(Protocol):
@@ -111,7 +126,7 @@ class BoughtSource:
         last = delivery.receipt or delivery.checkpoint
         # What is paid, also where the receipt asks for more.
         paid = Amount(delivery.owed, delivery.terms.offer.record.price.unit)
-        return (Paper(self.route, last.digest if last is not None else None, paid),)
+        return (Paper(self.route, last.digest if last is not None else None, paid, delivery.terms.order.digest),)
 
     async def earlier(self) -> Earlier | None:
         return earlier_of(await self._purchase.outcome())

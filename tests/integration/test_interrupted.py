@@ -8,6 +8,7 @@ import pytest
 from openai.types.chat import ChatCompletionChunk
 
 from ledger.commitments import CHECKPOINT_TOKENS
+from ledger.money import Amount
 from node.demo.processes import NodeProcess
 from tests.integration.network import (
     BUYER,
@@ -60,9 +61,10 @@ async def test_what_arrived_from_a_killed_seller_is_kept_and_paid_up_to_the_last
         text = await read(chunks, CHECKPOINT_TOKENS + 20)
         assert text
         await kill(seller)
-        with pytest.raises(openai.APIError, match="broke off"):
+        with pytest.raises(openai.APIError, match="broke off") as caught:
             await read(chunks, MOST)
     owed = (await closed(buyer, seller.running.did)).earned
+    assert f"costs {Amount(owed, 'uusd')}; `idlemesh export " in str(caught.value)
     assert owed > 0
     assert owed % (2 * CHECKPOINT_TOKENS) == 0  # the output alone, up to a checkpoint: two for a token
     seller = await network.up("seller", SELLER, port=port, module=ENDLESS)

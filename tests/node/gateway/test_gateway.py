@@ -394,6 +394,8 @@ async def test_a_stream_that_breaks_off_says_so_and_keeps_what_was_shown(
     assert "".join(shown)
     assert whole.startswith("".join(shown).rstrip("\ufffd"))
     assert answer.ending is None
+    (lost,) = answer.lost  # what came before the cut: its order is known, and what it costs
+    assert (lost.route, lost.order is not None, lost.cost) == (seller.did, True, uusd(0))
 
 
 async def test_a_cut_answer_with_a_receipt_is_not_passed_off_as_whole(
