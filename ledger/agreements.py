@@ -3,6 +3,9 @@
 Each party signs a record with the same fields. Of the two signatures either may come first; together they are facts
 for both books, as growing totals: the same pair again changes nothing. `before` says what a total builds on, so that
 of two requests that were made at once, only one is counted, and a party that missed an answer finds out.
+
+A netting needs no owner, so whoever gets one to sign may keep it: it is signed for a while only. And it counts, however
+late the pair comes, once it sets off what both owe: else debts that were settled meanwhile would be paid in advance.
 """
 
 from typing import Final
@@ -13,9 +16,11 @@ from ledger.account import Account, AccountKey
 from ledger.changes import Netted, Settled
 from ledger.events import AccountChanged
 from ledger.money import Unit
-from ledger.records import Netting, Settlement, Signed
+from ledger.records import CLOCK_SKEW_S, Netting, Settlement, Signed
 
 RAIL: Final = "credit"
+# A netting is answered at once; what is left is for a line that stalls and clocks that differ.
+PROPOSAL_LIFETIME_S: Final = 300
 
 
 class AgreementRefused(Exception):
@@ -63,6 +68,17 @@ class AboveMutual(AgreementRefused):
         return f"{self.mutual} is what both owe each other: {self.amount} is more than there is to set off"
 
 
+@define
+class NotOfNow(AgreementRefused):
+    """Only a netting that was asked for just now is signed."""
+
+    issued: int
+    now: int
+
+    def __str__(self) -> str:
+        return f"it was issued at {self.issued}, and it is {self.now}: ask again, and look at the clocks"
+
+
 def settlement_key(said: Settlement) -> AccountKey:
     """The account that a settlement is about."""
     return AccountKey(said.payer, said.payee, RAIL, said.unit)
@@ -106,13 +122,24 @@ def propose_netting(me: str, peer: str, unit: Unit, accounts: tuple[Account, Acc
     return Netting(first, second, unit, before, before + amount, now)
 
 
-def check_netting(said: Netting, accounts: tuple[Account, Account]) -> None:
-    """Check, before the other party signs, that its own books bear a netting. Raises OutOfDate, AboveMutual."""
-    netted, mutual = accounts[0].netted, mutual_debt(*accounts)
+def check_netting(said: Netting, accounts: tuple[Account, Account], now: int) -> None:
+    """Check, before the other party signs, that its own books bear a netting; `now` in seconds since 1970.
+
+    Raises OutOfDate, NotOfNow, AboveMutual.
+    """
+    netted = accounts[0].netted
     if said.before != netted:
         raise OutOfDate(netted, said.before)
-    if said.total - said.before > mutual:
-        raise AboveMutual(mutual, said.total - said.before)
+    if not -CLOCK_SKEW_S <= now - said.issued <= PROPOSAL_LIFETIME_S:
+        raise NotOfNow(said.issued, now)
+    check_borne(said, accounts)
+
+
+def check_borne(said: Netting, accounts: tuple[Account, Account]) -> None:
+    """Check, before it counts, that both still owe what a netting sets off. Raises AboveMutual."""
+    mutual, amount = mutual_debt(*accounts), said.total - accounts[0].netted
+    if amount > mutual:
+        raise AboveMutual(mutual, amount)
 
 
 def net(one: Signed[Netting], other: Signed[Netting]) -> tuple[AccountChanged, AccountChanged]:

@@ -3,6 +3,7 @@
 Theory of operation. One node signs a Netting of all that its own books say both owe, and hands it over. The other signs
 the same if its books bear it, counts it in both directions in one durable entry, and answers with both signatures; the
 first one counts them then. A lost answer is found at the next netting: the totals that it builds on do not agree.
+What came of its debts meanwhile counts first: signatures that set off more than is owed wait until as much is.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from ledger.account import Account
 from ledger.agreements import (
     AboveMutual,
     AgreementRefused,
+    NotOfNow,
     OutOfDate,
+    check_borne,
     check_netting,
     mutual_debt,
     net,
@@ -86,7 +89,10 @@ class Netter:
 
     async def _count(self, one: Signed[Netting], other: Signed[Netting]) -> None:
         events = net(one, other)
-        if self._book.journal.books.account(events[0].key).netted < one.record.total:
+        books = self._book.journal.books
+        accounts = books.account(events[0].key), books.account(events[1].key)
+        if accounts[0].netted < one.record.total:
+            check_borne(one.record, accounts)
             await self._book.post(*events, records=(kept(one), kept(other)))
 
     async def netting(self, raw: bytes) -> bytes:
@@ -100,7 +106,7 @@ class Netter:
             raise Refused("malformed", "a netting is asked for by one of its two parties, of the other")
         accounts = self._accounts(peer, said.unit)
         try:
-            check_netting(said, accounts)
+            check_netting(said, accounts, self._book.now())
         except OutOfDate as error:
             keys, total = netting_keys(said), accounts[0].netted
             return await last_pair(
@@ -110,6 +116,8 @@ class Netter:
                 lambda last: netting_keys(last) == keys and last.total == total,
                 error,
             )
+        except NotOfNow as error:
+            raise Refused("expired", str(error)) from None
         except AboveMutual as error:
             raise Refused("credit", str(error)) from None
         ours = sign(said, self._book.identity)

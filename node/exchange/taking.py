@@ -2,8 +2,9 @@
 
 Nothing is believed but signatures. An acknowledgement of ours that the journal does not know is our promise all the
 same; so is a receipt of ours, to which the payer's acknowledgement belongs. Settlements and nettings count with both
-signatures. What is known already changes nothing, and what proves nothing is passed over: a payer can sign any number
-of promises for orders that never were, so one that no order of ours bears out is kept only as it covers a debt.
+signatures, nettings once both owe what they set off. What is known already changes nothing, and what proves nothing is
+passed over: a payer can sign any number of promises for orders that never were, so one that no order of ours bears out
+is kept only as it covers a debt.
 
 A payee's receipts and checkpoints that come with no acknowledgement are what it claims: they are answered.
 """
@@ -18,7 +19,7 @@ from typing import Any, Final, TypeVar
 from attrs import evolve, field, frozen
 
 from ledger.account import AccountError, AccountKey
-from ledger.agreements import AgreementRefused, net, netting_keys, settle, settlement_key
+from ledger.agreements import AboveMutual, AgreementRefused, check_borne, net, netting_keys, settle, settlement_key
 from ledger.changes import Change, InvalidChange
 from ledger.codec import Malformed
 from ledger.events import AccountChanged
@@ -212,11 +213,17 @@ class Taking:
                 await self._book.post(settle(one, other), records=(kept(one), kept(other)))
                 news += 1
         for first, second in _pairs(opened.nettings, net):
-            there = netting_keys(first.record)[0]
-            netted = self._book.journal.books.account(there).netted
-            if {there.payer, there.payee} == parties and netted < first.record.total:
-                await self._book.post(*net(first, second), records=(kept(first), kept(second)))
-                news += 1
+            books, (there, back) = self._book.journal.books, netting_keys(first.record)
+            accounts = books.account(there), books.account(back)
+            if {there.payer, there.payee} != parties or accounts[0].netted >= first.record.total:
+                continue
+            try:
+                check_borne(first.record, accounts)
+            except AboveMutual as error:
+                _log.warning("a netting with %s waits: %s", peer, error)
+                continue
+            await self._book.post(*net(first, second), records=(kept(first), kept(second)))
+            news += 1
         return news
 
 

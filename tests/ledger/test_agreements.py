@@ -6,9 +6,11 @@ from attrs import evolve
 from ledger.account import Account, AccountKey, apply
 from ledger.agreements import (
     AboveMutual,
+    NotOfNow,
     NotSignedByBoth,
     NotTheSame,
     OutOfDate,
+    check_borne,
     check_netting,
     check_settlement,
     mutual_debt,
@@ -78,7 +80,7 @@ class TestNetting:
     def test_mutual_debts_become_none(self) -> None:
         accounts = owing(TO_BOB, 80), owing(TO_ALICE, 50)
         said = propose_netting(ALICE.did, BOB.did, "msat", accounts, NOW)
-        check_netting(said, accounts[::-1])
+        check_netting(said, accounts[::-1], NOW + 1)
         books = Books({account.key: account for account in accounts}).apply(net(sign(said, ALICE), sign(said, BOB)))
         there, back = books.account(TO_BOB), books.account(TO_ALICE)
         assert (there.unsettled, back.unsettled) == (30, 0)
@@ -100,13 +102,28 @@ class TestNetting:
     def test_more_than_the_other_s_books_bear_is_not_signed(self) -> None:
         said = propose_netting(ALICE.did, BOB.did, "msat", (owing(TO_BOB, 80), owing(TO_ALICE, 50)), NOW)
         with pytest.raises(AboveMutual, match="49 is what both owe each other: 50"):
-            check_netting(said, (owing(TO_BOB, 80), owing(TO_ALICE, 49)))
+            check_netting(said, (owing(TO_BOB, 80), owing(TO_ALICE, 49)), NOW)
 
     def test_one_that_builds_on_an_older_total_is_not_signed(self) -> None:
         said = propose_netting(ALICE.did, BOB.did, "msat", (owing(TO_BOB, 80), owing(TO_ALICE, 50)), NOW)
         accounts = owing(TO_BOB, 80, Netted(10)), owing(TO_ALICE, 60, Netted(10))
         with pytest.raises(OutOfDate):
-            check_netting(said, accounts)
+            check_netting(said, accounts, NOW)
+
+    @pytest.mark.parametrize("later", [301, -121])
+    def test_one_that_was_not_issued_just_now_is_not_signed(self, later: int) -> None:
+        accounts = owing(TO_BOB, 80), owing(TO_ALICE, 50)
+        said = propose_netting(ALICE.did, BOB.did, "msat", accounts, NOW)
+        with pytest.raises(NotOfNow, match="ask again"):
+            check_netting(said, accounts, NOW + later)
+        check_netting(said, accounts, NOW + 300)
+
+    def test_one_counts_only_while_both_owe_what_it_sets_off(self) -> None:
+        said = propose_netting(ALICE.did, BOB.did, "msat", (owing(TO_BOB, 80), owing(TO_ALICE, 50)), NOW)
+        check_borne(said, (owing(TO_BOB, 80, Settled(30)), owing(TO_ALICE, 50)))
+        with pytest.raises(AboveMutual):
+            check_borne(said, (owing(TO_BOB, 80, Settled(31)), owing(TO_ALICE, 50)))
+        check_borne(said, (owing(TO_BOB, 80, Netted(10), Settled(30)), owing(TO_ALICE, 50, Netted(10))))
 
     def test_it_takes_both_signatures_under_the_same(self) -> None:
         said = propose_netting(ALICE.did, BOB.did, "msat", (owing(TO_BOB, 80), owing(TO_ALICE, 50)), NOW)

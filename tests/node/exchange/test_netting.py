@@ -3,7 +3,7 @@
 import pytest
 from attrs import define, field
 
-from ledger.changes import Authorized, Earned, Granted, Reserved, VoucherReceived
+from ledger.changes import Authorized, Earned, Granted, Reserved, Settled, VoucherReceived
 from ledger.events import AccountChanged
 from ledger.identity import Identity
 from ledger.journal import MemoryJournal
@@ -11,6 +11,7 @@ from ledger.money import Amount
 from ledger.records import Netting, open_record, sign
 from node.exchange.book import Book
 from node.exchange.netting import Netter, NotNetted
+from node.exchange.taking import Taking
 from node.ports import SystemClock
 from node.wire.messages import Refused, Unreachable, encode_signatures
 
@@ -50,7 +51,7 @@ class Pair:
     """Two nodes that have helped each other."""
 
     books: dict[str, Book]
-    line: Line | Liar = field(init=False)
+    line: "Line | Liar | Keeper | Answering" = field(init=False)
     alice: Netter = field(init=False)
     bob: Netter = field(init=False)
 
@@ -117,9 +118,66 @@ async def test_who_is_not_named_cannot_be_asked(pair: Pair) -> None:
         await pair.bob.ask(ALICE.did)
 
 
-def said(one: Identity, other: Identity, before: int = 0, total: int = 50) -> Netting:
+@define
+class Keeper:
+    """A peer that keeps what it is asked to sign."""
+
+    asked: list[bytes] = field(factory=list)
+
+    async def netting(self, raw: bytes) -> bytes:
+        self.asked.append(raw)
+        raise Unreachable("the line broke")
+
+
+@define
+class Answering:
+    """A peer that answers with signatures that it has ready."""
+
+    pair: tuple[bytes, bytes]
+
+    async def netting(self, raw: bytes) -> bytes:
+        return encode_signatures(self.pair)
+
+
+async def kept_proposal(pair: Pair) -> tuple[bytes, bytes]:
+    """What Alice has signed and Bob kept, and now signs."""
+    keeper = pair.line = Keeper()
+    with pytest.raises(NotNetted, match="the line broke"):
+        await pair.alice.ask(BOB.did)
+    return keeper.asked[0], sign(open_record(keeper.asked[0], Netting).record, BOB).raw
+
+
+async def settled_in_cash(pair: Pair) -> None:
+    for book in pair.books.values():
+        for payer, payee, amount in ((ALICE, BOB, 80), (BOB, ALICE, 50)):
+            key = pair.books[payer.did].debt_to(payee.did, "uusd").key
+            await book.post(AccountChanged(key, Settled(amount)))
+
+
+async def test_a_proposal_that_was_kept_until_all_was_settled_pays_nothing_in_advance(pair: Pair) -> None:
+    signed = await kept_proposal(pair)
+    await settled_in_cash(pair)
+    await pair.owes(ALICE, BOB, 95)
+    await pair.owes(BOB, ALICE, 60)
+    before = pair.unsettled
+    pair.line = Answering(signed)
+    with pytest.raises(NotNetted, match="more than there is to set off"):
+        await pair.alice.ask(BOB.did)
+    opened = [(Netting.kind, raw) for raw in signed]
+    assert await Taking(pair.books[ALICE.did], lambda *_: None).take(BOB.did, tuple(opened), {}) == 0
+    assert pair.unsettled == before
+
+
+async def test_an_answer_that_comes_late_counts_where_both_still_owe_it(pair: Pair) -> None:
+    signed = await kept_proposal(pair)
+    opened = [(Netting.kind, raw) for raw in signed]
+    assert await Taking(pair.books[ALICE.did], lambda *_: None).take(BOB.did, tuple(opened), {}) == 1
+    assert pair.unsettled[:2] == [30, 0]
+
+
+def said(one: Identity, other: Identity, before: int = 0, total: int = 50, issued: int | None = None) -> Netting:
     first, second = sorted((one.did, other.did))
-    return Netting(first, second, "uusd", before, total, 1)
+    return Netting(first, second, "uusd", before, total, int(SystemClock().now()) if issued is None else issued)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +190,7 @@ def said(one: Identity, other: Identity, before: int = 0, total: int = 50) -> Ne
         (sign(said(EVE, BOB), EVE).raw, "credit"),
         (sign(said(ALICE, BOB, total=51), ALICE).raw, "credit"),
         (sign(said(ALICE, BOB, before=3), ALICE).raw, "expired"),
+        (sign(said(ALICE, BOB, issued=1), ALICE).raw, "expired"),
     ],
 )
 async def test_a_request_that_its_books_do_not_bear_is_refused(pair: Pair, raw: bytes, code: str) -> None:
