@@ -198,7 +198,8 @@ def _doors(ground: Ground, buying: Buying, seller: Seller | None, keys: Keys) ->
     offers = seller.offers if seller else _no_offers
     heads = buying.reconciler.heads
     own = OpenAiDoor(buying.gateway, ground.clock, ground.entropy, config.api.privacy, config.api.route)
-    owner = OwnerDoor(book, buying.gateway, buying.peers, buying.auditor, offers, selling, running, heads)
+    stakes = buying.pledges
+    owner = OwnerDoor(book, buying.gateway, buying.peers, buying.auditor, offers, selling, running, heads, stakes)
     till = open_till(ground) if seller is not None else None
     mesh = MeshDoor(seller, buying.settling, buying.netter, buying.disputes, buying.reconciler, till)
     app = build_app(own, mesh, owner, keys, ground.clock)

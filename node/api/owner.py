@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from aiohttp import web
 
@@ -10,6 +10,7 @@ from ledger.account import Account, AccountKey
 from ledger.bundle import Bundle, to_json
 from ledger.chainfile import records_told, write_end, write_entry, write_start
 from ledger.events import RecordKept, decode_events
+from ledger.identity import Did
 from ledger.journal import Entry, Journal, Kept
 from ledger.money import Amount, Unit
 from ledger.records import (
@@ -43,6 +44,16 @@ MAX_LISTED: Final = 1_000
 _SHORTEST_PREFIX: Final = 6
 
 
+class Bonds(Protocol):
+    """What sellers' stakes are worth here: see `node.exchange.pledges.Pledges`."""
+
+    def worth(self, seller: Did) -> int:
+        """What of a seller's counts, in uusd."""
+
+    def why(self, seller: Did) -> str:
+        """Why nothing of it does."""
+
+
 class OwnerDoor:
     """Lists, audits and exports; changes no money."""
 
@@ -56,6 +67,7 @@ class OwnerDoor:
         selling: Callable[[], dict[str, Any]],
         running: Callable[[], dict[str, Any]],
         heads: Heads,
+        bonds: Bonds | None = None,
     ) -> None:
         """`selling` says whether this node sells now, and if not, why; `running` which models it runs, on what, and
         which remotes it may ask."""
@@ -67,6 +79,7 @@ class OwnerDoor:
         self._selling = selling
         self._running = running
         self._heads = heads
+        self._bonds = bonds
 
     def routes(self) -> list[web.RouteDef]:
         """What it serves."""
@@ -140,6 +153,23 @@ class OwnerDoor:
             "build": offer.engine.build,
             "jurisdiction": offer.jurisdiction,
             "retention": offer.retention,
+            "bond": self._bond(signed, own),
+        }
+
+    def _bond(self, signed: Signed[Offer], own: bool) -> dict[str, Any] | None:
+        """The stake that an offer names, and what of it counts here."""
+        bond = signed.record.bond
+        if bond is None:
+            return None
+        worth = self._bonds.worth(signed.signer) if self._bonds is not None else 0
+        why = "no contract of bonds is known here" if self._bonds is None else self._bonds.why(signed.signer)
+        return {
+            "amount": str(Amount(bond.amount, "uusd")),
+            "network": bond.network,
+            "arbiters": [f"0x{one.hex()}" for one in bond.arbiters],
+            "quorum": bond.quorum,
+            "counts": str(Amount(bond.amount if own else worth, "uusd")),
+            "why_not": None if own else why or None,
         }
 
     async def receipts(self, request: web.Request) -> web.Response:

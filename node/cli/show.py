@@ -131,6 +131,15 @@ def offers(body: Body) -> None:
     print_table(
         "Offers", columns, rows, "No offers are open: sell with --sell IN:OUT, or name peers with --peer DID@URL"
     )
+    for line in dict.fromkeys(_stake(o) for o in body["offers"] if o["bond"] is not None):
+        typer.echo(plain(line))
+
+
+def _stake(offer: Body) -> str:
+    """What the seller of an offer would lose if it is found cheating."""
+    bond, seller = offer["bond"], "this node" if offer["own"] else short(offer["seller"])
+    said = f"{seller} has {bond['amount']} at stake ({bond['quorum']} of {len(bond['arbiters'])} arbiters)"
+    return f"{said}: {bond['counts']} of it counts" + (f"; {bond['why_not']}" if bond["why_not"] else "")
 
 
 def _computed(offer: Body) -> str:

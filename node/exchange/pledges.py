@@ -18,7 +18,7 @@ from ledger.records import Bond, Offer, Signed
 from node.ports import Clock
 
 _LOOK_S: Final = 120.0
-_ROUND_S: Final = 5.0
+_ROUND_S: Final = 2.0
 _FRESH_S: Final = 900.0
 # Anyone may name a bond: so many sellers' are read in a round, so many at a time, none for longer than this.
 _MOST: Final = 256

@@ -148,8 +148,10 @@ class Wallet:
 
     def channels(self) -> list[ChannelRow]:
         """All accounts on channels, those that this node pays first."""
-        accounts = [account for key, account in self._book.journal.books.accounts.items() if key.rail == RAIL]
-        return [self._row(account) for account in sorted(accounts, key=lambda one: one.key.payer != self._book.me)]
+        books = self._book.journal.books
+        # One that was opened just now has an effect on its way, and no account yet.
+        keys = [key for key in {**books.accounts, **books.effects} if key.rail == RAIL]
+        return [self._row(books.account(key)) for key in sorted(keys, key=lambda key: key.payer != self._book.me)]
 
     def _row(self, account: Account) -> ChannelRow:
         key = account.key

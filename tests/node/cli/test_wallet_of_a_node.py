@@ -1,0 +1,169 @@
+"""The wallets of two running nodes and a chain: what their owners move by hand."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from ledger.rails.stablecoin.keys import create_keystore
+from node.demo.processes import NodeProcess
+from tests.chain import ETHER, Anvil
+from tests.integration.network import PRICE, Sections, starting, way_to
+from tests.node.cli.conftest import Idlemesh, Nodes
+
+DOLLAR: Final = 10**6
+DAY_S: Final = 86_400
+PASSPHRASE: Final = "for tests"
+ARBITERS: Final = tuple(f"0x{number:040x}" for number in (0xA1, 0xA2, 0xA3))
+
+
+@contextlib.contextmanager
+def blocks(chain: Anvil) -> Iterator[None]:
+    """A chain that goes on, so that transactions become deep."""
+    over = threading.Event()
+
+    def mine() -> None:
+        while not over.wait(0.1):
+            chain.mine()
+
+    miner = threading.Thread(target=mine)
+    miner.start()
+    try:
+        yield
+    finally:
+        over.set()
+        miner.join()
+
+
+def owner_s(chain: Anvil, folder: Path, dollars: int) -> Sections:
+    """A wallet in a home, and the settings for it."""
+    folder.mkdir(parents=True)
+    wallet = chain.wallet(dollars * DOLLAR, ETHER)
+    (folder / "passphrase").write_text(PASSPHRASE + "\n")
+    create_keystore(folder / "wallet.json", PASSPHRASE, secret=bytes(wallet.key), cost=2)
+    there = chain.deployed
+    return {
+        "stablecoin": {
+            "network": "anvil",
+            "rpc": [chain.url],
+            "contract": there.channels,
+            "bonds": there.bonds,
+            "passphrase_file": str(folder / "passphrase"),
+            "min_deposit": "0.1usd",
+        }
+    }
+
+
+@pytest.fixture
+def going(chain: Anvil) -> Iterator[Anvil]:
+    with blocks(chain):
+        yield chain
+
+
+def until(found: Callable[[], Any], so: Callable[[Any], bool]) -> Any:
+    """Ask other processes until what they say is so."""
+    deadline = time.monotonic() + 30
+    while not so(last := found()):
+        assert time.monotonic() < deadline, last
+        time.sleep(0.05)
+    return last
+
+
+def test_owners_lock_stakes_and_fill_channels_and_take_both_back(
+    going: Anvil, tmp_path: Path, idlemesh: Idlemesh
+) -> None:
+    sold = owner_s(going, tmp_path / "seller", 200) | {"sell": {"price": PRICE, "open_credit": "0usd"}}
+    bought = owner_s(going, tmp_path / "buyer", 10) | {"buy": {"arbiters": list(ARBITERS[:2])}}
+    with starting(tmp_path / "seller", sold) as seller:
+        the_stake_is_locked(seller, idlemesh)
+        with starting(tmp_path / "buyer", bought, [way_to(seller)]) as buyer:
+            the_stake_counts(buyer, idlemesh)
+            what_cannot_be_moved_says_what_to_do(buyer, seller.running.did, idlemesh)
+            a_channel_is_filled_and_emptied(buyer, seller.running.did, idlemesh)
+        the_stake_is_taken_back(seller, going, idlemesh)
+
+
+def the_stake_is_locked(seller: NodeProcess, idlemesh: Idlemesh) -> None:
+    home = "--home", seller.home.folder
+    has = idlemesh("wallet", "address", *home, "--json").json()
+    assert (has["network"], has["dollars"], has["coin"]) == ("eip155:31337", "200.000000usd", f"1.{0:018}")
+    assert "There are no channels" in idlemesh("wallet", "channels", *home).out
+    assert "No bond is locked" in idlemesh("wallet", "bond", *home).out
+    named = [word for arbiter in ARBITERS for word in ("--arbiter", arbiter)]
+    locked = idlemesh("wallet", "bond", "100usd", *named, "--notice", 2, *home, "--json").json()
+    assert (locked["act"], locked["state"], locked["quorum"]) == ("lock", "settled", 2)
+    assert idlemesh("wallet", "bond", "100usd", *home).out.startswith("lock, bond 0x")
+    (row,) = idlemesh("wallet", "bond", *home, "--json").json()["bonds"]
+    assert (row["bond"], row["locked"], row["counts"]) == (locked["bond"], "100.000000usd", "100.000000usd")
+
+
+def the_stake_counts(buyer: NodeProcess, idlemesh: Idlemesh) -> None:
+    home = "--home", buyer.home.folder
+
+    def counts() -> Any:
+        bonds = [row["bond"] for row in idlemesh("offers", *home, "--json").json()["offers"]]
+        return [(bond["counts"], bond["why_not"]) for bond in bonds if bond is not None]
+
+    until(counts, lambda rows: rows == [("100.000000usd", None)])
+    assert "has 100.000000usd at stake (2 of 3 arbiters): 100.000000usd of it counts" in idlemesh("offers", *home).out
+
+
+def what_cannot_be_moved_says_what_to_do(buyer: NodeProcess, them: str, idlemesh: Idlemesh) -> None:
+    for arguments, why in (
+        (("deposit", "did:key:z6Mk", "1usd"), "is not an Ed25519 did:key"),
+        (("deposit", them, "1sat"), "this wallet counts in usd"),
+        (("deposit", them, "11usd"), "the wallet has 10.000000usd, and 11.000000usd was to be moved"),
+        (("claim",), "there is nothing to claim"),
+        (("withdraw", them), "no money of this node's is in a channel"),
+        (("withdraw", them, "--give-back"), "has no money in a channel to this node"),
+        (("bond", "5usd"), "this node has locked no bond yet"),
+        (("unbond",), "this node has locked no bond yet"),
+        (("bond", "5usd", "--quorum", "1"), "name each with --arbiter"),
+        (("bond", "5usd", "--arbiter", "0x12"), "is no address"),
+    ):
+        said = idlemesh("wallet", *arguments, "--home", buyer.home.folder)
+        assert said.status == 1
+        assert why in said.err
+
+
+def a_channel_is_filled_and_emptied(buyer: NodeProcess, them: str, idlemesh: Idlemesh) -> None:
+    home = "--home", buyer.home.folder
+
+    def channel() -> Any:
+        (row,) = idlemesh("wallet", "channels", *home, "--json").json()["channels"]
+        return row
+
+    filled = idlemesh("wallet", "deposit", them, "2usd", *home, "--json").json()["effects"]
+    assert [(one["kind"], one["amount"]) for one in filled] == [("top_up", "2.000000usd")]
+    seen = until(channel, lambda row: bool(row["deposited"] == "2.000000usd" and row["effect"]["state"] == "settled"))
+    assert (seen["peer"], seen["direction"], seen["by"]) == (them, "we pay", "node")
+    assert (seen["free"], seen["at_risk"]) == ("2.000000usd", "0.000000usd")
+    assert "2.000000" in idlemesh("wallet", "channels", *home).out
+
+    back = idlemesh("wallet", "withdraw", them, "0.5usd", *home, "--json").json()["effects"]
+    assert [(one["kind"], one["amount"]) for one in back] == [("refund", "0.500000usd")]
+    assert channel()["gone_back"] == "0.500000usd"
+
+
+def the_stake_is_taken_back(seller: NodeProcess, chain: Anvil, idlemesh: Idlemesh) -> None:
+    home = "--home", seller.home.folder
+    assert idlemesh("wallet", "unbond", "40usd", *home, "--json").json()["state"] == "settled"
+    early = idlemesh("wallet", "unbond", "--take", *home)
+    assert (early.status, "the notice is not over" in early.err) == (1, True)
+    (row,) = idlemesh("wallet", "bond", *home, "--json").json()["bonds"]
+    assert (row["asked_back"], row["counts"]) == ("40.000000usd", "60.000000usd")
+    assert "done" in idlemesh("wallet", "unbond", "--keep", *home).out
+    assert "done" in idlemesh("wallet", "unbond", *home).out
+    chain.pass_time(2 * DAY_S)
+    assert "done" in idlemesh("wallet", "unbond", "--take", *home).out
+    assert idlemesh("wallet", "address", *home, "--json").json()["dollars"] == "200.000000usd"
+
+
+def test_a_node_without_a_wallet_says_so(nodes: Nodes, idlemesh: Idlemesh) -> None:
+    for arguments in (("address",), ("claim",)):
+        said = idlemesh("wallet", *arguments, "--home", nodes.owner.home.folder)
+        assert (said.status, "write a section [stablecoin]" in said.err) == (1, True)
