@@ -423,6 +423,7 @@ class Seller:
             events.append(AccountChanged(account.key, granted))
             account = apply(account, granted)
         amount = sale.cost(sale.most_tokens)
+        self._check_sight(account)
         self._check_exposure(account, amount)
         if not is_proven(account, self._named):
             self._unwritten[order.digest] = unit, added_exposure(account, amount)
@@ -444,6 +445,12 @@ class Seller:
             raise Refused("credit", f"your {what} here does not bear the order: {error}") from None
         finally:
             self._unwritten.pop(order.digest, None)
+
+    def _check_sight(self, account: Account) -> None:
+        """Whether the rail still knows what stands behind the account. Raises Refused."""
+        if self._book.rails.of(account.key).capacity(account) < account.capacity:
+            why = "what stands behind your account could not be seen for too long: try again when its network answers"
+            raise Refused("busy", why, RETRY_AFTER_BUSY_S)
 
     def _check_exposure(self, account: Account, amount: int) -> None:
         unwritten = sum(other for unit, other in self._unwritten.values() if unit == account.key.unit)

@@ -4,9 +4,14 @@ Theory of operation. Nothing of an effect is kept here: what became of it is rea
 what it still needs follows from that. So `fate` and `perform` ask the same question, what comes next; `perform` does
 it, and `fate` says "absent". A transaction that is sent is "unknown" until it is deep enough, not "failed" before. What
 the chain or the wallet refuses is "failed": nothing was sent.
+
+A chain that does not answer stops no work: what was seen of a channel bears it. But a payer could withdraw unseen, so a
+channel that was not seen for half of its notice bears nothing new at its payee; the other half is for claiming.
 """
 
 import logging
+import time
+from collections.abc import Callable
 from typing import Final
 
 from ledger.account import Account, AccountKey
@@ -37,11 +42,20 @@ class Stablecoin:
     effects: Final[frozenset[Kind]] = frozenset({"top_up", "claim", "refund", "close"})
 
     def __init__(
-        self, chain: Chain, books: Books, me: str, *, ether: int, min_deposit: int = 0, gather_s: float = GATHER_S
+        self,
+        chain: Chain,
+        books: Books,
+        me: str,
+        *,
+        ether: int,
+        min_deposit: int = 0,
+        gather_s: float = GATHER_S,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         """`me` is this node's did; `ether` what one costs, in millionths of a dollar.
 
-        `min_deposit` is the least that is brought to the chain for payers; claims wait `gather_s` for each other.
+        `min_deposit` is the least that is brought to the chain for payers; claims wait `gather_s` for each other; `now`
+        counts seconds.
         """
         self._chain = chain
         self._books = books
@@ -51,6 +65,9 @@ class Stablecoin:
         self._deposits = Deposits(chain, books, min_deposit)
         self._returns = Returns(chain)
         self._leaving: dict[AccountKey, int] = {}
+        self._now = now
+        self._began = now()
+        self._seen: dict[AccountKey, float] = {}
 
     @property
     def place(self) -> Place:
@@ -64,8 +81,16 @@ class Stablecoin:
     # Vouchers
 
     def capacity(self, account: Account) -> int:
-        """What the channel holds less what may leave it, by the account's own counters."""
-        return account.capacity
+        """What the channel holds less what may leave it, by the account's own counters.
+
+        0 at the payee while the channel was not seen for half of its notice.
+        """
+        return account.capacity if account.key.payer == self._me or self._is_seen(account.key) else 0
+
+    def _is_seen(self, key: AccountKey) -> bool:
+        config = self._books.channel(key)
+        unseen_s = self._now() - self._seen.get(key, self._began)
+        return config is not None and unseen_s <= config.withdraw_delay / 2
 
     def make_voucher(self, identity: Identity, account: Account, total: int) -> Signed[Voucher]:
         """The payer's promise of a growing total. Raises NoChannel, and what `vouchers.make_voucher` raises."""
@@ -88,6 +113,7 @@ class Stablecoin:
         config = self._books.channel(account.key)
         if config is None:
             return None
+        asked = self._now()
         try:
             view = await self._chain.look(config)
         except ChannelUnknown:
@@ -96,6 +122,7 @@ class Stablecoin:
         # A claim takes what is leaving as well, so no more can leave than is not claimed.
         leaving = min(view.withdrawing, max(view.balance - view.claimed, 0))
         self._leaving[account.key] = leaving
+        self._seen[account.key] = asked
         return Sight(view.deposited, view.gone + leaving, view.block, leaving, view.claimed)
 
     async def fee(self, kind: Kind, accounts: int) -> int | None:

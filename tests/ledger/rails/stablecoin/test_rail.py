@@ -258,6 +258,17 @@ async def test_a_chain_that_does_not_answer_has_said_nothing(chain: Anvil, opens
     chain.mine(1)
 
 
+async def test_a_channel_that_was_not_seen_for_half_of_its_notice_bears_nothing_new(chain: Anvil, opens: Opens) -> None:
+    one = await trade(chain, opens)
+    await one.fund(FUNDS)
+    one.seller.now = DELAY_S / 2
+    assert one.seller.rail.capacity(one.account) == FUNDS
+    one.seller.now += 1
+    assert (one.seller.rail.capacity(one.account), one.buyer.rail.capacity(one.account)) == (0, FUNDS)
+    await one.look()
+    assert one.seller.rail.capacity(one.account) == FUNDS
+
+
 async def test_a_voucher_for_more_than_the_channel_holds_does_not_count(chain: Anvil, opens: Opens) -> None:
     one = await trade(chain, opens)
     await one.fund(FUNDS)

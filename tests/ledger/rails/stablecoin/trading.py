@@ -53,18 +53,24 @@ class Node:
     chain: Chain
     books: Kept
     rail: Stablecoin
+    now: float = 0.0  # seconds, as the rail counts them
 
     @classmethod
     async def open(cls, number: int, wallet: Key, opens: Opens, folder: str | None = None) -> "Node":
         identity = Identity(bytes((number,)) * 32)
         chain, books = await opens(wallet, folder=folder), Kept()
-        rail = Stablecoin(chain, books, identity.did, ether=ETHER_COSTS, min_deposit=1_000, gather_s=0.05)
-        return cls(identity, wallet, chain, books, rail)
+        node = cls(identity, wallet, chain, books, None)  # type: ignore[arg-type]
+        node.rail = node._new_rail()
+        return node
 
     async def forgetful(self, opens: Opens) -> None:
         """Lose all that is kept outside of the journal and the keys."""
         self.chain = await opens(self.wallet)
-        self.rail = Stablecoin(self.chain, self.books, self.identity.did, ether=ETHER_COSTS, min_deposit=1_000)
+        self.rail = self._new_rail()
+
+    def _new_rail(self) -> Stablecoin:
+        me, now = self.identity.did, lambda: self.now
+        return Stablecoin(self.chain, self.books, me, ether=ETHER_COSTS, min_deposit=1_000, gather_s=0.05, now=now)
 
 
 @define
