@@ -38,6 +38,7 @@ from node.exchange.heads import Heads
 from node.exchange.recollection import encode_snapshot
 from node.gateway.gateway import Gateway
 from node.mesh.static import NamedPeers
+from node.wire.messages import Refused
 from verify.reputation import score
 
 MAX_LISTED: Final = 1_000
@@ -117,6 +118,7 @@ class OwnerDoor:
         return {
             "did": did,
             "trouble": self._peers.trouble.get(did),  # type: ignore[call-overload]
+            "paused": self._peers.paused.get(did),  # type: ignore[call-overload]
             "not_compared": self._peers.apart.get(did),  # type: ignore[call-overload]
             "reputation": round(score(history), 3),
             "condemned": history.condemned,
@@ -132,7 +134,10 @@ class OwnerDoor:
 
     async def offers(self, _request: web.Request) -> web.Response:
         """Own offers and those of the named peers."""
-        own = [open_record(raw, Offer) for raw in await self._own_offers()]
+        try:
+            own = [open_record(raw, Offer) for raw in await self._own_offers()]
+        except Refused:
+            own = []  # why it sells nothing is told below
         rows = [self._offer(signed, own=True) for signed in own]
         rows += [self._offer(signed, own=False) for signed in self._peers.offers()]
         return web.json_response({"offers": rows, "selling": self._selling()})

@@ -100,7 +100,7 @@ def peers(body: Body) -> None:
             p["delivered"],
             p["failed"],
             p["audits_passed"],
-            p["trouble"],
+            p["trouble"] or (f"sells nothing: {p['paused']}" if p["paused"] else None),
         )
         for p in body["peers"]
     ]

@@ -135,8 +135,10 @@ class Seller:
     # What a peer may ask for
 
     async def offers(self) -> list[bytes]:
-        """The open offers; made anew when half of their life is over. None while nothing may be sold."""
-        return self._stands.offers(self.url) if self._may_sell() is None else []
+        """The open offers; made anew when half of their life is over. Raises Refused while nothing may be sold."""
+        if (refusal := self._may_sell()) is not None:
+            raise refusal
+        return self._stands.offers(self.url)
 
     def rails(self, unit: Unit) -> tuple[str, ...]:
         """How sales in a unit may be paid; on credit only where some is given."""

@@ -112,6 +112,11 @@ class Supply:
         why = "its file is not what it was when the node started; start the node again"
         return [f"this machine ({one.name}): {why}" for one in gone if one.state() == "changed"]
 
+    def absent_peers(self) -> list[str]:
+        """Why named peers offer nothing: those that sell nothing now, and those that cannot be asked."""
+        paused = [f"{did} sells nothing now: {why}" for did, why in self._peers.paused.items()]
+        return paused + [f"{did} is not there now: {why}" for did, why in self._peers.trouble.items()]
+
     def readiest(self, candidates: list[Candidate]) -> list[Candidate]:
         """Local candidates: those first that can begin at once, then those that must be loaded; else as given."""
 

@@ -70,6 +70,7 @@ class NamedPeers:
         self._manifests: dict[bytes, Manifest] = {}
         self._missing: dict[bytes, tuple[str, float]] = {}  # by digest: why it cannot be had, and until when
         self.trouble: Final[dict[Did, str]] = {}
+        self.paused: Final[dict[Did, str]] = {}  # why a peer sells nothing now, in its own words
         self.apart: Final[dict[Did, str]] = {}  # why accounts could not be compared with a peer, if they could not
 
     def start(self) -> None:
@@ -104,7 +105,7 @@ class NamedPeers:
     async def refresh(self, did: Did) -> None:
         """Fetch a peer's offers and its credit for this node. Raises Refused, Unreachable, Malformed."""
         peer = self._peers[did]
-        now, raws = self._clock.now(), await peer.offers()
+        now, raws = self._clock.now(), await self._open_offers(did)
         await self._meet_in_time(did, raws)
         checked = OfferBook()
         taken = [checked.take(raw, did, now).record for raw in raws]
@@ -125,6 +126,18 @@ class NamedPeers:
         self._keep_manifests()
         if unproved:
             raise Malformed(f"offers that nothing proves are passed over: {'; '.join(unproved.values())}")
+
+    async def _open_offers(self, did: Did) -> Sequence[bytes]:
+        """None while it sells nothing. Raises Refused, Unreachable."""
+        try:
+            raws = await self._peers[did].offers()
+        except Refused as refusal:
+            if refusal.code != "not_selling":
+                raise
+            self.paused[did] = str(refusal)
+            return ()
+        self.paused.pop(did, None)
+        return raws
 
     async def _meet_in_time(self, did: Did, raws: Sequence[bytes]) -> None:
         """Meet a peer, if this is a new connection or an old one. Raises Refused where no work may start with it."""

@@ -12,7 +12,7 @@ class Peer(Protocol):
     """Another node. Every call may raise `messages.Refused` or `messages.Unreachable`."""
 
     async def offers(self) -> Sequence[bytes]:
-        """Its signed Offers that are open now."""
+        """Its signed Offers that are open now. Raises Refused (`not_selling`) while it sells nothing."""
         ...
 
     async def grant(self, buyer: str, unit: str, rail: str = "credit") -> bytes:

@@ -9,7 +9,7 @@ from node.cli import show
 
 def peer(**said: Any) -> dict[str, Any]:
     row = {"did": "did:key:z6Mk", "condemned": False, "reputation": 0.5, "delivered": 1, "failed": 0}
-    return row | {"audits_passed": 2, "scores_distrusted": False, "trouble": None} | said
+    return row | {"audits_passed": 2, "scores_distrusted": False, "trouble": None, "paused": None} | said
 
 
 def receipt(**said: Any) -> dict[str, Any]:
@@ -22,6 +22,11 @@ def test_a_peer_whose_scores_are_not_believed_any_more_is_told_apart(capsys: pyt
     show.peers({"peers": [peer(), peer(did="did:key:z6Mm", scores_distrusted=True)]})
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "not believed" in line]
     assert line.startswith("did:key:z6Mm: ")
+
+
+def test_a_peer_that_sells_nothing_now_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    show.peers({"peers": [peer(paused="its owner needs it")]})
+    assert "sells nothing: its owner needs it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("work", "shown"), [("generate", "bought"), ("score", "score bought"), (None, "bought")])

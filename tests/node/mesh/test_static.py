@@ -46,8 +46,11 @@ class Saying(Line):
     def __init__(self, peer: Peer, offers: Sequence[bytes] | None = None, grant: bytes | None = None) -> None:
         super().__init__(peer)
         self.said, self._grant = offers, grant
+        self.refusal: Refused | None = None
 
     async def offers(self) -> Sequence[bytes]:
+        if self.refusal is not None:
+            raise self.refusal
         return await super().offers() if self.said is None else self.said
 
     async def grant(self, buyer: str, unit: str, rail: str = "credit") -> bytes:
@@ -79,6 +82,21 @@ async def test_an_offer_that_expires_is_gone(
     clock.advance(3_600)
 
     assert peers.offers() == []
+
+
+async def test_a_peer_that_sells_nothing_for_now_is_known_to_be_paused_and_why(
+    store: Store, customer: Customer, tokenizers: Tokenizers, clock: ManualClock
+) -> None:
+    line = Saying(store.seller)
+    peers = naming(customer, {store.did: line}, tokenizers, clock)
+    await peers.refresh(store.did)
+    line.refusal = Refused("not_selling", "its owner needs it")
+    await peers.refresh(store.did)
+    assert (peers.offers(), peers.paused) == ([], {store.did: "its owner needs it"})
+
+    line.refusal = None
+    await peers.refresh(store.did)
+    assert (len(peers.offers()), peers.paused) == (1, {})
 
 
 async def test_another_sellers_offer_is_not_taken(
