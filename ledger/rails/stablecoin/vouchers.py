@@ -61,6 +61,7 @@ class AboveDeposit(VoucherRefused):
         return f"the voucher's total is {self.found}, and the channel bears {self.covered}: deposit more first"
 
 
+@lru_cache(maxsize=16)
 def voucher_key(identity: Identity) -> PrivateKey:
     """The key that signs this node's vouchers on every channel; found again from the identity alone."""
     return PrivateKey(identity.secret(b"voucher key"))
@@ -124,7 +125,7 @@ def make_voucher(
     Raises AuthorizedFell, AboveOwed (guards of `Authorized`), WrongSigner, NotTheAuthorizers (another key's channel).
     """
     channel_id, key = place.channel_id(config), voucher_key(identity)
-    if address_of(key.public_key) != config.payer_authorizer:
+    if _address_of_point(key.public_key.format()) != config.payer_authorizer:
         raise NotTheAuthorizers(channel_id, config.payer_authorizer)
     signature = signed(key, place.voucher(channel_id, total))
     where = (place.network, account_name(channel_id))
