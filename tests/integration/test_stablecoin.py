@@ -115,6 +115,34 @@ class Market:
         await self.sees("seller", funded=DEPOSIT)
         await self.sees("buyer", funded=DEPOSIT, window=10_000)
 
+    async def sent(self) -> None:
+        """Wait until a transaction waits to be mined."""
+
+        async def waits() -> bool:
+            return bool(self.chain.pending())
+
+        await until(waits)
+
+    async def agree(self) -> int:
+        """Wait until both sides' books say the same, and all that is owed is promised; how much.
+
+        Orders that a killed buyer had placed are reserved there until they expire.
+        """
+        bought: dict[str, Any] = {}
+        sold: dict[str, Any] = {}
+
+        async def do() -> bool:
+            nonlocal bought, sold
+            bought, sold = await self.account("buyer"), await self.account("seller")
+            sums = {side[name] for side in (bought, sold) for name in ("owed", "authorized")}
+            return len(sums) == 1 and not sold["reserved"]
+
+        try:
+            await until(do)
+        except TimeoutError:
+            raise AssertionError(f"the buyer's book says {bought}, the seller's {sold}") from None
+        return int(sold["authorized"])
+
     async def order(self, count: int) -> int:
         """So many orders, some at a time; what they cost together. Those that fail cost nothing."""
         costs: list[int] = []
@@ -151,12 +179,12 @@ async def market(network: Network, chain: Anvil) -> Market:
     found.make("seller", dollars=0, ether=10**18)
     found.make("buyer", dollars=MONEY, ether=0)
     await found.up("seller")
-    await found.up("buyer")
     return found
 
 
 async def test_a_thousand_orders_are_one_claim_and_the_chain_has_what_both_ledgers_say(market: Market) -> None:
     chain, wallets = market.chain, market.wallets
+    await market.up("buyer")
     await market.funded()
     before = market.claims()
     cost = await market.order(ORDERS)
@@ -174,4 +202,51 @@ async def test_a_thousand_orders_are_one_claim_and_the_chain_has_what_both_ledge
     await market.sees("buyer", withdrawn=DEPOSIT - cost, settled=cost)
     assert chain.dollars(wallets["seller"]) == cost
     assert chain.dollars(wallets["buyer"]) == MONEY - cost
+    assert chain.dollars(chain.deployed.channels) == 0
+
+
+async def test_whoever_is_killed_at_whichever_step_nothing_is_lost_and_nothing_paid_twice(market: Market) -> None:
+    chain, wallets = market.chain, market.wallets
+    with chain.without_mining():  # a deposit is on its way
+        await market.up("buyer")
+        await market.sent()
+        await market.again("seller")
+        await market.again("buyer")
+    await market.funded()
+
+    with chain.down():  # a dead chain stops no inference within the collateral that is there
+        await market.order(AT_ONCE)
+    for name in ("buyer", "seller"):  # orders are under way
+        orders = asyncio.create_task(market.order(ORDERS))
+        paid = (await market.account("buyer"))["authorized"]
+
+        async def more(paid: int = paid) -> bool:
+            return bool((await market.account("buyer"))["authorized"] > paid)
+
+        await until(more)
+        await market.again(name)
+        with pytest.raises(ExceptionGroup):
+            await orders
+        await market.funded()
+        await market.agree()
+    await market.order(1)
+    cost = await market.agree()
+
+    before = market.claims()
+    with chain.without_mining():  # a claim is on its way
+        await market.account("seller", ask="claim", amount=cost)
+        await market.sent()
+        await market.again("seller")
+    with chain.down():
+        pass  # what waited to be mined is forgotten
+    await market.sees("seller", settled=cost, effect=None)
+    assert (market.claims(), chain.dollars(wallets["seller"])) == (before + 1, cost)
+    with chain.without_mining():  # the rest is on its way back
+        await market.account("seller", ask="close")
+        await market.sent()
+        await market.again("seller")
+    await market.sees("seller", withdrawn=DEPOSIT - cost, effect=None)
+    await market.again("buyer")
+    await market.sees("buyer", withdrawn=DEPOSIT - cost, settled=cost)
+    assert (chain.dollars(wallets["seller"]), chain.dollars(wallets["buyer"])) == (cost, MONEY - cost)
     assert chain.dollars(chain.deployed.channels) == 0
