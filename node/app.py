@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 from aiohttp import web
@@ -17,7 +17,6 @@ from ledger.account import AccountKey
 from ledger.database import Database, LedgerError, Place
 from ledger.identity import Did, Identity
 from ledger.rails import credit
-from ledger.rails.policy import Policy
 from ledger.rails.port import Rail
 from node.api.connections import Bounds, serving
 from node.api.disputes import DisputesDoor
@@ -48,13 +47,15 @@ from node.models.manifest import Manifest
 from node.models.template import TemplateRenderer
 from node.models.tokenizers import Tokenizers
 from node.own_models import LoadEngine, OwnModels, Say, open_models
-from node.own_money import Money, open_money
-from node.own_purses import Purses, open_purses
 from node.own_remotes import no_payer, open_remotes
 from node.own_wallet import wallet_routes
 from node.ports import Clock, Entropy, SystemClock, SystemEntropy
 from node.trade import SWEEP_S, Buying, Ground, open_buying, open_seller, open_till
 from node.wire.client import HttpPeer
+
+if TYPE_CHECKING:
+    from node.own_money import Money
+    from node.own_purses import Purses
 
 # What was open at a stop is settled once the peers have answered, or after so long.
 _PEERS_ANSWER_S: Final = 15.0
@@ -169,20 +170,35 @@ async def _open_ground(
     names = [model.name for model in own.models]
     sold = [model.engine.manifest.digest for model in own.models if model.price is not None]
     lines = {did_of(peer): HttpPeer(session, peer.url) for peer in config.peers}
-    money: Money | None = None
-    purses: Purses | None = None
-    policies: dict[str, Policy] = {}
-    if config.stablecoin is not None:
-        bond = bytes.fromhex(config.sell.bond[2:]) if config.sell.bond is not None else None
-        money = await open_money(stack, home, config.stablecoin, book, lines.get, bond)
-        rails, policies = [*rails, money.rail], {money.rail.name: money.policy}
-        purses = await open_purses(book, entropy, money.chain, money.chain.network)
+    money, purses = await _open_money(stack, home, config, book, entropy, lines)
+    policies = {money.rail.name: money.policy} if money is not None else {}
+    rails = [*rails, money.rail] if money is not None else rails
     payer_of = purses.payer_of if purses is not None else no_payer
     elsewhere = await open_remotes(config, home, session, tokenizers, names, sold, payer_of)
     effects = EffectDriver(book, entropy, rails, policies, pace)
     return Ground(
         home, config, book, clock, entropy, tokenizers, own, elsewhere, session, lines, effects, money, purses, watch
     )
+
+
+async def _open_money(
+    stack: contextlib.AsyncExitStack,
+    home: Home,
+    config: Config,
+    book: Book,
+    entropy: Entropy,
+    lines: Mapping[Did, HttpPeer],
+) -> "tuple[Money | None, Purses | None]":
+    """What the section [stablecoin] says; nothing without one."""
+    if config.stablecoin is None:
+        return None, None
+    # Not before it is known that they are needed: they take longer to import than the rest of a node to start.
+    from node.own_money import open_money
+    from node.own_purses import open_purses
+
+    bond = bytes.fromhex(config.sell.bond[2:]) if config.sell.bond is not None else None
+    money = await open_money(stack, home, config.stablecoin, book, lines.get, bond)
+    return money, await open_purses(book, entropy, money.chain, money.chain.network)
 
 
 def _doors(ground: Ground, buying: Buying, seller: Seller | None, keys: Keys) -> web.Application:

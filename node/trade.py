@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import aiohttp
 from attrs import frozen
@@ -40,12 +40,14 @@ from node.mesh.static import NamedPeers
 from node.models.tokenizer import Tokenizer
 from node.models.tokenizers import Tokenizers
 from node.own_models import OwnModel, OwnModels
-from node.own_money import Money
-from node.own_purses import Purses
 from node.own_remotes import OwnRemote
 from node.ports import Clock, Entropy
 from node.wire.client import HttpPeer
 from node.wire.messages import Refused
+
+if TYPE_CHECKING:  # what is in them takes seconds to import, and most nodes have no money on a chain
+    from node.own_money import Money
+    from node.own_purses import Purses
 
 # How often what is past its time is dropped; until then a ledger in trouble is not tried again.
 SWEEP_S: Final = 60.0
@@ -66,8 +68,8 @@ class Ground:
     session: aiohttp.ClientSession
     lines: Mapping[Did, HttpPeer]
     effects: EffectDriver
-    money: Money | None
-    purses: Purses | None
+    money: "Money | None"
+    purses: "Purses | None"
     watch: IdleWatch | None
 
     def pledged(self) -> Bond | None:
