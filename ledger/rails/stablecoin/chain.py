@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
-from eth_account.messages import encode_typed_data
-
 from ledger.rails.stablecoin import contracts
 from ledger.rails.stablecoin.books import Deposit
 from ledger.rails.stablecoin.contracts import Call, answered, collector_data, encoded
@@ -133,6 +131,9 @@ class Chain:
 
     async def sign_typed(self, typed: Mapping[str, Any]) -> bytes:
         """The wallet's signature (65 bytes) of a whole EIP-712 message: domain, types, primaryType, message."""
+        # It takes a second to import, which only those wait for who sign.
+        from eth_account.messages import encode_typed_data
+
         message = encode_typed_data(full_message=dict(typed))
         digest = keccak(b"\x19" + message.version + message.header + message.body)
         return await self.sign_digest(digest, {"typed_data": typed})

@@ -20,7 +20,6 @@ from typing import Any, Final, Protocol, Self
 
 import coincurve
 from attrs import define, field, frozen
-from eth_keyfile.keyfile import create_keyfile_json, decode_keyfile_json
 
 from ledger.rails.stablecoin.errors import SignerFailed
 from ledger.rails.stablecoin.networks import address as address_of_text
@@ -131,6 +130,8 @@ def create_keystore(path: Path, passphrase: str, *, secret: bytes | None = None,
     """Make a keystore file with a new key, or with `secret`; returns its address. Raises KeystoreThere, BadKey."""
     secret = secrets.token_bytes(KEY_BYTES) if secret is None else secret
     made = Key.of(secret)
+    from eth_keyfile.keyfile import create_keyfile_json
+
     kept = create_keyfile_json(secret, passphrase.encode(), version=3, kdf="scrypt", iterations=cost)
     try:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -154,6 +155,9 @@ def keystore_address(path: Path) -> bytes:
 
 def open_keystore(path: Path, passphrase: str) -> Key:
     """Decrypt a key; takes about a second of one core. Raises NoKeystore, BadKeystore, WrongPassphrase."""
+    # It takes a second to import, which only those wait for who have a keystore.
+    from eth_keyfile.keyfile import decode_keyfile_json
+
     kept = _keystore(path)
     try:
         return Key.of(bytes(decode_keyfile_json(kept, passphrase.encode())))
