@@ -9,6 +9,8 @@ from ledger.account import apply
 from ledger.changes import Funded
 from ledger.rails.port import Answer, Sight
 from ledger.rails.stablecoin.books import Promise
+from ledger.rails.stablecoin.claims import Claims
+from ledger.rails.stablecoin.contracts import Row
 from ledger.rails.stablecoin.deposits import TooLate, TooSmall, WrongChannel
 from ledger.rails.stablecoin.digests import config_of
 from ledger.rails.stablecoin.recovery import find_again
@@ -127,6 +129,24 @@ async def test_claims_that_come_together_are_one_transaction_and_are_paid_out_by
         chain.mine(DEPTH)
     assert [(await first.seller.rail.fate(effect)).fate for effect in effects[:2]] == ["settled", "settled"]
     assert first.dollars(first.seller) == 4_000_000
+
+
+async def test_a_row_that_the_chain_refuses_holds_up_no_other(chain: Anvil, opens: Opens) -> None:
+    first = await trade(chain, opens)
+    await first.fund(FUNDS)
+    rows = [
+        Row(first.config, total, first.pay(1_000).record.signature or b"", total)
+        for total in range(1_000, 4_001, 1_000)
+    ]
+    rows[2] = evolve(rows[2], signature=rows[1].signature)
+    claims = Claims(first.seller.chain, gather_s=0.05)
+    said = await asyncio.gather(
+        *(claims.join(bytes((n,)) * 32, row) for n, row in enumerate(rows)), return_exceptions=True
+    )
+    assert [type(one).__name__ for one in said] == ["Outcome", "Outcome", "Refused", "Outcome"]
+    assert said[0] == said[1] != said[3]
+    chain.mine(DEPTH)
+    assert (await first.look()).paid == 4_000
 
 
 async def test_a_claim_that_a_reorganised_chain_lost_is_made_again(chain: Anvil, opens: Opens) -> None:
