@@ -88,6 +88,24 @@ async def test_one_that_is_stuck_is_replaced_at_a_higher_price_and_happens_once(
     assert given(chain) == 2
 
 
+async def test_an_older_form_that_was_mined_after_all_counts_as_the_transaction(chain: Anvil, opens: Opens) -> None:
+    sender = await opens(key(chain), stuck_s=0)
+    with chain.without_mining():
+        older = (await sender.submit(b"1", gift())).hash
+        assert older is not None
+        raw_form = chain.rpc("eth_getRawTransactionByHash", f"0x{older.hex()}")
+        await sender.tend()
+        for waiting in chain.pending():
+            chain.drop(waiting)
+        chain.rpc("eth_sendRawTransaction", raw_form)
+        chain.mine(3)
+        found = await sender.outcome(b"1")
+        assert (found.state, found.hash) == ("settled", older)
+        await sender.tend()
+        chain.mine(3)
+    assert given(chain) == 1
+
+
 async def test_a_replacement_never_offers_more_than_the_owner_pays(chain: Anvil, opens: Opens) -> None:
     price = int(chain.rpc("eth_gasPrice"), 16)
     bound = price * 3
