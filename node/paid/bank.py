@@ -32,13 +32,15 @@ from node.exchange.book import Book
 from node.exchange.strangers import PREPAID_RAIL, Transfer, ended, presented, wallet_of
 from node.exchange.tabs import PaymentUsed, Tabs
 from node.paid.presented import SignedTransfer
-from node.paid.terms import PaymentRefused
+from node.paid.terms import TIMEOUT_S, PaymentRefused
 
 # How long a request waits for the chain; what it waited for goes on without it.
 WAIT_S: Final = 120.0
 _POLL_S: Final = 1.0
 # A block's time may lie behind the clock, and one that is not deep yet may still hold a transfer.
 _LATE_S: Final = 600
+# A transfer was presented no longer before its end than this, and was not used then.
+_EARLIEST_S: Final = 2 * TIMEOUT_S + _LATE_S
 _PENDING: Final = "the chain has not confirmed the payment yet: it is counted when it does; try again in a minute"
 
 _log = logging.getLogger(__name__)
@@ -218,7 +220,8 @@ class Bank:
             return True
         if await self._is_used(transfer, deep=True):
             # By somebody else's transaction; or cancelled by its payer.
-            return await happened(self._chain, wallet_of(transfer.payer), transfer.nonce, transfer.value)
+            signed = wallet_of(transfer.payer), transfer.nonce
+            return await happened(self._chain, signed, transfer.value, transfer.expires - _EARLIEST_S)
         _, now = await self._chain.block()
         return False if now > transfer.expires + _LATE_S else None
 

@@ -17,14 +17,15 @@ from ledger.effects import Kind, Tracked, free_collateral
 from ledger.rails.stablecoin.networks import checksummed
 from node.exchange.book import Book
 from node.exchange.effects import EffectRefused
-from node.exchange.strangers import PREPAID_RAIL, HeldVoucher, did_of_wallet, held, wallet_of
+from node.exchange.strangers import PREPAID_RAIL, HeldVoucher, did_of_wallet, held
 from node.exchange.tabs import Tabs
 from node.paid.presented import RefundAsked
 from node.paid.terms import PaymentRefused
 from node.paid.till import Till, channel_state
 
-# How long a client waits for its refund to be deep on the chain; it comes without the client, too.
-WAIT_S: Final = 90.0
+# How long a client waits for its refund to be deep on the chain: x402's gives up after five seconds. What is under way
+# by then covers nothing any more, is in the journal, and comes without the client.
+WAIT_S: Final = 3.0
 _POLL_S: Final = 0.2
 Ask = Callable[[AccountKey, Kind, int], Awaitable[Tracked | None]]
 
@@ -81,27 +82,28 @@ class Refunds:
         amount = free_collateral(self._tabs.account(key))
         if not amount:
             raise PaymentRefused("no_balance", "nothing is left of what this wallet has paid")
-        await self._move(key, amount)
-        return self._response(wallet, amount, {"balance": self.balance(wallet)["left"]})
+        under_way = await self._move(key, amount)
+        return self._response(wallet, amount, {"balance": self.balance(wallet)["left"], "underWay": under_way})
 
     def _key(self, wallet: bytes) -> AccountKey:
         return self._tabs.key(did_of_wallet(self._till.terms.place.network, wallet), PREPAID_RAIL)
 
-    async def _move(self, key: AccountKey, amount: int) -> None:
+    async def _move(self, key: AccountKey, amount: int) -> bool:
+        """Have money go back; whether it is still on its way. Raises PaymentRefused."""
         try:
             tracked = await self._ask(key, "refund", amount)
         except EffectRefused as error:
             raise PaymentRefused(errors.ERR_REFUND_TRANSACTION_FAILED, f"not now: {error}") from None
         loop = asyncio.get_running_loop()
         until = loop.time() + self._wait_s
-        while tracked is not None and tracked.state != "settled":
-            if tracked.state in ("failed", "contradicted") or loop.time() >= until:
-                raise PaymentRefused(
-                    ERR_SETTLEMENT_PENDING, f"{amount} are on their way back to 0x{wallet_of(key.payer).hex()}"
-                )
+        while tracked is not None and tracked.under_way and loop.time() < until:
             await asyncio.sleep(_POLL_S)
             now = self._book.journal.books.effects.get(key)
             tracked = now if now is not None and now.effect.key == tracked.effect.key else None
+        if tracked is not None and tracked.state in ("failed", "contradicted"):
+            why = "the refund could not be sent; it is tried again, and nothing else is done with the money"
+            raise PaymentRefused(ERR_SETTLEMENT_PENDING, why)
+        return tracked is not None and tracked.under_way
 
     def _response(self, payer: bytes, amount: int, extra: dict[str, object]) -> SettleResponse:
         network = self._till.terms.place.network

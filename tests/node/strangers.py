@@ -1,8 +1,9 @@
 """A seller whose door is open to strangers, on a real chain, and strangers with x402's own client."""
 
+import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,14 +12,20 @@ from attrs import define
 from eth_account.signers.local import LocalAccount
 from x402 import x402Client
 from x402.http.clients import x402HttpxClient
-from x402.http.utils import decode_payment_response_header
+from x402.http.utils import (
+    decode_payment_required_header,
+    decode_payment_response_header,
+    encode_payment_signature_header,
+)
 from x402.mechanisms.evm.batch_settlement.client import BatchSettlementEvmScheme, BatchSettlementEvmSchemeOptions
 from x402.mechanisms.evm.exact import ExactEvmScheme
-from x402.mechanisms.evm.signers import EthAccountSignerWithRPC
+from x402.mechanisms.evm.signers import EthAccountSigner, EthAccountSignerWithRPC
+from x402.schemas import PaymentRequired
 
 from ledger.account import Account
 from ledger.identity import Identity
 from ledger.journal import Journal, MemoryJournal
+from ledger.rails.policy import Policy
 from ledger.rails.stablecoin.chain import Chain
 from ledger.rails.stablecoin.keys import Key
 from ledger.rails.stablecoin.networks import Network, network
@@ -41,11 +48,19 @@ from node.paid.refunds import Refunds
 from node.paid.terms import Scheme, Terms
 from node.paid.till import Till
 from node.ports import SystemClock, SystemEntropy
+from node.wire.messages import Refused
 from tests.chain import X402_CHANNELS, Anvil
 from tests.node.trading import PRICE
 
 NETWORK: Final = "eip155:31337"
 DELAY_S: Final = 3_600
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Return when it holds, by what goes on in the background."""
+    async with asyncio.timeout(20):
+        while not holds():  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.01)
 
 
 def raw(address: str) -> bytes:
@@ -62,6 +77,12 @@ class Stall:
     driver: EffectDriver
     chain: Chain
     bank: Bank
+    shop: Shop
+
+    @property
+    def chat(self) -> str:
+        """Where requests go."""
+        return f"{self.url}/v1/chat/completions"
 
     def accounts(self, rail: str) -> list[Account]:
         books = self.book.journal.books.accounts
@@ -83,6 +104,8 @@ async def stall(
     schemes: Sequence[Scheme] = ("exact", "batch-settlement"),
     facilitator: Facilitator | None = None,
     budget: int = 2_000,
+    may_sell: Callable[[], Refused | None] = lambda: None,
+    wait_s: float = 20.0,
 ) -> AsyncIterator[Stall]:
     """Open a door. The chain's confirmations are 0: its blocks come with transactions alone."""
     identity, clock, entropy = Identity(b"\x01" * 32), SystemClock(), SystemEntropy()
@@ -93,21 +116,28 @@ async def stall(
     key = Key.of(bytes(wallet.key))
     chain = await Chain.open(here, [anvil.url], folder, key, contract=raw(X402_CHANNELS), poll_s=0.05)
     channels = Channels(book, lambda _: None, lambda key: config_of(book.strangers, key))
-    rail = Stablecoin(chain, channels, book.me, ether=3_000_000_000, gather_s=0.0)
+    rail = Stablecoin(chain, channels, book.me, ether=1, gather_s=0.0)
     pace = Pace(round_s=0.05, look_s=0.0, look_again_s=0.0, first_retry_s=0.0, last_retry_s=0.0)
-    driver = EffectDriver(book, entropy, [rail, Prepaid(chain)], pace=pace)
-    shop = Shop([Ware(engine, tokenizer, "memory", PRICE)], book.me, lambda: None, 16)
-    bank = Bank(book, tabs, chain, facilitator, wait_s=20)
+    policies = dict.fromkeys(("stablecoin", "prepaid"), Policy(move_at=1, max_fee_ppm=1_000_000))
+    driver = EffectDriver(book, entropy, [rail, Prepaid(chain)], policies, pace)
+    shop = Shop([Ware(engine, tokenizer, "memory", PRICE)], book.me, may_sell, 16)
+    bank = Bank(book, tabs, chain, facilitator, wait_s)
     terms = Terms(chain.place, here.token, chain.address, DELAY_S, schemes, budget, least_deposit=5_000)
     till = Till(book, tabs, terms, bank, rail.collateral)
-    door = PaidDoor(shop, till, Refunds(book, tabs, till, driver.ask, wait_s=20), clock, entropy)
+    door = PaidDoor(shop, till, Refunds(book, tabs, till, driver.ask), clock, entropy)
     listener = socket.create_server(("127.0.0.1", 0))
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(chain.close)
-        stack.push_async_callback(driver.close)
+        moving = asyncio.create_task(driver.run())
+        stack.push_async_callback(_ended, moving)
         await stack.enter_async_context(serving(door.app(), listener, Bounds()))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        yield Stall(url, book, tabs, driver, chain, bank)
+        yield Stall(url, book, tabs, driver, chain, bank, shop)
+
+
+async def _ended(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def channel_scheme(wallet: LocalAccount, anvil: Anvil, salt: int = 0) -> BatchSettlementEvmScheme:
@@ -118,7 +148,30 @@ def channel_scheme(wallet: LocalAccount, anvil: Anvil, salt: int = 0) -> BatchSe
 
 def exact_scheme(wallet: LocalAccount) -> ExactEvmScheme:
     """x402's client scheme for transfers, as it comes."""
-    return ExactEvmScheme(wallet)
+    return ExactEvmScheme(EthAccountSigner(wallet))
+
+
+async def signed(scheme: Any, url: str, **request: Any) -> dict[str, str]:
+    """The header that x402's client sends for a request, to be sent by hand."""
+    paying = x402Client().register(NETWORK, scheme)
+    paying.set_spend_controls(False)
+    async with httpx.AsyncClient() as plain:
+        asked = await plain.request(request.pop("method", "POST"), url, **request)
+    payload = await paying.create_payment_payload(required(asked))
+    return {"PAYMENT-SIGNATURE": encode_payment_signature_header(payload)}
+
+
+def refusal(response: httpx.Response) -> str:
+    """Why a payment was not taken, in x402's word."""
+    assert response.status_code == 402, response.text
+    return str(required(response).error)
+
+
+def required(response: httpx.Response) -> PaymentRequired:
+    """What PAYMENT-REQUIRED asks for."""
+    asked = decode_payment_required_header(response.headers["PAYMENT-REQUIRED"])
+    assert isinstance(asked, PaymentRequired)
+    return asked
 
 
 def client(scheme: Any) -> x402HttpxClient:

@@ -122,6 +122,11 @@ class Chain:
         if decimals != DECIMALS:
             raise WrongDecimals(decimals)
 
+    @property
+    def endpoints(self) -> Endpoints:
+        """For questions that are not asked here."""
+        return self._endpoints
+
     # Keys
 
     @property

@@ -4,20 +4,26 @@ It is what x402's `exact` scheme signs. Addresses have 20 bytes, nonces 32, amou
 seconds since 1970.
 """
 
+import math
 from typing import Any, Final
 
 from attrs import field, frozen, validators
 from eth_abi.abi import encode
 
 from ledger.rails.stablecoin.chain import Chain
-from ledger.rails.stablecoin.contracts import Call
+from ledger.rails.stablecoin.contracts import Call, Malformed
 from ledger.rails.stablecoin.digests import domain, keccak
 from ledger.rails.stablecoin.networks import Token, checksummed
+from ledger.rails.stablecoin.rpc import Endpoint, digest, hexed, octets
 from ledger.rails.stablecoin.vouchers import signer_of
 
 _FIELDS: Final = "address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,bytes32 nonce"
 _TYPE: Final = keccak(f"TransferWithAuthorization({_FIELDS})".encode())
 _ARGUMENTS: Final = ("address", "address", "uint256", "uint256", "uint256", "bytes32", "uint8", "bytes32", "bytes32")
+_USED: Final = keccak(b"AuthorizationUsed(address,bytes32)")
+_MOVED: Final = keccak(b"Transfer(address,address,uint256)")
+_MAX_EVENTS: Final = 1_000
+_MOST_SPANS: Final = 64
 _SELECTOR: Final = keccak(f"transferWithAuthorization({','.join(_ARGUMENTS)})".encode())[:4]
 
 
@@ -76,6 +82,52 @@ class Authorization:
         return [self.payer, self.receiver, self.value, self.valid_after, self.valid_before, self.nonce]
 
 
-async def happened(chain: Chain, payer: bytes, nonce: bytes, value: int) -> bool | None:
-    """Whether an authorization that is used up has moved `value` to this wallet, or was cancelled; None: not known."""
-    return None
+async def happened(chain: Chain, authorization: tuple[bytes, bytes], value: int, since: int) -> bool | None:
+    """Whether an authorization (payer, nonce) that is used up has moved `value` to this wallet, by whose transaction
+    ever; else it was cancelled. `since`: seconds since 1970, before which it cannot have been used.
+
+    None: the endpoints do not agree, or it lies too far back. Raises Unreachable.
+    """
+    payer, nonce = authorization
+    number, now = await chain.block()
+    span = math.ceil(max(now - since, 0) / chain.network.block_s) + chain.network.logs
+    if span > _MOST_SPANS * chain.network.logs:
+        return None
+    said = await chain.endpoints.each(
+        lambda endpoint: _moved(endpoint, chain, payer, nonce, value, range(max(number - span, 0), number + 1))
+    )
+    words = {word for _, word in said if isinstance(word, bool)}
+    return words.pop() if len(words) == 1 else None
+
+
+async def _moved(endpoint: Endpoint, chain: Chain, payer: bytes, nonce: bytes, value: int, blocks: range) -> bool:
+    """What one endpoint says. Raises Silent, Said."""
+    token, step = hexed(chain.network.token.address), chain.network.logs
+    for first in blocks[::step]:
+        last = min(first + step - 1, blocks[-1])
+        used = {"address": token, "fromBlock": hexed(first), "toBlock": hexed(last)}
+        used["topics"] = [hexed(_USED), hexed(payer.rjust(32, b"\0")), hexed(nonce)]  # type: ignore[assignment]
+        for block, transaction in await endpoint.ask("eth_getLogs", used, parse=_places):
+            sides = [hexed(side.rjust(32, b"\0")) for side in (payer, chain.address)]
+            moved = {"address": token, "blockHash": hexed(block), "topics": [hexed(_MOVED), *sides]}
+            found = await endpoint.ask("eth_getLogs", moved, parse=_amounts)
+            if (transaction, value) in found:
+                return True
+    return False
+
+
+def _events(found: object) -> list[dict[str, Any]]:
+    if not isinstance(found, list) or len(found) > _MAX_EVENTS or not all(isinstance(each, dict) for each in found):
+        raise Malformed("not a list of events")
+    return found
+
+
+def _places(found: object) -> list[tuple[bytes, bytes]]:
+    return [(digest(each.get("blockHash")), digest(each.get("transactionHash"))) for each in _events(found)]
+
+
+def _amounts(found: object) -> set[tuple[bytes, int]]:
+    return {
+        (digest(each.get("transactionHash")), int.from_bytes(octets(each.get("data")), "big"))
+        for each in _events(found)
+    }
