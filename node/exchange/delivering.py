@@ -2,7 +2,9 @@
 
 Theory of operation. At each checkpoint the next tokens are drawn from the buyer's window. While it is empty the answer
 stands still, with signs of life; the engine's slot is given back soon, and the work goes on from where it stands. A
-buyer that pays nothing for too long ends it: it owes the input and what was sent.
+buyer that pays too little to go on for too long ends it: it owes the input and what was sent. So does one that has kept
+the answer waiting so long that it might have been ended, where no slot is left for it when the pay comes. If the pay
+came sooner, to give the slot back was the seller's own risk: then the answer is cut.
 """
 
 import asyncio
@@ -21,9 +23,9 @@ from node.exchange.book import Book, kept
 from node.exchange.sale import Sale
 from node.exchange.scoring import opinions, signed_score
 from node.exchange.windows import Windows
-from node.exchange.work import Work
+from node.exchange.work import NoSlotLeft, Work
 from node.models.grammar import GrammarGaveUp
-from node.wire.client import SIGN_OF_LIFE_S
+from node.wire.client import LEAST_PATIENCE_S, SIGN_OF_LIFE_S
 from node.wire.frames import AnswerWriter, CancelFrame, CheckpointFrame, Ids, ReceiptFrame, ScoreFrame
 from verify.scores import Opinion
 
@@ -32,10 +34,15 @@ T = TypeVar("T")
 
 # How long a slot is kept for an answer that waits: most buyers have paid by then, and starting again costs a little.
 _HOLD_S: Final = 1.0
+# Behind a checkpoint that long, an answer may be ended as unpaid, and every buyer knows.
+_LATE_S: Final = LEAST_PATIENCE_S
+# How long an answer stands still in all, for pay and then for a slot: buyers give up after a minute without a token.
+_STANDSTILL_S: Final = 45.0
+_LEAST_SLOT_WAIT_S: Final = 15.0
 
 
 class Unpaid(Exception):
-    """The buyer has paid nothing for too long."""
+    """The buyer has paid too little to go on for too long."""
 
 
 class HandedBack(Exception):
@@ -46,7 +53,7 @@ class Delivering:
     """The delivery of one sale: from the engine's ids to the frames, and the receipt at the end."""
 
     def __init__(self, book: Book, sale: Sale, windows: Windows, patience_s: float) -> None:
-        """`patience_s`: how long to wait while nothing is paid."""
+        """`patience_s`: how long to wait while no answer on the account can draw."""
         self.sale: Final = sale
         self._book = book
         self._windows = windows
@@ -62,6 +69,7 @@ class Delivering:
         self._failed = False
         self._scored = False
         self._unpaid = False
+        self._late = False  # whether the pay for what comes next was late
 
     async def run(self) -> AsyncGenerator[bytes, None]:
         """The bytes of the stream, to its end."""
@@ -131,6 +139,11 @@ class Delivering:
                     self._hand_back_if_told()
         except Unpaid:
             self._unpaid = True
+        except NoSlotLeft:
+            if not self._late:
+                yield self._cut()
+                return
+            self._unpaid = True
         except (EngineError, HandedBack) as error:
             if not _asked_too_much(error):
                 # What was sent so far is covered by the last checkpoint; the buyer goes on elsewhere.
@@ -161,7 +174,7 @@ class Delivering:
         began = told = loop.time()
         with self._windows.line_up(self.key) as place:
             while not await self._windows.draw_in_turn(place, sale.order.digest, self._next_total()):
-                patience = max(began, self._windows.paid_at(self.key)) + self._patience_s
+                patience = max(began, self._windows.drawn_at(self.key)) + self._patience_s
                 if loop.time() >= patience:
                     raise Unpaid
                 if loop.time() >= began + _HOLD_S and not sale.resting.is_set():
@@ -179,6 +192,9 @@ class Delivering:
                     told = loop.time()
                     yield self._writer.write(Ids(()))
         sale.resting.clear()
+        waited = loop.time() - began
+        self._late = waited >= _LATE_S
+        work.patience_s = max(_STANDSTILL_S - waited, _LEAST_SLOT_WAIT_S)
 
     def _next_total(self) -> int:
         """What is drawn to go on from here."""

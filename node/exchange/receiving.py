@@ -54,6 +54,7 @@ class Receiving:
         self._paying = paying
         self._unpaid_s = patience.unpaid_s
         self._checkpoint_at = 0.0  # when the last one came
+        self._kept_waiting = False  # whether the seller had to wait too long for what follows it
         self._terms = terms
         self._matcher = matcher
         self._reader = reader
@@ -116,6 +117,7 @@ class Receiving:
     def _take(self, frame: Frame) -> None:
         match frame:
             case Ids(ids) if ids:
+                self._kept_waiting = False
                 if not self.incoming.ids:
                     self._first = asyncio.get_running_loop().time()
                 before = self._due
@@ -128,6 +130,7 @@ class Receiving:
                     raise BrokenPromise("the seller goes on after a complete stop string")
             case Ids():  # a sign of life
                 if self.incoming.at_checkpoint:
+                    self._kept_waiting = self._was_unpaid()
                     self._pay(awaited=True)
             case CheckpointFrame(raw):
                 self.incoming.check(raw)
@@ -147,7 +150,9 @@ class Receiving:
             self._paying.pay(self._terms, checkpoint, awaited)
 
     def _was_unpaid(self) -> bool:
-        """Whether the seller had waited for pay at the last checkpoint, and long enough."""
+        """Whether the seller has waited for pay at the last checkpoint, and long enough, even if it has come since."""
+        if self._kept_waiting:
+            return True
         waited_s = asyncio.get_running_loop().time() - self._checkpoint_at
         paid_up = self._paying is not None and self._paying.paid_up(self._terms, len(self.incoming.ids))
         return waited_s >= self._unpaid_s and not paid_up

@@ -254,7 +254,7 @@ class Seller:
         except AccountError as error:
             raise Refused("malformed", f"the acknowledgement does not fit the account: {error}") from None
         if received.total > account.authorized:
-            self._windows.paid(account.key)
+            self._windows.moved(account.key)
 
     @contextlib.contextmanager
     def _counted(self, order: bytes) -> Iterator[None]:

@@ -3,7 +3,9 @@
 Theory of operation. Before each 64 tokens an answer draws their cost, in the entry that keeps the checkpoint before
 them; so an answer that its window bears costs no more writes. One that finds the window empty, or others waiting, lines
 up. Only the first in line draws: it looks again whenever something was paid or an order was closed, and now and then,
-for what else makes room. So many answers on one account take turns, and none of them starves.
+for what else makes room. So many answers on one account take turns, and none of them starves. They wait as long as one
+of them draws now and then: pay that is never enough to draw buys no time, or a unit now and then would hold an answer
+for ever.
 """
 
 import asyncio
@@ -28,12 +30,12 @@ class Place:
 
 
 class Windows:
-    """The lines of all accounts, and when each was last paid."""
+    """The lines of all accounts, and when somebody last drew in each."""
 
     def __init__(self, book: Book) -> None:
         self._book = book
         self._lines: dict[AccountKey, list[Place]] = {}
-        self._paid_at: dict[AccountKey, float] = {}
+        self._drawn_at: dict[AccountKey, float] = {}
 
     async def draw(
         self, key: AccountKey, order: bytes, total: int, *with_it: Event, records: Sequence[Kept] = ()
@@ -49,7 +51,10 @@ class Windows:
         account = self._book.journal.books.account(place.key)
         drawn = account.orders[order].drawn
         # A look alone costs no write.
-        return total - drawn <= account.window_left and await self._draw(place.key, order, total)
+        if total - drawn > account.window_left or not await self._draw(place.key, order, total):
+            return False
+        self._drawn_at[place.key] = asyncio.get_running_loop().time()
+        return True
 
     async def _draw(
         self, key: AccountKey, order: bytes, total: int, with_it: Sequence[Event] = (), records: Sequence[Kept] = ()
@@ -72,18 +77,12 @@ class Windows:
             line.remove(place)
             if not line:
                 del self._lines[key]
-                self._paid_at.pop(key, None)
+                self._drawn_at.pop(key, None)
             self.moved(key)
 
-    def paid(self, key: AccountKey) -> None:
-        """Something was paid on this account."""
-        if key in self._lines:
-            self._paid_at[key] = asyncio.get_running_loop().time()
-            self.moved(key)
-
-    def paid_at(self, key: AccountKey) -> float:
-        """When something was last paid while somebody waited, by the event loop's clock; minus infinity if never."""
-        return self._paid_at.get(key, float("-inf"))
+    def drawn_at(self, key: AccountKey) -> float:
+        """When one of those who wait last drew, by the event loop's clock; minus infinity if none has."""
+        return self._drawn_at.get(key, float("-inf"))
 
     def moved(self, key: AccountKey) -> None:
         """There may be room in this account's window: who is first in line should look."""

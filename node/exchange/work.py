@@ -9,9 +9,17 @@ from attrs import evolve
 
 from node.engine.port import Engine, EngineBusy, Job, Piece
 
-# After a rest there may be no slot at once; then it is asked for again, so often and after so many seconds.
-_TRIES: Final = 120
+# After a rest there may be no slot at once; then it is looked for again after so many seconds.
 _AGAIN_S: Final = 0.25
+_PATIENCE_S: Final = 30.0
+
+
+class NoSlotLeft(EngineBusy):
+    """An answer that gave its slot back finds none to go on with."""
+
+    def __init__(self) -> None:
+        super().__init__(0, _PATIENCE_S)
+        self.args = ("no slot has come free for an answer that gave its own back: go on elsewhere",)
 
 
 class Work:
@@ -22,11 +30,12 @@ class Work:
 
     def __init__(self, engine: Engine, job: Job, end_ids: frozenset[int]) -> None:
         self._engine, self._job, self._end_ids = engine, job, end_ids
+        self.patience_s = _PATIENCE_S  # how long to look for a slot after a rest
         self._given: tuple[int, ...] = ()
         self._running: AsyncGenerator[Piece, None] | None = None
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """The pieces as they come; after a rest it goes on by itself. Raises EngineError."""
+        """The pieces as they come; after a rest it goes on by itself. Raises EngineError, after a rest NoSlotLeft."""
         async with contextlib.aclosing(self):
             while not self._ended:
                 piece = await self._next()
@@ -36,12 +45,19 @@ class Work:
                 yield piece
 
     async def _next(self) -> Piece | None:
-        for _ in range(_TRIES if self._given and self._running is None else 0):
-            with contextlib.suppress(EngineBusy):
-                return await self._asked()
-            self._running = None
+        if not self._given or self._running is not None:
+            return await self._asked()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.patience_s
+        while True:
+            # Not in the engine's line, where the wait has no end: once the work has begun it is not given up.
+            if self._engine.free_slots():
+                with contextlib.suppress(EngineBusy):
+                    return await self._asked()
+                self._running = None
+            if loop.time() >= until:
+                raise NoSlotLeft
             await asyncio.sleep(_AGAIN_S)
-        return await self._asked()
 
     async def _asked(self) -> Piece | None:
         self._running = self._running or self._engine.generate(self._rest_of_job())

@@ -12,10 +12,12 @@ from ledger.changes import Granted, Resolved
 from ledger.commitments import CHECKPOINT_TOKENS
 from ledger.events import AccountChanged, Books, decode_events
 from ledger.records import Acknowledgement, Finish, Grant, Receipt, digest_of, open_record, sign
+from node.engine.port import Job
 from node.exchange import delivering
 from node.exchange.continuing import earlier_of
 from node.exchange.delivery import Delivery
 from node.exchange.purchase import NotPlaced
+from node.exchange.seller import MAX_ACKNOWLEDGEMENTS
 from node.exchange.settler import AuditPolicy
 from node.models.tokenizer import Tokenizer
 from node.ports import ManualClock
@@ -25,6 +27,7 @@ from tests.node.exchange.test_settlement import BUYER, acknowledgement, voucher_
 from tests.node.trading import (
     ALL_AUDITED,
     CREDIT,
+    HOT,
     PROMPT,
     Customer,
     Line,
@@ -250,9 +253,8 @@ async def test_a_buyer_that_stops_paying_ends_its_order_and_owes_what_was_sent(
     assert_settled(customer, store, FIRST)
 
 
-async def test_pay_in_small_parts_is_waited_for_again_each_time(tokenizer: Tokenizer, clock: ManualClock) -> None:
-    """Each payment shows good will, so that the wait begins anew; the number of them is bounded."""
-    store = await narrow(tokenizer, clock, patience_s=0.4)
+async def test_pay_that_is_never_enough_to_go_on_buys_no_time(tokenizer: Tokenizer, clock: ManualClock) -> None:
+    store = await narrow(tokenizer, clock, patience_s=0.3)
     draft = draft_order(BUYER, await store.offer(), clock, max_tokens=200)
     reader, frames = draft.reader(), list[Frame]()
 
@@ -263,20 +265,18 @@ async def test_pay_in_small_parts_is_waited_for_again_each_time(tokenizer: Token
     task = asyncio.create_task(read())
     await until(lambda: any(isinstance(frame, CheckpointFrame) for frame in frames))
     (checkpoint,) = [frame.raw for frame in frames if isinstance(frame, CheckpointFrame)]
-    for total in (1, 2, 3):
-        await asyncio.sleep(0.2)
-        ack = acknowledgement(draft, digest_of(checkpoint), total, voucher_for(BUYER, store.did, total))
+    payments = 0
+    while not task.done() and payments < MAX_ACKNOWLEDGEMENTS:
+        payments += 1
+        ack = acknowledgement(draft, digest_of(checkpoint), payments, voucher_for(BUYER, store.did, payments))
         await store.seller.acknowledge(ack.raw)
-    assert not task.done()
-    paid = price_of(0, 64)
-    ack = acknowledgement(draft, digest_of(checkpoint), paid, voucher_for(BUYER, store.did, paid))
-    await store.seller.acknowledge(ack.raw)
+        await asyncio.wait([task], timeout=0.2)
     await task
 
     last = frames[-1]
     assert isinstance(last, ReceiptFrame)
     assert open_record(last.raw, Receipt).record.finish == "unpaid"
-    assert len(ids_of(frames)) == 128
+    assert (len(ids_of(frames)), payments < MAX_ACKNOWLEDGEMENTS) == (64, True)
 
 
 async def test_an_order_may_be_acknowledged_once_more_for_each_checkpoint(
@@ -309,6 +309,36 @@ async def test_while_one_answer_waits_its_slot_serves_others(
     await poor.settled()
 
     assert (len(delivery.ids), delivery.objection) == (200, None)
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["late", "in time"])
+async def test_an_answer_whose_slot_is_gone_when_the_pay_comes_is_ended_by_who_let_it_wait(
+    tokenizer: Tokenizer, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """The input is owed where the pay was late; else the seller has given its slot back at its own risk."""
+    monkeypatch.setattr(delivering, "_HOLD_S", 0.05)
+    monkeypatch.setattr(delivering, "_LATE_S", 0.0 if late else 60.0)
+    monkeypatch.setattr(delivering, "_STANDSTILL_S", 0.0)
+    monkeypatch.setattr(delivering, "_LEAST_SLOT_WAIT_S", 0.1)
+    monkeypatch.setattr(delivering, "SIGN_OF_LIFE_S", 0.1)
+    engine = engine_of(tokenizer, slots=1)
+    store = await narrow(tokenizer, clock, engine=engine)
+    poor = await Customer.open(tokenizer, clock, unpaid_s=0.05 if late else 60.0)
+    line = Broke(store.seller)
+    waiting = poor.buy(await poor.meet(line), max_tokens=200, steering=endless(tokenizer))
+    await until(lambda: store.owed_by(poor.did).owed == price_of(0, 64))
+    await until(lambda: engine.free_slots() == 1)
+
+    other = engine.generate(Job((1, 2, 3), HOT, 1, 1_000))
+    await anext(other)
+    line.broke = False  # it is tried again in half a second: the buyer has had signs of life by then
+    delivery = await waiting.outcome()
+    await other.aclose()
+    await poor.settled()
+
+    finish = delivery.receipt.record.finish if delivery.receipt else None
+    assert (len(delivery.ids), finish) == (64, "unpaid" if late else None)
+    assert_settled(poor, store, FIRST if late else price_of(0, 64))
 
 
 async def test_a_buyer_that_cancels_while_the_seller_waits_owes_the_input_and_what_was_sent(

@@ -7,7 +7,7 @@ import pytest
 
 from node.engine.memory import MemoryEngine
 from node.engine.port import EngineBusy, Job
-from node.exchange.work import Work
+from node.exchange.work import NoSlotLeft, Work
 from tests.node.trading import HOT, until
 from verify.steering import Steering
 
@@ -67,6 +67,20 @@ async def test_a_rest_gives_the_slot_back_and_it_is_asked_for_again_until_it_is_
     assert (await following).ids
     await pieces.aclose()
     await until(lambda: engine.free_slots() == 1)
+
+
+async def test_work_that_finds_no_slot_after_a_rest_says_so() -> None:
+    engine = MemoryEngine(eog=NEVER, slots=1)
+    work = Work(engine, job(40), NEVER)
+    pieces = work.pieces()
+    await anext(pieces)
+    await work.aclose()
+    work.patience_s = 0.05
+    other = engine.generate(job(10))
+    await anext(other)
+    with pytest.raises(NoSlotLeft, match="elsewhere"):
+        await anext(pieces)
+    await other.aclose()
 
 
 async def test_work_that_has_not_begun_is_refused_at_once_where_there_is_no_slot() -> None:
