@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     Field,
     SecretStr,
     ValidationError,
@@ -23,7 +24,7 @@ from node.exchange.seller import PATIENCE_S
 from node.market.candidates import Hardware, Limits, Remote, Route, Weights
 from node.market.idle import IdleRule, Window, parse_schedule
 from node.models.weights import KvType
-from node.settings import MAX_URL, AmountText, DidText, PriceText, Section, Share, read_with
+from node.settings import MAX_URL, AmountText, DidText, PriceText, Section, Share, complaints, read_with
 from node.stablecoin_settings import AddressText, Bytes32Text, DollarText, PaidSettings, Scheme, StablecoinSettings
 from node.wire.client import LEAST_PATIENCE_S
 from verify.attestation import UNDECLARED
@@ -395,7 +396,7 @@ def parse_peer(text: str) -> PeerSettings:
     did, at, url = text.partition("@")
     if not at:
         raise BadConfig(f"{text[:80]!r} names no peer: write DID@URL, as did:key:z6Mk…@http://192.168.1.20:8080")
-    return _checked(lambda: PeerSettings(did=did, url=url), "--peer")
+    return _checked(lambda: PeerSettings(did=did, url=url), "--peer", PeerSettings)
 
 
 def load_config(
@@ -424,7 +425,7 @@ def load_config(
     if models and isinstance(standing_models, list):
         said = {_place(model.get("path")): model for model in standing_models if isinstance(model, dict)}
         settings["models"] = [{**said.get(_place(model), {}), "path": model} for model in models]
-    return _checked(lambda: Config.model_validate(settings), str(path or "the command line"))
+    return _checked(lambda: Config.model_validate(settings), str(path or "the command line"), Config)
 
 
 def _place(path: object) -> Path:
@@ -445,16 +446,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise BadConfig(f"{path} is not TOML: {error}") from None
 
 
-def _checked(build: Callable[[], T], where: str) -> T:
+def _checked(build: Callable[[], T], where: str, model: type[BaseModel]) -> T:
     try:
         return build()
     except ValidationError as error:
-        reasons = []
-        for one in error.errors(include_url=False, include_context=False, include_input=False):
-            place = ".".join(str(part) for part in one["loc"])
-            said = one["msg"].removeprefix("Value error, ")
-            reasons.append(f"{place}: {said}" if place else said)
-        raise BadConfig(f"{where}: {'; '.join(reasons)}") from None
+        raise BadConfig(f"{where}: {'; '.join(complaints(error, model))}") from None
 
 
 def default_credit(price: Price) -> Amount:

@@ -222,9 +222,9 @@ def test_everything_can_be_said_of_a_remote(write: Write) -> None:
         ('[node]\nmemory = "much"', "node.memory"),
         ('[node]\nmemory = "1KB"', "node.memory"),
         ('[node]\nmodel = "m.gguf"', "node: model"),
-        ("[[models]]\nname = 'x'", "models.0.path"),
-        ('[[models]]\npath = "x"\nname = "a name"', "models.0.name"),
-        ('[[models]]\npath = "x"\nprice = "5"', "models.0.price"),
+        ("[[models]]\nname = 'x'", "models[1].path"),
+        ('[[models]]\npath = "x"\nname = "a name"', "models[1].name"),
+        ('[[models]]\npath = "x"\nprice = "5"', "models[1].price"),
         ('[[models]]\npath = "x"\n[[models]]\npath = "x"', "the same path"),
         ('[[models]]\npath = "x"\nname = "a"\n[[models]]\npath = "y"\nname = "a"', "the same name"),
         ('[sell]\nprice = "1usd:1usd"\n[[models]]\npath = "x"\n[[models]]\npath = "y"\nprice = "1sat:1sat"', "one"),
@@ -234,6 +234,10 @@ def test_everything_can_be_said_of_a_remote(write: Write) -> None:
         ('[api]\nroute = "anywhere"', "api.route"),
         ("[api]\nmax_tokens = 0", "api.max_tokens"),
         ('[sell]\nprice = "5"', "sell.price"),
+        (
+            "[[remotes]]\nname = 'a'\nmodel = 'm'\nurl = 'https://a/v1'\nretention = 'some'",
+            "remotes[1].retention: write 'none', or a whole number",
+        ),
         ("[sell]\nprice = 5", "sell.price"),
         ('[sell]\nprice = "1usd:1msat"', "sell.price"),
         ('[sell]\nprice = "1usd:1usd"\nwindow = "5msat"', "sell.window"),
@@ -242,16 +246,16 @@ def test_everything_can_be_said_of_a_remote(write: Write) -> None:
         ("[buy]\nmax_order_cost = 1", "buy.max_order_cost"),
         ("[buy]\nmin_reputation = 1.1", "buy.min_reputation"),
         ("[buy]\nmin_reputation = nan", "buy.min_reputation"),
-        ('[buy]\nallowed_peers = ["me"]', "buy.allowed_peers.0"),
+        ('[buy]\nallowed_peers = ["me"]', "buy.allowed_peers[1]"),
         ("[buy]\nbusy_wait = -1", "buy.busy_wait"),
         ("[idle]\nmax_cpu = 50", "idle.max_cpu"),
         ("[idle]\ncalm = -1", "idle.calm"),
-        ('[[remotes]]\nname = "a"\nmodel = "m"\nurl = "ftp://a/v1"', "remotes.0.url"),
-        ('[[remotes]]\nname = "a"\nmodel = "m"\nurl = "https://user:key@a/v1"', "remotes.0.url"),
-        ('[[remotes]]\nname = "a"\nmodel = "m"\nurl = "https://a/v1?key=1"', "remotes.0.url"),
-        ('[[remotes]]\nname = "a"\nmodel = "m"\nurl = "https://a/v1"\nkey = "sk-1"', "remotes.0.key"),
-        ('[[remotes]]\nname = "a"\nmodel = "m"\nurl = "https://a/v1"\nprivacy = "restricted"', "remotes.0.privacy"),
-        ('[[remotes]]\nname = "a"\nmodel = "m"\nurl = "https://a/v1"\nretention = "some"', "remotes.0.retention"),
+        ('[[remotes]]\nname = "a"\nmodel = "m"\nurl = "ftp://a/v1"', "remotes[1].url"),
+        ('[[remotes]]\nname = "a"\nmodel = "m"\nurl = "https://user:key@a/v1"', "remotes[1].url"),
+        ('[[remotes]]\nname = "a"\nmodel = "m"\nurl = "https://a/v1?key=1"', "remotes[1].url"),
+        ('[[remotes]]\nname = "a"\nmodel = "m"\nurl = "https://a/v1"\nkey = "sk-1"', "remotes[1].key"),
+        ('[[remotes]]\nname = "a"\nmodel = "m"\nurl = "https://a/v1"\nprivacy = "restricted"', "remotes[1].privacy"),
+        ('[[remotes]]\nname = "a"\nmodel = "m"\nurl = "https://a/v1"\nretention = "some"', "remotes[1].retention"),
         ('[[remotes]]\nname = "a"\nmodel = "m"\nurl = "https://a/v1"\nsell = true', "tokenizer"),
         ('[[remotes]]\nname = "a"\nmodel = "m"\nurl = "https://a/v1"\nkey_env = "A"\nkey_file = "b"', "one place"),
         ('[[remotes]]\nname = "a"\nmodel = "m"\nurl = "http://a.example/v1"\nkey_env = "A"', "use https"),
@@ -264,10 +268,10 @@ def test_everything_can_be_said_of_a_remote(write: Write) -> None:
         ("[retention]\ntoken_ids = 0", "retention.token_ids"),
         ("[retention]\nrecords = 6", "retention.records"),
         ("[audit]\nfirst = -1", "audit.first"),
-        (f'[[peers]]\ndid = "{DID}"', "peers.0.url"),
-        (f'[[peers]]\ndid = "{DID}"\nurl = "ftp://x"', "peers.0.url"),
-        (f'[[peers]]\ndid = "{DID}"\nurl = "http://user@x"', "peers.0.url"),
-        ('[[peers]]\ndid = "did:key:z6Mk"\nurl = "http://x"', "peers.0.did"),
+        (f'[[peers]]\ndid = "{DID}"', "peers[1].url"),
+        (f'[[peers]]\ndid = "{DID}"\nurl = "ftp://x"', "peers[1].url"),
+        (f'[[peers]]\ndid = "{DID}"\nurl = "http://user@x"', "peers[1].url"),
+        ('[[peers]]\ndid = "did:key:z6Mk"\nurl = "http://x"', "peers[1].did"),
         ('[catalogue]\nx = "00"', "catalogue.x"),
         ("[sel]\nprice = 1", "sel"),
         ("[node]\nprot = 1", "node.prot"),
@@ -498,3 +502,33 @@ def test_settings_of_money_on_a_chain_that_make_no_sense_say_what_to_write(write
     with pytest.raises(BadConfig, match=why) as error:
         load_config(write(text), {})
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[node]\nport = 'x'", "node.port: write a whole number"),
+        ("[node]\nport = 99999", "node.port: write 65535 or less"),
+        ("[node]\nprot = 1", "node.prot: there is no such setting; did you mean port?"),
+        ("[nodes]\nport = 1", "nodes: there is no such setting; did you mean node?"),
+        ("[api]\nzzz = 1", "api.zzz: there is no such setting; known are privacy, route, max_tokens"),
+        ("[api]\nprivacy = 'x'", "api.privacy: write 'public', 'internal', 'confidential' or 'restricted'"),
+        ("[node]\njurisdiction = 'de'", "node.jurisdiction: write a country in capitals, as DE, or EU"),
+        ("[idle]\nenabled = 'maybe'", "idle.enabled: write true or false"),
+        ("[[models]]\npath = 'a'\n[[models]]\nname = 'b'", "models[2].path: is missing"),
+        ("node = 3", "node: is a section: write [node], and its settings below"),
+        ("[stablecoin]\ncontract = '0x1'", "stablecoin.contract: write an address: 0x and 40 hexadecimal digits"),
+        ("[stablecoin]\nrpc = [1]", "stablecoin.rpc[1]: write a text, in quotes"),
+        ("[stablecoin]\nsigner = []", "stablecoin.signer: name at least 1"),
+        (
+            "[[remotes]]\nname = 'a'\nmodel = 'm'\nurl = 'https://a/v1'\nretention = 'some'",
+            "remotes[1].retention: write 'none', or a whole number",
+        ),
+        ("[sell]\nprice = 5", "sell.price: '5' is not a price: write IN:OUT for a million tokens, as 0.05usd:0.15usd"),
+    ],
+)
+def test_what_is_wrong_is_said_in_plain_words(text: str, said: str, write: Write) -> None:
+    path = write(text)
+    with pytest.raises(BadConfig) as error:
+        load_config(path, {})
+    assert str(error.value) == f"{path}: {said}"

@@ -129,7 +129,7 @@ def test_a_node_that_cannot_be_started_so_says_what_to_write(
         ("[buy]\nmin_reputation = 2", "buy.min_reputation"),
         ('[buy]\nmax_order_cost = "5"', "buy.max_order_cost"),
         ('[api]\nprivacy = "secret"', "api.privacy"),
-        ('[[peers]]\ndid = "x"\nurl = "http://127.0.0.1"', "peers.0.did"),
+        ('[[peers]]\ndid = "x"\nurl = "http://127.0.0.1"', "peers[1].did"),
         ('[catalogue]\nname = "short"', "catalogue.name"),
     ],
 )
