@@ -110,6 +110,7 @@ class Watch:
         self._sums: dict[bytes, _Sums] = {}
         self._recent: dict[bytes, list[Event]] = {}  # after the cursor
         self._seen_to: Head | None = None
+        self._views: dict[bytes, ChannelView] = {}  # at that block
         self._turn = 0  # whose events are read
         self._lock = asyncio.Lock()
         self._adopting = asyncio.Semaphore(_ADOPTED_AT_ONCE)
@@ -121,6 +122,8 @@ class Watch:
         for _ in range(_TRIES):
             async with self._lock:
                 now = await self._advance()
+                if channel in self._views:
+                    return self._views[channel]
                 sums, recent, cursor = self._sums.get(channel), self._recent.get(channel, []), self._cursor
             if sums is None or cursor is None:
                 await self._adopt(channel, now)
@@ -128,7 +131,10 @@ class Watch:
             total = sums.plus(recent)
             at_head, at_depth = await self._states(channel, now.number), await self._states(channel, cursor.block)
             if self._adds_up(sums, at_depth) and self._adds_up(total, at_head):
-                return _view(channel, now.number, cursor.block, sums, total, at_head, at_depth)
+                view = _view(channel, now.number, cursor.block, sums, total, at_head, at_depth)
+                if now == self._seen_to:
+                    self._views[channel] = view
+                return view
             _log.info("events and balance of a channel do not add up: they are read anew")
             self._turn += 1
             self._sums.pop(channel, None)
@@ -176,7 +182,7 @@ class Watch:
         for each in happened:
             self._recent.setdefault(each.channel, []).append(each)
         self._move(_Cursor(deep, (await self._block(deep)).hash))
-        self._seen_to = now
+        self._seen_to, self._views = now, {}
         return now
 
     async def _happened(self, first: int, last: int) -> list[Event]:

@@ -211,8 +211,8 @@ def test_no_library_lets_a_strangers_brackets_end_the_process() -> None:
     """One of eth-account's raises the limit of recursion when it is imported, for all that the process does."""
     script = """
 import json, sys
-import x402.mechanisms.evm
-import node.app, node.cli
+import ledger.rails.stablecoin
+import eth_keyfile
 try:
     json.loads("[" * 100_000)
 except RecursionError:

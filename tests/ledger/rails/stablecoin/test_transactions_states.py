@@ -140,4 +140,4 @@ def test_each_happens_once(chain: Anvil) -> None:
         database=None,
         phases=[Phase.generate],  # to make a failure smaller would take minutes
     )
-    run_state_machine_as_test(Sending, settings=found)  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(Sending, settings=found)
