@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import aiohttp
 from aiohttp import web
@@ -228,7 +228,8 @@ def _doors(ground: Ground, buying: Buying, seller: Seller | None, keys: Keys) ->
 
 def _start(stack: contextlib.AsyncExitStack, ground: Ground, buying: Buying, seller: Seller | None) -> None:
     """What goes on in the background while the node runs."""
-    _in_background(stack, _sweep(ground, buying, seller))
+    owed = (buying.settler, buying.settling, seller, buying.disputes)
+    _in_background(stack, _sweep(ground.own.pool, ground.book, *owed, buying.retention, ground.purses))
     _in_background(stack, ground.effects.run())
     if buying.opening is not None:
         _in_background(stack, buying.opening.run(buying.peers.offers, _deposit(ground)))
@@ -286,20 +287,22 @@ def _deposit(ground: Ground) -> Deposit | None:
     return deposit if amount else None
 
 
-async def _sweep(ground: Ground, buying: Buying, seller: Seller | None) -> None:
+class Sweeps(Protocol):
+    """A service that drops what is past its time, and goes on with what waits."""
+
+    def sweep(self) -> Awaitable[None] | None:
+        """Once."""
+
+
+async def _sweep(*services: Sweeps | None) -> None:
+    """Each in turn, every now and then."""
     while True:
         await asyncio.sleep(SWEEP_S)
         try:
-            ground.own.pool.sweep()
-            await ground.book.sweep()
-            await buying.settler.sweep()
-            await buying.settling.sweep()
-            if seller is not None:
-                await seller.sweep()
-            await buying.disputes.sweep()
-            await buying.retention.sweep()
-            if ground.purses is not None:
-                await ground.purses.sweep()
+            for service in services:
+                swept = service.sweep() if service is not None else None
+                if swept is not None:  # the pool's is done at once
+                    await swept
         except LedgerError as error:
             _log.warning("sweeping waits for the ledger: %s", error)
         except Exception:  # noqa: BLE001 - the sweep must outlive any one failure
