@@ -4,7 +4,8 @@
 
 Vouchers are measured on one core, in one process, held against the x402 package on the same vouchers: what a payee does
 to believe one (its EIP-712 digest, and whose key signed that), and what a payer does to make one. Gas is that of whole
-transactions on a chain of its own, and of a request where a channel is claimed for a thousand of them.
+transactions on a chain of its own, and of a request where a channel is claimed for a thousand of them. Overhead is what
+an order takes that a channel pays for, against one on credit (`benchmarks/channel_orders.py`).
 """
 
 import argparse
@@ -22,6 +23,7 @@ from x402.mechanisms.evm.batch_settlement.utils import get_batch_settlement_eip7
 from x402.mechanisms.evm.signers import EthAccountSigner
 
 from benchmarks.channel_gas import measured
+from benchmarks.channel_orders import overhead
 from benchmarks.report import Row, report
 from ledger.rails.stablecoin.digests import ChannelConfig, Place
 from ledger.rails.stablecoin.gas import Spent
@@ -120,7 +122,7 @@ def _per_second(work: Callable[[], None], count: int) -> float:
 
 
 # What can be measured, by name; each gives its rows.
-PARTS: Final[dict[str, Callable[[], Sequence[Row]]]] = {"vouchers": vouchers, "gas": gas}
+PARTS: Final[dict[str, Callable[[], Sequence[Row]]]] = {"vouchers": vouchers, "gas": gas, "overhead": overhead}
 
 
 def main() -> None:
