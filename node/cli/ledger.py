@@ -86,7 +86,7 @@ def verify(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 
 async def _verify(home: Home) -> dict[str, Any]:
-    check = Verification(_did(home))
+    check = Verification(did_of_home(home))
     try:
         running = home.running()
     except NotRunning:
@@ -129,7 +129,7 @@ def export(
 
 
 async def _export(home: Home, file: Path) -> dict[str, Any]:
-    reader = ChainReader(_did(home))
+    reader = ChainReader(did_of_home(home))
     with new_file(file) as written:
         async for chunk in chain_chunks(home):
             for _ in reader.feed(chunk):
@@ -173,7 +173,7 @@ def import_(
 
 
 async def _import(home: Home, file: Path) -> dict[str, Any]:
-    me = _did(home)
+    me = did_of_home(home)
     with home.lock(), file_pieces(file) as pieces:
         reader = ChainReader(me)
         head = await take_in(home, me, told_in(pieces, reader))
@@ -265,7 +265,7 @@ def statement(
 
     Example: idlemesh ledger statement --from 2026-01-01 --to 2026-01-31 --csv
     """
-    wanted = Statement(_did(open_home(home)), *_period(since, until))
+    wanted = Statement(did_of_home(open_home(home)), *_period(since, until))
     asyncio.run(_fold(open_home(home), wanted, sys.stdout if as_csv else None))
     if as_csv:
         return
@@ -280,7 +280,7 @@ async def _fold(home: Home, wanted: Statement, out: TextIO | None) -> None:
     table = csv.DictWriter(out, _COLUMNS, lineterminator="\n") if out else None
     if table:
         table.writeheader()
-    async for told in _all_told(home, ChainReader(_did(home))):
+    async for told in all_told(home, ChainReader(did_of_home(home))):
         postings = wanted.add(told.entry.sequence, told.entry.time_ms, told.events)
         if table:
             table.writerows(_csv_row(posting) for posting in postings)
@@ -335,7 +335,8 @@ def _day(text: str, option: str) -> int:
     return (day - date(1970, 1, 1)).days * DAY_MS
 
 
-def _did(home: Home) -> str:
+def did_of_home(home: Home) -> str:
+    """Whose home it is. Raises CommandFailed where nobody is at home yet."""
     if not (home.folder / "identity.key").exists():
         raise CommandFailed(
             f"there is no identity.key in {home.folder}: start a node with `idlemesh up`, or put a backup of it there"
@@ -343,7 +344,7 @@ def _did(home: Home) -> str:
     return home.identity(SystemEntropy()).did
 
 
-async def _all_told(home: Home, reader: ChainReader) -> AsyncIterator[Told]:
+async def all_told(home: Home, reader: ChainReader) -> AsyncIterator[Told]:
     """Every entry of this node's chain, checked. Raises BrokenChain, NotAChainFile, what the sources raise."""
     async for chunk in chain_chunks(home):
         for told in reader.feed(chunk):
@@ -372,7 +373,7 @@ def _place_on_disk(home: Home) -> Place:
 
 
 async def _from_disk(home: Home) -> AsyncIterator[bytes]:
-    place, me = _place_on_disk(home), _did(home)
+    place, me = _place_on_disk(home), did_of_home(home)
     with home.lock():
         async with await Database.open(place, me) as database:
             async for chunk in chain_file(database, me):

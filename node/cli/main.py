@@ -17,6 +17,7 @@ from node.cli import accounts as settling
 from node.cli import ask as asking
 from node.cli import calibrate as calibrating
 from node.cli import disputes as disputing
+from node.cli import records as keeping
 from node.cli import show
 from node.cli.client import call
 from node.cli.keys import key
@@ -48,6 +49,7 @@ app = typer.Typer(
 )
 app.add_typer(key, name="key")
 app.add_typer(ledger, name="ledger")
+ledger.command()(keeping.records)
 app.add_typer(wallet, name="wallet")
 
 ReceiptArgument = Annotated[str, typer.Argument(help="The receipt's id, or at least its first 6 digits.")]

@@ -323,3 +323,22 @@ class TestWhileTheNodeRuns:
         said = idlemesh("ledger", "import", tmp_path / "file", "--home", nodes.owner.home.folder)
         assert said.status == 1
         assert "a node runs in" in said.err
+
+
+def test_of_a_cut_answer_the_last_checkpoint_is_for_export_and_of_a_whole_one_the_receipt(
+    idlemesh: Idlemesh, tmp_path: Path
+) -> None:
+    home = Home(tmp_path / "cut")
+
+    async def fill_in() -> None:
+        async with await Database.open(home.ledger, home.identity(SystemEntropy()).did) as database:
+            for n, kinds in enumerate((["order", "checkpoint", "checkpoint"], ["order", "checkpoint", "receipt"])):
+                order = bytes([n]) * 32
+                records = [Kept(kind, b"%s %d of %d" % (kind.encode(), i, n), order) for i, kind in enumerate(kinds)]
+                await database.append([], time_ms=n, records=records)
+
+    asyncio.run(fill_in())
+    rows = idlemesh("ledger", "records", "--home", home.folder, "--json").json()["records"]
+    assert [row["kind"] for row in rows if row["export"]] == ["checkpoint", "receipt"]
+    assert [row["export"] for row in rows[:3]] == [False, False, True]
+    assert len(idlemesh("ledger", "records", "--limit", 2, "--home", home.folder, "--json").json()["records"]) == 2

@@ -107,6 +107,19 @@ def account(idlemesh: Idlemesh, where: tuple[str, Path], direction: str) -> Any:
     return row
 
 
+def test_the_records_of_an_order_say_which_of_them_export_takes(idlemesh: Idlemesh, owners: Nodes) -> None:
+    rows = idlemesh("ledger", "records", ORDER.digest.hex()[:6], *ours(owners), "--json").json()["records"]
+    assert [(row["kind"], row["order"], row["export"]) for row in rows] == [
+        ("order", ORDER.digest.hex(), False),
+        ("acknowledgement", ORDER.digest.hex(), False),
+    ]
+    table = idlemesh("ledger", "records", *ours(owners)).out
+    assert ORDER.digest.hex()[:12] in table
+    assert OFFER.digest.hex()[:12] in table
+    refused = idlemesh("ledger", "records", "zzzzzz", *ours(owners))
+    assert (refused.status, "hexadecimal digits" in refused.err) == (1, True)
+
+
 def test_what_is_in_dispute_is_shown_to_both_owners(idlemesh: Idlemesh, owners: Nodes) -> None:
     for where, direction, peer in ((ours(owners), "we pay", THEM.did), (theirs(owners), "they pay", US.did)):
         (row,) = idlemesh("disputes", *where, "--json").json()["disputes"]
