@@ -102,6 +102,7 @@ class Sieve:
         self._orders = orders
         self._offers = offers
         self._trails: set[AccountKey] = set()  # accounts of which an acknowledgement stays, and so do those after it
+        self.marks: dict[AccountKey, int] = {}  # the highest total of the acknowledgements that go, by account
 
     def may_go(self, kept: Kept) -> bool:
         """Whether a record that is old enough may be dropped."""
@@ -123,4 +124,7 @@ class Sieve:
         key = AccountKey(voucher.payer, voucher.payee, voucher.rail, voucher.unit)
         if kept.order in self._orders or voucher.total >= self._books.account(key).authorized:
             self._trails.add(key)
-        return key not in self._trails
+        if key in self._trails:
+            return False
+        self.marks[key] = max(voucher.total, self.marks.get(key, 0))
+        return True

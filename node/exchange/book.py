@@ -27,6 +27,7 @@ from node.exchange.promised import Promised
 from node.exchange.rails import CREDIT, Rails, counts_in, ways_to_pay
 from node.exchange.recollection import BadRecollection, Recollection
 from node.exchange.strangers import Strangers
+from node.exchange.trails import Trails
 from node.market.candidates import Way
 from node.ports import Clock
 from node.wire.messages import MAX_REQUEST, Request, decode_request, encode_request
@@ -126,6 +127,11 @@ class Book:
     def promised(self) -> Promised:
         """The best vouchers on channels."""
         return self._recollection.promised
+
+    @property
+    def trails(self) -> Trails:
+        """Which of our acknowledgements were dropped as old."""
+        return self._recollection.trails
 
     @property
     def strangers(self) -> Strangers:

@@ -3,10 +3,11 @@
 Theory of operation. It follows the journal entry by entry, also of those that come after a restart. So that a restart
 need not fold years, it is written down with each snapshot of the books and read back from there:
 
-    deterministic CBOR of {"format": 4, "experience": ..., "turnover": [[day, role, counter, unit, amount], ...],
+    deterministic CBOR of {"format": 5, "experience": ..., "turnover": [[day, role, counter, unit, amount], ...],
                            "checking": [[day, unit, cost], ...],
                            "unsettled": [[payer, payee, rail, unit, settled, since_ms], ...],
                            "promised": [[payer, payee, unit, total, digest], ...],
+                           "trails": [[payee, rail, unit, total], ...],
                            "strangers": {"vouchers": [[did, config, total, signature], ...],
                                          "transfers": [[order, did, nonce, value, expires], ...]}}
 
@@ -27,10 +28,11 @@ from ledger.statement import DAY_MS, Turnover
 from node.exchange.experience import Experience
 from node.exchange.promised import Promised
 from node.exchange.strangers import Strangers
+from node.exchange.trails import Trails
 from node.exchange.unsettled import Unsettled
 
 # It is raised whenever the fold comes to say something else of the same entries.
-_FORMAT: Final = 4
+_FORMAT: Final = 5
 MAX_BYTES: Final = 128 * 2**20
 _MAX_ITEMS: Final = 16 * 2**20
 # Sums of so many days with trade are kept; only today's are asked for, and a clock may step back.
@@ -59,6 +61,7 @@ class Recollection:
         self.unsettled = Unsettled()
         self.strangers = Strangers()
         self.promised = Promised()
+        self.trails = Trails()
 
     def take(self, time_ms: int, events: Iterable[Event], accounts: Accounts) -> None:
         """Take the next entry's events, and the accounts after it."""
@@ -66,6 +69,7 @@ class Recollection:
         self.experience.take(events)
         self.strangers.take(events)
         self.promised.take(events)
+        self.trails.take(events)
         for event in events:
             match event:
                 case Observed(what="checking", facts={"unit": str(unit), "cost": int(cost)}):
@@ -85,6 +89,7 @@ class Recollection:
         """Hold on to all of it as it is now; what comes back writes that down, in any thread."""
         experience, turnover, checking = self.experience.copy(), self.turnover.sums, dict(self._checking)
         unsettled, strangers, promised = self.unsettled.copy(), self.strangers.copy(), self.promised.copy()
+        trails = self.trails.copy()
 
         def write() -> bytes:
             return codec.encode(
@@ -96,6 +101,7 @@ class Recollection:
                     "unsettled": unsettled.to_plain(),
                     "strangers": strangers.to_plain(),
                     "promised": promised.to_plain(),
+                    "trails": trails.to_plain(),
                 }
             )
 
@@ -113,6 +119,7 @@ class Recollection:
             found.unsettled = Unsettled.from_plain(body["unsettled"])
             found.strangers = Strangers.from_plain(body["strangers"])
             found.promised = Promised.from_plain(body["promised"])
+            found.trails = Trails.from_plain(body["trails"])
             found._checking = {(_int(day), str(unit)): _int(cost) for day, unit, cost in body["checking"]}
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise BadRecollection(str(error)) from None

@@ -7,6 +7,7 @@ from ledger.codec import Malformed
 from ledger.records import Offer, Order, open_record
 from ledger.retention import MOST_AT_ONCE, OF_ORDERS, OFFERS_LONGER_MS, Sieve, dropped
 from node.exchange.book import Book
+from node.exchange.trails import trails_dropped
 
 _DAY_S: Final = 86_400
 _EVERY_S: Final = 3_600
@@ -47,7 +48,8 @@ class Retention:
             after = old[-1].sequence, old[-1].digest
             going = [kept.digest for kept in old if sieve.may_go(kept)]
             if going:
-                await self._book.post(dropped(self._book.me, going))
+                marks = trails_dropped(self._book.me, sieve.marks)
+                await self._book.post(dropped(self._book.me, going), *marks)
                 await journal.drop_records(going)
 
     async def _offers_of(self, orders: Sequence[bytes]) -> set[bytes]:

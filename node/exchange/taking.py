@@ -145,8 +145,9 @@ class Taking:
         return sum([await self.claimed(peer, *one) for one in opened.claimed.items() if one[0] not in acknowledged])
 
     async def _as_payer(self, peer: Did, proof: Proof) -> int:
-        key = account_of(opened_voucher(proof.acknowledgement))
-        if (key.payer, key.payee) != (self._book.me, peer):
+        voucher = opened_voucher(proof.acknowledgement)
+        key = account_of(voucher)
+        if (key.payer, key.payee) != (self._book.me, peer) or self._book.trails.was_dropped(key, voucher.record.total):
             return 0
         changes = recovered_by_payer(proof, self._book.journal.books.account(key))
         await self._post(key, changes, _records_of(proof, key, with_acknowledgement=True))

@@ -135,9 +135,9 @@ class TestOtherBytes:
         "body",
         [
             {"format": 1},
-            {"format": 3, "experience": {}, "turnover": [], "checking": [], "unsettled": [], "strangers": {}},
-            {"format": 4, "experience": {}, "turnover": [], "checking": [], "unsettled": []},
-            {"format": 4, "turnover": [], "checking": [], "unsettled": [], "strangers": {}, "promised": []},
+            {"format": 4, "experience": {}, "turnover": [], "checking": [], "unsettled": [], "strangers": {}},
+            {"format": 5, "experience": {}, "turnover": [], "checking": [], "unsettled": []},
+            {"format": 5, "turnover": [], "checking": [], "unsettled": [], "strangers": {}, "promised": []},
             [],
             7,
         ],

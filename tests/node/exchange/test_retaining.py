@@ -7,7 +7,7 @@ import pytest
 from attrs import define, evolve
 
 from ledger.chainfile import ChainReader
-from ledger.changes import Disputed
+from ledger.changes import Disputed, ForgivenessReceived
 from ledger.events import AccountChanged
 from ledger.identity import Did
 from ledger.records import Acknowledgement, Offer, Order, Receipt
@@ -16,8 +16,10 @@ from node.exchange.book import Book
 from node.exchange.buyer import Buyer
 from node.exchange.delivery import Delivery
 from node.exchange.retaining import Retention
+from node.exchange.taking import Taking
 from node.models.tokenizer import Tokenizer
 from node.ports import ManualClock, SeededEntropy
+from node.wire.messages import Handed
 from tests.node.trading import Customer, Store, ask
 
 DAY_S = 86_400
@@ -95,6 +97,32 @@ async def test_offers_go_later_and_replaced_vouchers_with_them(trade: Trade) -> 
         assert await kinds(book, second) == {Acknowledgement.kind}
         assert await book.journal.list_records(Offer.kind, 9) == []
         assert await verified(book) > 0
+
+
+async def handed_back(book: Book, orders: list[bytes]) -> Handed:
+    """All that a node keeps of some orders, in the form in which it is handed back."""
+    records = [kept for order in orders for kept in await book.journal.records_of(order)]
+    offers = await book.journal.list_records(Offer.kind, 9)
+    return tuple((kept.kind, kept.raw) for kept in (*offers, *records))
+
+
+async def test_what_was_dropped_and_comes_back_does_not_undo_what_was_forgiven(trade: Trade) -> None:
+    orders = [trade.order]
+    for _ in range(2):
+        await trade.days_pass(1)
+        orders.append(await trade.buy())
+    book, key = trade.customer.book, trade.customer.owes(trade.store.did).key
+    await book.post(AccountChanged(key, ForgivenessReceived(COST)))
+    handed = await handed_back(trade.store.book, orders)
+    await trade.days_pass(DAYS + 1)
+    await Retention(book, DAYS).sweep()
+    assert await kinds(book, trade.order) == set()
+    for _ in range(2):
+        assert await Taking(book, lambda *_: None).take(trade.store.did, handed, {}) == 0
+        assert book.journal.books.account(key).owed == 2 * COST
+        # The mark is in the chain, and so a restart knows it.
+        book = await Book.open(book.journal, book.identity, trade.clock)
+    assert not book.trails.was_dropped(key, 3 * COST)
 
 
 async def test_what_is_young_stays(trade: Trade) -> None:
