@@ -1,84 +1,125 @@
-"""A node that pays or is paid on a chain, in a hurry, with a door for its test.
+"""Nodes that pay or are paid on a chain, in a hurry, each a process that starts in a moment and can be killed.
 
-`python -m tests.integration.paying_node --home … --config …`. Its engine is that of the endless seller, without a
-pause; what it asks the chain, it asks again at once. The door is a socket in its home: a line of JSON each way.
+`python -m tests.integration.paying_node SOCKET` loads everything once and then forks a node for each connection to that
+socket. The connection carries lines of JSON: first the node's home and settings, then what is asked of it.
 """
 
-import argparse
 import asyncio
-import contextlib
+import gc
 import json
+import os
 import signal
-from functools import partial
+import socket
+import sys
+import traceback
 from pathlib import Path
 from typing import Any, Final
 
 from attrs import asdict
 
+import node.own_money
+import node.own_purses
+import node.own_wallet  # noqa: F401 - so that no node has to import them
 from ledger.account import AccountKey
+from ledger.rails.stablecoin.keys import Key
 from node.app import Node, run_node
-from node.config import Config, load_config
+from node.config import load_config
+from node.engine.hardware import Plan
+from node.engine.port import Engine
 from node.exchange import opening
 from node.exchange.effects import EffectRefused
 from node.exchange.pacing import Pace
 from node.home import Home
-from node.serve import say_started_json
-from tests.integration.endless_seller import load_endless
+from node.models.manifest import Manifest
+from node.models.template import TemplateRenderer
+from node.models.vocab import open_vocab
+from tests.integration.crashing_node import StoryEngine
 
 PACE: Final = Pace(
     round_s=0.1, answer_s=10, look_s=0.3, look_again_s=0.05, confirm_s=0.5, first_retry_s=0.05, last_retry_s=0.3
 )
 
 
-class Door:
-    """What a test asks of a node."""
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
-            while line := await reader.readline():
-                writer.write(json.dumps(await self._answer(**json.loads(line))).encode() + b"\n")
-                await writer.drain()
-        writer.close()
-
-    async def _answer(self, payer: str, payee: str, ask: str = "", amount: int = 0) -> dict[str, Any]:
-        """The account's counters, and the effect on it; with `ask`, after that was asked for."""
-        key = AccountKey(payer, payee, "stablecoin", "uusd")
-        refused = ""
-        if ask:
-            try:
-                await self._node.effects.ask(key, ask, amount)  # type: ignore[arg-type]
-            except EffectRefused as error:
-                refused = str(error)
-        books = self._node.book.journal.books
-        account, tracked = books.account(key), books.effects.get(key)
-        counters = asdict(account, filter=lambda field, _: field.name not in ("key", "orders"))
-        more = {name: getattr(account, name) for name in ("owed", "reserved", "unsettled", "available", "shortfall")}
-        state = None if tracked is None else [tracked.effect.kind, tracked.state, tracked.why]
-        return {**counters, **more, "effect": state, "refused": refused}
+async def load_wide(path: Path, manifest: Manifest, _plan: Plan) -> Engine:
+    """An engine for many at a time, whose answers do not end by themselves."""
+    vocab = open_vocab(path)
+    try:
+        return StoryEngine(manifest, vocab.eog | vocab.control, vocabulary=vocab.size, slots=32)
+    finally:
+        vocab.close()
 
 
-async def run(home: Home, config: Config) -> None:
-    """Until SIGTERM."""
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    async with run_node(home, config, partial(load_endless, pace=0.0), pace=PACE) as node:
-        server = await asyncio.start_unix_server(Door(node).serve, home.folder / "door")
-        say_started_json(node, config)
-        await stop.wait()
-        server.close()
+async def _no_templates(_: TemplateRenderer) -> None:
+    """The renderer's process is started at the first conversation, and here there is none."""
+
+
+async def answer(node: Node, payer: str, payee: str, ask: str = "", amount: int = 0) -> dict[str, Any]:
+    """The account's counters, and the effect on it; with `ask`, after that was asked for."""
+    key = AccountKey(payer, payee, "stablecoin", "uusd")
+    refused = ""
+    if ask:
+        try:
+            await node.effects.ask(key, ask, amount)  # type: ignore[arg-type]
+        except EffectRefused as error:
+            refused = str(error)
+    books = node.book.journal.books
+    account, tracked = books.account(key), books.effects.get(key)
+    counters = asdict(account, filter=lambda field, _: field.name not in ("key", "orders"))
+    more = {name: getattr(account, name) for name in ("owed", "reserved", "unsettled", "available", "shortfall")}
+    state = None if tracked is None else [tracked.effect.kind, tracked.state, tracked.why]
+    return {**counters, **more, "effect": state, "refused": refused}
+
+
+async def run(settings: dict[str, str], connection: socket.socket) -> None:
+    """Until the connection ends."""
+    reader, writer = await asyncio.open_unix_connection(sock=connection)
+    home = Home(Path(settings["home"]))
+    async with run_node(home, load_config(Path(settings["config"]), {}), load_wide, pace=PACE) as running:
+        said: dict[str, Any] = {"url": running.url, "did": running.did, "pid": os.getpid()}
+        while True:
+            writer.write(json.dumps(said).encode() + b"\n")
+            await writer.drain()
+            line = await reader.readline()
+            if not line:
+                return
+            said = await answer(running, **json.loads(line))
+
+
+def _be_a_node(connection: socket.socket) -> None:
+    text = b""
+    while not text.endswith(b"\n"):
+        text += connection.recv(1)
+    settings = json.loads(text)
+    with Path(settings["log"]).open("a") as log:
+        os.dup2(log.fileno(), sys.stdout.fileno())
+        os.dup2(log.fileno(), sys.stderr.fileno())
+    opening._ROUND_S = 0.1  # type: ignore[misc]
+    TemplateRenderer.start = _no_templates  # type: ignore[method-assign]
+    asyncio.run(run(settings, connection))
 
 
 def main() -> None:
-    """Run the node until it is told to stop."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--home", type=Path, required=True)
-    parser.add_argument("--config", type=Path, required=True)
-    arguments = parser.parse_args()
-    opening._ROUND_S = 0.1  # type: ignore[misc]
-    asyncio.run(run(Home(arguments.home), load_config(arguments.config, {})))
+    """Fork a node for each connection, until the parent process is gone."""
+    Key.of(b"\1" * 32)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(sys.argv[1])
+        listener.listen()
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them: their connection tells
+        gc.collect()
+        gc.freeze()
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        while True:
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                try:
+                    _be_a_node(connection)
+                except BaseException:  # noqa: BLE001 - it must not go on as another fork server
+                    traceback.print_exc()
+                os._exit(0)
+            connection.close()
 
 
 if __name__ == "__main__":

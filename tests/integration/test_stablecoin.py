@@ -2,27 +2,26 @@
 
 import asyncio
 import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from subprocess import DEVNULL, PIPE
 from typing import Any, Final
 
-import openai
+import aiohttp
 import pytest
 from attrs import define, field
+from eth_utils.crypto import keccak
 
+from ledger.identity import Did
 from ledger.rails.stablecoin.keys import create_keystore
-from node.demo.processes import NodeProcess
+from node.home import Home
+from node.ports import SystemEntropy
 from tests.chain import Anvil
-from tests.integration.network import (
-    PRICE,
-    STORY,
-    Network,
-    client_of,
-    did_in,
-    free_port,
-    kill,
-    sellers_are_known,
-    until,
-    usd,
-)
+from tests.integration.network import PRICE, free_port, until, usd, write_config
 
 DEPOSIT: Final = 2_000_000
 # The wallet that pays has dollars and no ether: whoever is paid brings the deposit to the chain.
@@ -33,65 +32,109 @@ PASSPHRASE: Final = "for tests"
 
 
 @define
+class Paying:
+    """A node: a home with a wallet, an address, and a process that comes and goes."""
+
+    home: Home
+    wallet: str
+    port: int = field(factory=free_port)
+    pid: int = 0
+    _reader: asyncio.StreamReader | None = None
+    _writer: asyncio.StreamWriter | None = None
+
+    @property
+    def did(self) -> Did:
+        return self.home.identity(SystemEntropy()).did
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def start(self, server: Path) -> None:
+        """Fork its process, and wait until it is there."""
+        self._reader, self._writer = await asyncio.open_unix_connection(server)
+        folder = self.home.folder
+        settings = {"home": folder, "config": folder / "config.toml", "log": folder / "log.txt"}
+        said = await self.ask(**{name: str(path) for name, path in settings.items()})
+        self.pid = said["pid"]
+
+    async def ask(self, **what: Any) -> dict[str, Any]:
+        """One line there and one back."""
+        assert self._reader is not None
+        assert self._writer is not None
+        self._writer.write(json.dumps(what).encode() + b"\n")
+        line = await self._reader.readline()
+        assert line, (self.home.folder / "log.txt").read_text()
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    async def kill(self) -> None:
+        """End it as a power cut would."""
+        assert self._reader is not None
+        os.kill(self.pid, signal.SIGKILL)
+        while await self._reader.read(4096):
+            pass
+        self.close()
+
+    def close(self) -> None:
+        """It ends by itself, in good order."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+@define
 class Market:
     """A buyer with an empty wallet but for dollars, and a seller that is paid by channel alone."""
 
-    network: Network
     chain: Anvil
-    wallets: dict[str, str] = field(factory=dict)
-    nodes: dict[str, NodeProcess] = field(factory=dict)
-    ports: dict[str, int] = field(factory=dict)
+    server: Path
+    nodes: dict[str, Paying] = field(factory=dict)
 
     @property
-    def parties(self) -> dict[str, str]:
-        """The account of the two."""
-        folder = self.network.folder
-        return {"payer": did_in(folder / "buyer"), "payee": did_in(folder / "seller")}
+    def wallets(self) -> dict[str, str]:
+        """Their addresses."""
+        return {name: node.wallet for name, node in self.nodes.items()}
 
-    def make(self, name: str, dollars: int, ether: int) -> None:
+    def make(self, name: str, folder: Path, dollars: int, ether: int) -> None:
         """A home with a wallet."""
-        folder = self.network.folder / name
         folder.mkdir()
         wallet = self.chain.wallet(dollars, ether)
         (folder / "passphrase").write_text(PASSPHRASE + "\n")
         create_keystore(folder / "wallet.json", PASSPHRASE, secret=bytes(wallet.key), cost=2)
-        self.wallets[name], self.ports[name] = wallet.address, free_port()
+        self.nodes[name] = Paying(Home(folder), wallet.address)
 
-    async def up(self, name: str, **settings: Any) -> None:
-        """Start a node, or start it again."""
-        folder = self.network.folder / name
+    def configure(self) -> None:
+        """Write the settings of both."""
+        buyer, seller = self.nodes["buyer"], self.nodes["seller"]
         chain = {
             "network": "anvil",
             "rpc": [self.chain.url],
             "contract": self.chain.deployed.channels,
-            "passphrase_file": str(folder / "passphrase"),
             "min_deposit": "0.1usd",
             "claim_at": "1000usd",
-            **settings,
         }
-        sections: dict[str, Any] = {"stablecoin": chain}
-        peers = []
-        if name == "seller":
-            sections |= {"sell": {"price": PRICE, "open_credit": "0usd", "window": "0.01usd"}, "node": {"slots": 16}}
-        else:
-            sections |= {"api": {"route": "peers"}, "audit": {"rate": 0, "first": 0}}
-            chain["deposit"] = "2usd"
-            peers = [(self.parties["payee"], self.nodes["seller"].running.url)]
-        module = "tests.integration.paying_node"
-        self.nodes[name] = await self.network.up(name, sections, peers, self.ports[name], module)
+        selling = {"sell": {"price": PRICE, "open_credit": "0usd", "window": "0.01usd"}}
+        buying = {"api": {"route": "peers"}, "audit": {"rate": 0, "first": 0}}
+        for node, sections, more, peers in (
+            (seller, selling, {}, []),
+            (buyer, buying, {"deposit": "2usd"}, [(seller.did, seller.url)]),
+        ):
+            passphrase = {"passphrase_file": str(node.home.folder / "passphrase")}
+            write_config(node.home.folder, {**sections, "stablecoin": chain | passphrase | more}, peers, node.port)
+
+    async def up(self, name: str) -> None:
+        """Start a node, or start it again."""
+        await self.nodes[name].start(self.server)
 
     async def again(self, name: str) -> None:
         """Kill a node and start it again."""
-        await kill(self.nodes[name])
+        await self.nodes[name].kill()
         await self.up(name)
 
     async def account(self, name: str, **asked: Any) -> dict[str, Any]:
         """The account as one side sees it, after something was asked of its driver."""
-        reader, writer = await asyncio.open_unix_connection(self.network.folder / name / "door")
-        writer.write(json.dumps(self.parties | asked).encode() + b"\n")
-        found: dict[str, Any] = json.loads(await reader.readline())
-        writer.close()
-        return found
+        parties = {"payer": self.nodes["buyer"].did, "payee": self.nodes["seller"].did}
+        return await self.nodes[name].ask(**parties, **asked)
 
     async def sees(self, name: str, **counters: Any) -> dict[str, Any]:
         """Wait until one side sees the account so; the chain goes on meanwhile."""
@@ -111,7 +154,6 @@ class Market:
 
     async def funded(self) -> None:
         """Wait until both sides have seen the deposit, and orders can be paid."""
-        await sellers_are_known(self.nodes["buyer"])
         await self.sees("seller", funded=DEPOSIT)
         await self.sees("buyer", funded=DEPOSIT, window=10_000)
 
@@ -144,42 +186,52 @@ class Market:
         return int(sold["authorized"])
 
     async def order(self, count: int) -> int:
-        """So many orders, some at a time; what they cost together. Those that fail cost nothing."""
+        """So many orders, some at a time; what they cost together."""
         costs: list[int] = []
         left = iter(range(count))
 
-        async def some(client: openai.AsyncOpenAI) -> None:
+        async def some(session: aiohttp.ClientSession) -> None:
             for _ in left:
-                raw = await client.chat.completions.with_raw_response.create(
-                    model="auto", messages=STORY[:1], max_tokens=1
-                )
-                costs.append(usd(raw.headers["x-idlemesh-cost"]))
+                body = {"model": "auto", "prompt": "One evening a fox", "max_tokens": 1}
+                async with session.post(self.nodes["buyer"].url + "/v1/completions", json=body) as response:
+                    assert response.status == 200, await response.text()
+                    costs.append(usd(response.headers["x-idlemesh-cost"]))
 
-        async with client_of(self.nodes["buyer"]) as client, asyncio.TaskGroup() as tasks:
+        async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as tasks:
             for _ in range(min(count, AT_ONCE)):
-                tasks.create_task(some(client))
+                tasks.create_task(some(session))
         return sum(costs)
 
     def claims(self) -> int:
         """How many claims the chain has had of this seller's channels."""
-        topic = "0x" + _keccak("Claimed(bytes32,uint128)").hex()
+        topic = "0x" + keccak(text="Claimed(bytes32,uint128)").hex()
         logs = self.chain.rpc("eth_getLogs", {"fromBlock": "0x0", "topics": [topic]})
         return len({log["transactionHash"] for log in logs})
 
 
-def _keccak(text: str) -> bytes:
-    from eth_utils.crypto import keccak
-
-    return bytes(keccak(text=text))
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = tmp_path_factory.mktemp("paying") / "socket"
+    command = (sys.executable, "-m", "tests.integration.paying_node", str(path))
+    with subprocess.Popen(command, stdout=PIPE, stdin=DEVNULL) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            yield path
+        finally:
+            process.kill()
 
 
 @pytest.fixture
-async def market(network: Network, chain: Anvil) -> Market:
-    found = Market(network, chain)
-    found.make("seller", dollars=0, ether=10**18)
-    found.make("buyer", dollars=MONEY, ether=0)
+async def market(tmp_path: Path, server: Path, chain: Anvil) -> AsyncIterator[Market]:
+    found = Market(chain, server)
+    found.make("seller", tmp_path / "seller", dollars=0, ether=10**18)
+    found.make("buyer", tmp_path / "buyer", dollars=MONEY, ether=0)
+    found.configure()
     await found.up("seller")
-    return found
+    yield found
+    for node in found.nodes.values():
+        node.close()
 
 
 async def test_a_thousand_orders_are_one_claim_and_the_chain_has_what_both_ledgers_say(market: Market) -> None:
