@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -55,6 +55,7 @@ from node.wire.client import HttpPeer
 
 if TYPE_CHECKING:
     from node.own_money import Money
+    from node.own_paid import OpenDoor
     from node.own_purses import Purses
 
 # What was open at a stop is settled once the peers have answered, or after so long.
@@ -126,11 +127,12 @@ async def run_node(
         stack.push_async_callback(buying.peers.close)
         app = _doors(ground, buying, seller, keys)
         await stack.enter_async_context(serving(app, listener, Bounds(trusted=is_loopback)))
+        paid = await _open_paid(stack, ground)
         # At the end this comes first: what is being sold is cut in good order, and paid up to its last checkpoint.
         for remote in ground.elsewhere:
             stack.push_async_callback(remote.close)
         stack.push_async_callback(ground.own.pool.close)
-        _start(stack, ground, buying, seller)
+        _start(stack, ground, buying, seller, paid)
         home.announce(Running(url, keys.token, ground.book.me))
         stack.callback(home.withdraw)
         yield Node(
@@ -172,7 +174,7 @@ async def _open_ground(
     lines = {did_of(peer): HttpPeer(session, peer.url) for peer in config.peers}
     money, purses = await _open_money(stack, home, config, book, entropy, lines)
     policies = {money.rail.name: money.policy} if money is not None else {}
-    rails = [*rails, money.rail] if money is not None else rails
+    rails = [*rails, *money.rails] if money is not None else rails
     payer_of = purses.payer_of if purses is not None else no_payer
     elsewhere = await open_remotes(config, home, session, tokenizers, names, sold, payer_of)
     effects = EffectDriver(book, entropy, rails, policies, pace)
@@ -226,10 +228,21 @@ def _doors(ground: Ground, buying: Buying, seller: Seller | None, keys: Keys) ->
     return app
 
 
-def _start(stack: contextlib.AsyncExitStack, ground: Ground, buying: Buying, seller: Seller | None) -> None:
+async def _open_paid(stack: contextlib.AsyncExitStack, ground: Ground) -> "OpenDoor | None":
+    """The door for strangers who pay by x402, if the owner wants one."""
+    if ground.config.paid is None or ground.money is None:
+        return None
+    from node.own_paid import open_paid  # as late as the rest that knows of chains
+
+    return await open_paid(stack, ground, ground.money, ground.config.paid)
+
+
+def _start(
+    stack: contextlib.AsyncExitStack, ground: Ground, buying: Buying, seller: Seller | None, paid: "OpenDoor | None"
+) -> None:
     """What goes on in the background while the node runs."""
     owed = (buying.settler, buying.settling, seller, buying.disputes)
-    _in_background(stack, _sweep(ground.own.pool, ground.book, *owed, buying.retention, ground.purses))
+    _in_background(stack, _sweep(ground.own.pool, ground.book, *owed, buying.retention, ground.purses, paid))
     _in_background(stack, ground.effects.run())
     if buying.opening is not None:
         _in_background(stack, buying.opening.run(buying.peers.offers, _deposit(ground)))
@@ -237,8 +250,14 @@ def _start(stack: contextlib.AsyncExitStack, ground: Ground, buying: Buying, sel
         _in_background(stack, buying.pledges.run())
     if ground.money is not None and ground.money.own_bonds is not None:
         _in_background(stack, ground.money.own_bonds.run())
-    if seller is not None and ground.watch is not None:
-        _in_background(stack, ground.watch.run(seller.hand_back))
+    selling = [side.hand_back for side in (seller, paid.shop if paid is not None else None) if side is not None]
+    if selling and ground.watch is not None:
+        _in_background(stack, ground.watch.run(partial(_hand_back, selling)))
+
+
+def _hand_back(sides: Sequence[Callable[[], None]]) -> None:
+    for hand_back in sides:
+        hand_back()
 
 
 async def _open_book(stack: contextlib.AsyncExitStack, place: Place, identity: Identity, clock: Clock) -> Book:
@@ -266,7 +285,7 @@ def _catalogue(config: Config) -> Catalogue:
 def _idle_watch(stack: contextlib.AsyncExitStack, config: Config) -> IdleWatch | None:
     """The watch over the owner's machine, if something is sold by a rule."""
     rule = config.idle.rule()
-    if not config.prices or rule is None:
+    if not (config.prices or config.paid) or rule is None:
         return None
     sensors = Sensors()
     stack.callback(sensors.close)

@@ -9,6 +9,7 @@ from attrs import frozen
 
 from ledger.identity import Did
 from ledger.rails.policy import Policy
+from ledger.rails.port import Rail
 from ledger.rails.stablecoin.bond_terms import KnownBonds
 from ledger.rails.stablecoin.bonds import Bonds
 from ledger.rails.stablecoin.chain import Chain
@@ -19,8 +20,10 @@ from ledger.rails.stablecoin.rail import Stablecoin
 from node.exchange.bonding import OwnBonds
 from node.exchange.book import Book
 from node.exchange.channels import Channels, Teller
+from node.exchange.tabs import config_of
 from node.exchange.till import Wanted
 from node.home import Home, HomeError
+from node.paid.prepaid import Prepaid
 from node.stablecoin_settings import StablecoinSettings
 
 _GWEI: Final = 10**9
@@ -41,6 +44,11 @@ class Money:
     channels: Channels
     bonds: Bonds | None
     own_bonds: OwnBonds | None
+
+    @property
+    def rails(self) -> list[Rail]:
+        """What moves money here: channels, and what strangers have prepaid."""
+        return [self.rail, Prepaid(self.chain)]
 
     @property
     def token(self) -> bytes:
@@ -104,7 +112,7 @@ async def open_money(
     except (KeysError, NetworkError, ChainError, SignerFailed) as error:
         raise NoMoney(str(error)) from None
     stack.push_async_callback(chain.close)
-    channels = await Channels.open(book, dial)
+    channels = await Channels.open(book, dial, lambda key: config_of(book.strangers, key))
     rail = Stablecoin(chain, channels, book.me, ether=settings.ether.value, min_deposit=settings.min_deposit.value)
     stack.push_async_callback(rail.close)
     book.rails.add(rail)

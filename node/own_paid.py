@@ -1,0 +1,100 @@
+"""The owner's door for strangers who pay by x402, as the configuration has it."""
+
+import contextlib
+import logging
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+from attrs import frozen
+from x402.http import FacilitatorConfig, HTTPFacilitatorClient
+from x402.mechanisms.evm.batch_settlement.constants import BATCH_SETTLEMENT_ADDRESS
+
+from ledger.rails.stablecoin.networks import address
+from node.api.connections import Bounds, serving
+from node.api.paid import PaidDoor
+from node.exchange.sale import Ware
+from node.exchange.tabs import Tabs
+from node.gateway.shop import Shop
+from node.listening import listen
+from node.own_money import Money, NoMoney
+from node.paid.bank import WAIT_S, Bank, Facilitator
+from node.paid.refunds import Refunds
+from node.paid.terms import Scheme, Terms
+from node.paid.till import Till
+from node.stablecoin_settings import PaidSettings
+from node.trade import Ground
+
+_log = logging.getLogger(__name__)
+# A facilitator answers once its transaction is mined; what it has not said by then is asked of the chain.
+_FACILITATOR_S: Final = 60.0
+
+
+@frozen
+class OpenDoor:
+    """The open door: where it is, and what has to be looked after."""
+
+    listener: socket.socket
+    shop: Shop
+    tabs: Tabs
+    bank: Bank
+
+    async def sweep(self) -> None:
+        """Close what was left open, and find out what became of payments."""
+        await self.tabs.sweep()
+        await self.bank.sweep()
+
+
+async def open_paid(stack: contextlib.AsyncExitStack, ground: Ground, money: Money, paid: PaidSettings) -> OpenDoor:
+    """Open the door on its own address, until the stack ends. Raises CannotListen, NoMoney."""
+    listener = stack.enter_context(contextlib.closing(listen(paid.host, paid.port)))
+    tabs = Tabs(ground.book, ground.entropy)
+    await tabs.sweep()
+    facilitator = await _facilitator(stack, paid)
+    bank = Bank(ground.book, tabs, money.chain, facilitator, WAIT_S)
+    terms = Terms(
+        money.chain.place,
+        money.chain.network.token,
+        money.chain.address,
+        money.settings.withdraw_delay,
+        _schemes(money, paid),
+        paid.prepaid.value,
+        money.settings.min_deposit.value,
+    )
+    till = Till(ground.book, tabs, terms, bank, money.rail.collateral)
+    shop = Shop(_wares(ground, paid), ground.book.me, ground.may_sell, ground.config.api.max_tokens)
+    refunds = Refunds(ground.book, tabs, till, ground.effects.ask)
+    door = PaidDoor(shop, till, refunds, ground.clock, ground.entropy)
+    await stack.enter_async_context(serving(door.app(), listener, Bounds()))
+    return OpenDoor(listener, shop, tabs, bank)
+
+
+async def _facilitator(stack: contextlib.AsyncExitStack, paid: PaidSettings) -> Facilitator | None:
+    if paid.facilitator is None:
+        return None
+    # It writes each address that it asks into the log, and this one may hold a key.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    settings = FacilitatorConfig(paid.facilitator.get_secret_value(), _FACILITATOR_S)
+    return await stack.enter_async_context(HTTPFacilitatorClient(settings))
+
+
+def _schemes(money: Money, paid: PaidSettings) -> Sequence[Scheme]:
+    """x402's clients sign for one channels contract, and know no other. Raises NoMoney."""
+    if money.chain.place.contract == address(BATCH_SETTLEMENT_ADDRESS):
+        return paid.schemes
+    left: list[Scheme] = [scheme for scheme in paid.schemes if scheme != "batch-settlement"]
+    if not left:
+        why = "x402's clients pay through x402's contract alone: leave [stablecoin] contract out, or add exact"
+        raise NoMoney(f"[paid] schemes: {why}")
+    _log.warning("strangers cannot pay by channels: [stablecoin] contract is not x402's")
+    return left
+
+
+def _wares(ground: Ground, paid: PaidSettings) -> list[Ware]:
+    """The models of this machine that are sold to strangers: at the door's price, or at their own."""
+    wares = []
+    for model, settings in zip(ground.own.models, ground.config.own_models, strict=True):
+        price = (paid.price or model.price) if settings.sell else None
+        if price is not None and price.unit == "uusd":
+            wares.append(Ware(model.engine, model.tokenizer, model.name, price, model.engine.is_unchanged))
+    return wares
