@@ -7,30 +7,31 @@ error of `submit` other than Unreachable says that nothing was sent. After `Unre
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
 from ledger.rails.stablecoin import contracts
 from ledger.rails.stablecoin.books import Deposit
-from ledger.rails.stablecoin.contracts import Call, answered, collector_data, encoded
+from ledger.rails.stablecoin.contracts import Call, collector_data
 from ledger.rails.stablecoin.digests import ChannelConfig, Place, authorization, deposit_nonce, domain, keccak
 from ledger.rails.stablecoin.errors import (
     ChainError,
-    ChannelUnknown,
-    Disagreement,
     NoContract,
     NoWallet,
     Unreachable,
     WrongDecimals,
 )
 from ledger.rails.stablecoin.fees import GasPrice, gas_price
+from ledger.rails.stablecoin.finding import Finding
 from ledger.rails.stablecoin.keys import Signer
-from ledger.rails.stablecoin.logs import Event, events
 from ledger.rails.stablecoin.networks import DECIMALS, Deployment, Network, checksummed
 from ledger.rails.stablecoin.outbox import Outbox, Outcome, State
-from ledger.rails.stablecoin.rpc import ANSWER_S, Endpoints, Said, Silent, hexed, octets, quantity
+from ledger.rails.stablecoin.reading import Reading
+from ledger.rails.stablecoin.rpc import ANSWER_S, Endpoints, hexed, octets, quantity
+from ledger.rails.stablecoin.sights import Sights
 from ledger.rails.stablecoin.transactions import STUCK_S, Transactions
+from ledger.rails.stablecoin.typed import receive_typed
 from ledger.rails.stablecoin.watch import ChannelView, Watch
 
 __all__ = ["Chain", "ChannelView", "GasPrice", "Outcome", "State"]
@@ -38,13 +39,6 @@ __all__ = ["Chain", "ChannelView", "GasPrice", "Outcome", "State"]
 MAX_GAS_PRICE: Final = 50 * 10**9  # wei
 
 _log = logging.getLogger(__name__)
-
-
-def _outbox(folder: Path, chain_id: int, signer: Signer | None) -> Outbox | None:
-    folder.mkdir(parents=True, exist_ok=True)
-    if signer is None:
-        return None
-    return Outbox.open(folder / f"outbox-{chain_id}-{signer.address.hex()}.json", chain_id, signer.address)
 
 
 class Chain:
@@ -55,7 +49,7 @@ class Chain:
         network: Network,
         deployment: Deployment,
         endpoints: Endpoints,
-        watch: Watch,
+        sights: Sights,
         signer: Signer | None,
         transactions: Transactions | None,
         poll_s: float,
@@ -63,9 +57,11 @@ class Chain:
         """Use `open`."""
         self.network: Final = network
         self.deployment: Final = deployment
-        self.place: Final = Place(network.chain_id, deployment.contract)
-        self._endpoints = endpoints
-        self._watch = watch
+        self.place: Final = sights.place
+        self.endpoints: Final = endpoints  # for questions that are not asked here
+        self._reading = Reading(endpoints, network)
+        self._watch = Watch(self._reading, network, sights.place, sights)
+        self._finding = Finding(self._reading, network, sights.place)
         self._signer = signer
         self._transactions = transactions
         self._poll_s = poll_s
@@ -93,16 +89,13 @@ class Chain:
         Raises UnknownDeployment, OutboxUnreadable.
         """
         deployment = network.deployment(contract)
-        outbox = _outbox(folder, network.chain_id, signer)
+        sights, outbox = _kept(folder, Place(network.chain_id, deployment.contract), signer)
         endpoints = Endpoints(rpc or network.rpc, network.chain_id, answer_s)
-        place = Place(network.chain_id, deployment.contract)
-        sights = folder / f"channels-{network.chain_id}-{deployment.contract.hex()}.json"
-        watch = Watch(endpoints, network, place, sights)
         transactions = None
         if signer is not None and outbox is not None:
             transactions = Transactions(endpoints, network, signer, outbox, max_gas_price, stuck_s)
         wait_s = max(network.block_s, 1.0) if poll_s is None else poll_s
-        return cls(network, deployment, endpoints, watch, signer, transactions, wait_s)
+        return cls(network, deployment, endpoints, sights, signer, transactions, wait_s)
 
     async def close(self) -> None:
         """Stop tending; what waits is sent on after the next `open`."""
@@ -110,22 +103,17 @@ class Chain:
             self._tending.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._tending
-        await self._endpoints.close()
+        await self.endpoints.close()
 
     async def check(self) -> None:
         """That endpoints serve this chain, with the contract and a token of 6 decimals. Raises ChainError."""
         token, contract = self.network.token.address, self.deployment.contract
         for what, address in (("channels contract", contract), ("token", token)):
-            if not await self._agreed("eth_getCode", hexed(address), parse=octets, what=f"the {what}'s code"):
+            if not await self._reading.agreed("eth_getCode", hexed(address), parse=octets, what=f"the {what}'s code"):
                 raise NoContract(what, checksummed(address))
         (decimals,) = await self.read(token, "decimals")
         if decimals != DECIMALS:
             raise WrongDecimals(decimals)
-
-    @property
-    def endpoints(self) -> Endpoints:
-        """For questions that are not asked here."""
-        return self._endpoints
 
     # Keys
 
@@ -163,43 +151,11 @@ class Chain:
 
     async def find(self, channel: bytes) -> ChannelConfig:
         """A channel's config from the chain alone. Raises ChannelUnknown, Unreachable."""
-        for config in await self._found([channel], lambda config: self.place.channel_id(config) == channel):
-            return config
-        raise ChannelUnknown(channel)
+        return await self._finding.find(channel)
 
     async def find_all(self, party: bytes) -> list[ChannelConfig]:
         """Every channel that an address pays, is paid or authorizes by, from the chain alone (slow: all blocks)."""
-        return await self._found(
-            None,
-            lambda config: (
-                party in (config.payer, config.payer_authorizer, config.receiver, config.receiver_authorizer)
-            ),
-        )
-
-    async def _found(
-        self, channels: list[bytes] | None, wanted: Callable[[ChannelConfig], bool]
-    ) -> list[ChannelConfig]:
-        last = (await self._watch.head()).number
-        why: ChainError = Unreachable("none is configured")
-        for endpoint in self._endpoints.usable:
-            found: dict[bytes, ChannelConfig] = {}
-            try:
-                async for part in events(
-                    endpoint, self.place.contract, self.network.since, last, self.network.logs, channels
-                ):
-                    found |= {each.channel: each.config for each in part if self._opens(each, wanted)}  # type: ignore[misc]
-                    if channels is not None and len(found) == len(channels):
-                        break
-            except (Silent, Unreachable) as error:
-                why = error
-            else:
-                return list(found.values())
-        raise Unreachable(str(why))
-
-    def _opens(self, event: Event, wanted: Callable[[ChannelConfig], bool]) -> bool:
-        """Whether it opens a channel that is wanted; an id that is not the config's is a lie."""
-        config = event.config
-        return config is not None and self.place.channel_id(config) == event.channel and wanted(config)
+        return await self._finding.find_all(party)
 
     async def unsettled(self, receiver: bytes | None = None) -> int:
         """What was claimed for a receiver (the wallet) and not paid out, at the head."""
@@ -218,29 +174,8 @@ class Chain:
         nonce = deposit_nonce(channel, salt)
         separator = domain(token.name, token.version, self.network.chain_id, token.address)
         digest = authorization(separator, config.payer, collector, amount, 0, before, nonce)
-        shown = self._receive_typed(config.payer, collector, amount, before, nonce)
+        shown = receive_typed(self.network, config.payer, collector, amount, before, nonce)
         return Deposit(channel, amount, 0, before, salt, await self.sign_digest(digest, {"typed_data": shown}))
-
-    def _receive_typed(self, payer: bytes, to: bytes, amount: int, before: int, nonce: bytes) -> dict[str, Any]:
-        """The authorization as EIP-712 data, for an external signer's eyes."""
-        token, kinds = self.network.token, ("address", "address", "uint256", "uint256", "uint256", "bytes32")
-        names = ("from", "to", "value", "validAfter", "validBefore", "nonce")
-        values = (checksummed(payer), checksummed(to), amount, 0, before, hexed(nonce))
-        return {
-            "domain": {
-                "name": token.name,
-                "version": token.version,
-                "chainId": self.network.chain_id,
-                "verifyingContract": checksummed(token.address),
-            },
-            "types": {
-                "ReceiveWithAuthorization": [
-                    {"name": name, "type": kind} for name, kind in zip(names, kinds, strict=True)
-                ]
-            },
-            "primaryType": "ReceiveWithAuthorization",
-            "message": dict(zip(names, values, strict=True)),
-        }
 
     def bring(self, config: ChannelConfig, deposit: Deposit) -> Call:
         """The call that brings a signed deposit into its channel; anyone may submit it. Raises NoContract."""
@@ -262,12 +197,7 @@ class Chain:
 
     async def read(self, to: bytes, name: str, *values: Any, deep: bool = False) -> tuple[Any, ...]:
         """A function of `contracts.FUNCTIONS`; endpoints that answer must agree. Raises Unreachable, Disagreement."""
-        question = {"to": hexed(to), "data": hexed(encoded(name, *values))}
-
-        def parse(found: Any) -> tuple[Any, ...]:
-            return answered(name, octets(found))
-
-        return tuple(await self._agreed("eth_call", question, parse=parse, what=name, deep=deep))
+        return await self._reading.read(to, name, *values, deep=deep)
 
     async def tokens(self, address: bytes | None = None) -> int:
         """How many units of the token an address (the wallet) has."""
@@ -276,32 +206,17 @@ class Chain:
 
     async def ether(self, address: bytes | None = None) -> int:
         """How many wei."""
-        return int(
-            await self._agreed("eth_getBalance", hexed(address or self.address), parse=quantity, what="a balance")
-        )
+        whose = hexed(address or self.address)
+        return await self._reading.agreed("eth_getBalance", whose, parse=quantity, what="a balance")
 
     async def block(self) -> tuple[int, int]:
         """The head's number, and its time in seconds since 1970."""
-        found = await self._watch.head()
+        found = await self._reading.head()
         return found.number, found.time
 
     async def gas_price(self) -> GasPrice:
         """What gas costs now. Raises Unreachable."""
-        return await gas_price(self._endpoints, self.network)
-
-    async def _agreed(
-        self, method: str, *parameters: Any, parse: Callable[[Any], Any], what: str, deep: bool = False
-    ) -> Any:
-        """What all say of one block, the head or the last that is deep."""
-        number = (await self._watch.head()).number
-        block = hexed(self._watch.deep(number) if deep else number)
-        said = await self._endpoints.ask_all(method, *parameters, block, parse=parse)
-        found = [each for _, each in said if not isinstance(each, Said)]
-        if not found:
-            raise Unreachable(f"none tells {what}")
-        if any(each != found[0] for each in found):
-            raise Disagreement(what)
-        return found[0]
+        return await gas_price(self.endpoints, self.network)
 
     # Transactions
 
@@ -349,3 +264,14 @@ class Chain:
                 _log.info("transactions wait: %s", error)
             except Exception:  # noqa: BLE001 - a full disk, for one: what waits is in the outbox
                 _log.exception("transactions could not be tended; it is tried again")
+
+
+def _kept(folder: Path, place: Place, signer: Signer | None) -> tuple[Sights, Outbox | None]:
+    """What earlier runs left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sights = Sights(folder / f"channels-{place.chain_id}-{place.contract.hex()}.json", place)
+    sights.load()
+    if signer is None:
+        return sights, None
+    name = f"outbox-{place.chain_id}-{signer.address.hex()}.json"
+    return sights, Outbox.open(folder / name, place.chain_id, signer.address)

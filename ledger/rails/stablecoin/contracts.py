@@ -52,9 +52,9 @@ FUNCTIONS: Final[Mapping[str, tuple[list[str], list[str]]]] = {
     "getL1FeeUpperBound": (["uint256"], ["uint256"]),
 }
 
+# Events, of x402's own contract as well; that of a claim has other fields there, and is not read.
 CREATED: Final = keccak(f"ChannelCreated(bytes32,{CONFIG})".encode())
 DEPOSITED: Final = keccak(b"Deposited(bytes32,address,uint128,uint128)")
-CLAIMED: Final = keccak(b"Claimed(bytes32,uint128)")
 REFUNDED: Final = keccak(b"Refunded(bytes32,address,uint128)")
 WITHDRAWN: Final = keccak(b"WithdrawFinalized(bytes32,address,uint128)")
 

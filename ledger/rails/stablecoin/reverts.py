@@ -5,7 +5,7 @@ from typing import Final
 from ledger.rails.stablecoin.contracts import Malformed, decoded
 from ledger.rails.stablecoin.digests import keccak
 
-# Channels, collectors, bonds; then what tokens of OpenZeppelin say.
+# Channels, collectors, bonds; what tokens of OpenZeppelin say; x402's own channels, where their names differ.
 _ERRORS: Final = """
 AuthorizersDiffer(address,address) ClaimExceedsBalance(bytes32,uint128,uint128)
 ClaimExceedsVoucher(bytes32,uint128,uint128) InvalidAuthorizerSignature(address) InvalidVoucherSignature(bytes32)
@@ -22,6 +22,10 @@ WrongArbiter(uint8) WrongStake(uint256,uint256)
 ReentrancyGuardReentrantCall() SafeERC20FailedOperation(address)
 ERC20InsufficientAllowance(address,uint256,uint256) ERC20InsufficientBalance(address,uint256,uint256)
 ERC3009InvalidAuthorizationTime(uint256,uint256) ERC3009InvalidSignature() ERC3009UsedAuthorization(address,bytes32)
+InvalidChannel() ZeroDeposit() DepositOverflow() InvalidSignature() NotReceiverAuthorizer() NotAuthorizedToClaim()
+NotAuthorizedToRefund() ClaimExceedsCeiling() ClaimExceedsBalance() WithdrawalAlreadyPending() WithdrawalNotPending()
+NotAuthorizedToFinalizeWithdraw() WithdrawDelayNotElapsed() NothingToWithdraw() WithdrawAmountExceedsAvailable()
+WithdrawDelayOutOfRange() EmptyBatch() DepositCollectionFailed() InvalidCollector() InvalidRefundNonce() ZeroRefund()
 """
 _NAMES: Final = {keccak(each.encode())[:4]: each.split("(")[0] for each in _ERRORS.split()}
 _TEXT: Final = keccak(b"Error(string)")[:4]

@@ -13,31 +13,25 @@ claim, the more careful one counts. If the deep block is replaced after all, eve
 """
 
 import asyncio
-import json
 import logging
-import time
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from attrs import define, frozen
+from attrs import frozen
 
-from ledger.rails.stablecoin.contracts import answered, encoded
 from ledger.rails.stablecoin.digests import ChannelConfig, Place
 from ledger.rails.stablecoin.errors import ChainError, ChannelUnknown, Disagreement, Unreachable
 from ledger.rails.stablecoin.logs import IDS_AT_ONCE, Event, events
 from ledger.rails.stablecoin.networks import Network
-from ledger.rails.stablecoin.outbox import write_whole
-from ledger.rails.stablecoin.rpc import Endpoint, Endpoints, Head, Said, Silent, head, hexed, octets
+from ledger.rails.stablecoin.reading import ChannelState, Reading
+from ledger.rails.stablecoin.rpc import Endpoint, Head, Silent
+from ledger.rails.stablecoin.sights import Cursor, Sights, Sums
 
-# An endpoint whose head is that old has stopped, if another's is not.
-_STOPPED_S: Final = 900
-# Questions for one channel's past: who names an old channel must not keep a node busy.
-_MAX_PARTS: Final = 2_000
+# Questions for one channel's past (a year of Base is half of it): who names an old one must not keep a node busy.
+_MAX_PARTS: Final = 20_000
 _MAX_CHANNELS: Final = 100_000
 _ADOPTED_AT_ONCE: Final = 2
 # Adopting takes one, events that do not add up another; and a block may be replaced in the middle of a look.
 _TRIES: Final = 4
-_VERSION: Final = 1
 
 _log = logging.getLogger(__name__)
 
@@ -65,56 +59,21 @@ class ChannelView:
     refund_nonce: int
 
 
-@frozen
-class _State:
-    """A channel as the contract has it at a block."""
-
-    balance: int
-    claimed: int
-    withdrawing: int = 0
-    began: int = 0
-    nonce: int = 0
-
-
-@frozen
-class _Sums:
-    """What came and went up to the cursor."""
-
-    deposited: int = 0
-    gone: int = 0
-
-    def plus(self, happened: list[Event]) -> "_Sums":
-        came = sum(each.amount for each in happened if each.kind == "deposited")
-        went = sum(each.amount for each in happened if each.kind in ("refunded", "withdrawn"))
-        return _Sums(self.deposited + came, self.gone + went)
-
-
-@define
-class _Cursor:
-    """The deep block up to which everything is added up."""
-
-    block: int
-    hash: bytes
-
-
 class Watch:
     """The channels of one contract that were looked at."""
 
-    def __init__(self, endpoints: Endpoints, network: Network, place: Place, path: Path) -> None:
-        """`path` is the file; one that cannot be used is made anew from the chain."""
-        self._endpoints = endpoints
+    def __init__(self, reading: Reading, network: Network, place: Place, sights: Sights) -> None:
+        """`sights` are what is known of earlier runs."""
+        self._reading = reading
         self._network = network
         self._place = place
-        self._path = path
-        self._cursor: _Cursor | None = None
-        self._sums: dict[bytes, _Sums] = {}
+        self._sights = sights
         self._recent: dict[bytes, list[Event]] = {}  # after the cursor
         self._seen_to: Head | None = None
         self._views: dict[bytes, ChannelView] = {}  # at that block
         self._turn = 0  # whose events are read
         self._lock = asyncio.Lock()
         self._adopting = asyncio.Semaphore(_ADOPTED_AT_ONCE)
-        self._load()
 
     async def look(self, config: ChannelConfig) -> ChannelView:
         """A channel now. Raises Unreachable, Disagreement, ChannelUnknown."""
@@ -124,7 +83,11 @@ class Watch:
                 now = await self._advance()
                 if channel in self._views:
                     return self._views[channel]
-                sums, recent, cursor = self._sums.get(channel), self._recent.get(channel, []), self._cursor
+                sums, recent, cursor = (
+                    self._sights.sums.get(channel),
+                    self._recent.get(channel, []),
+                    self._sights.cursor,
+                )
             if sums is None or cursor is None:
                 await self._adopt(channel, now)
                 continue
@@ -136,57 +99,45 @@ class Watch:
                     self._views[channel] = view
                 return view
             _log.info("events and balance of a channel do not add up: they are read anew")
-            self._turn += 1
-            self._sums.pop(channel, None)
+            async with self._lock:
+                self._turn += 1
+                self._sights.sums.pop(channel, None)
         raise Disagreement("what a channel holds")
 
     @staticmethod
-    def _adds_up(sums: _Sums, states: list[_State]) -> bool:
+    def _adds_up(sums: Sums, states: list[ChannelState]) -> bool:
         return all(sums.deposited - sums.gone == each.balance for each in states)
-
-    # The head
-
-    async def head(self) -> Head:
-        """The lowest head of all endpoints that have not stopped. Raises Unreachable."""
-        said = await self._endpoints.ask_all("eth_getBlockByNumber", "latest", False, parse=head)
-        heads = [each for _, each in said if not isinstance(each, Said)]
-        if not heads:
-            raise Unreachable("none gives the last block")
-        fresh = [each for each in heads if each.time >= time.time() - _STOPPED_S]
-        return min(fresh or heads, key=lambda each: each.number)
-
-    def deep(self, number: int) -> int:
-        """The last block that has enough confirmations under a head."""
-        return max(number - self._network.confirmations, 0)
 
     # Events
 
     async def _advance(self) -> Head:
         """Take in what happened since the last look, for all channels; returns the head."""
-        now = await self.head()
+        now = await self._reading.head()
         if self._seen_to is not None and now.hash == self._seen_to.hash:
             return now
-        if self._cursor is not None and now.number < self._cursor.block:
+        if self._sights.cursor is not None and now.number < self._sights.cursor.block:
             raise Disagreement("the last block")
-        deep = self.deep(now.number)
-        if self._cursor is not None and (await self._block(self._cursor.block)).hash != self._cursor.hash:
+        deep = self._reading.deep(now.number)
+        if self._sights.cursor is not None and self._sights.cursor.hash not in await self._reading.hashes(
+            self._sights.cursor.block
+        ):
             _log.warning("blocks that were deep were replaced: all channels are read anew")
-            self._sums.clear()
-            self._cursor = None
-        if self._cursor is None:
-            self._cursor = _Cursor(deep, (await self._block(deep)).hash)
+            self._sights.sums.clear()
+            self._sights.cursor = None
+        if self._sights.cursor is None:
+            self._sights.cursor = await self._cursor_at(deep)
         # An endpoint may lag a little; what was deep stays so.
-        deep = max(deep, self._cursor.block)
-        happened = await self._happened(self._cursor.block + 1, now.number)
+        deep = max(deep, self._sights.cursor.block)
+        happened = await self._happened(self._sights.cursor.block + 1, now.number)
         self._recent = {}
         for each in happened:
             self._recent.setdefault(each.channel, []).append(each)
-        self._move(_Cursor(deep, (await self._block(deep)).hash))
+        self._sights.move(await self._cursor_at(deep), self._recent, self._network.logs)
         self._seen_to, self._views = now, {}
         return now
 
     async def _happened(self, first: int, last: int) -> list[Event]:
-        channels = list(self._sums)
+        channels = list(self._sights.sums)
         found: list[Event] = []
         for begin in range(0, len(channels), IDS_AT_ONCE):
             found += await self._read(first, last, channels[begin : begin + IDS_AT_ONCE])
@@ -194,7 +145,7 @@ class Watch:
 
     async def _read(self, first: int, last: int, channels: list[bytes], until_created: bool = False) -> list[Event]:
         """Events of channels, as one endpoint has them; if it fails, the next."""
-        usable = self._endpoints.usable
+        usable = self._reading.endpoints.usable
         why: ChainError = Unreachable("none is configured")
         for turn in range(len(usable)):
             endpoint = usable[(self._turn + turn) % len(usable)]
@@ -222,89 +173,35 @@ class Watch:
     async def _adopt(self, channel: bytes, now: Head) -> None:
         """Add up a channel's past, back to where it was opened; meanwhile others are looked at."""
         states = await self._states(channel, now.number)
-        if all(each == _State(0, 0) for each in states) or len(self._sums) >= _MAX_CHANNELS:
+        if all(each == ChannelState(0, 0) for each in states) or len(self._sights.sums) >= _MAX_CHANNELS:
             raise ChannelUnknown(channel)
         async with self._adopting:
             happened = await self._read(self._network.since, now.number, [channel], until_created=True)
         async with self._lock:
-            assert self._cursor is not None
-            if self._cursor.block > now.number:
-                happened += await self._read(now.number + 1, self._cursor.block, [channel])
-            self._sums[channel] = _Sums().plus([each for each in happened if each.block <= self._cursor.block])
-            self._seen_to = None  # what is newer is read together with that of all others
-            self._save()
-
-    def _move(self, cursor: _Cursor) -> None:
-        """Everything up to a deeper block stays, and is added up."""
-        moved = False
-        for channel, happened in list(self._recent.items()):
-            stay = [each for each in happened if each.block <= cursor.block]
-            if stay:
-                self._sums[channel] = self._sums[channel].plus(stay)
-                self._recent[channel] = [each for each in happened if each.block > cursor.block]
-                moved = True
-        assert self._cursor is not None
-        # Without events in between it makes no difference from where the next run reads on.
-        self._cursor, far = cursor, cursor.block - self._kept_to >= self._network.logs
-        if moved or far:
-            self._save()
-
-    # The contract's state
-
-    async def _states(self, channel: bytes, block: int) -> list[_State]:
-        """A channel after a block, as each endpoint has it. Raises Unreachable."""
-        said = await self._endpoints.each(lambda endpoint: self._state(endpoint, channel, block))
-        found = [each for _, each in said if isinstance(each, _State)]
-        if not found:
-            raise Unreachable(f"none gives the state at block {block}")
-        return found
-
-    async def _state(self, endpoint: Endpoint, channel: bytes, block: int) -> _State:
-        async def read(name: str) -> tuple[Any, ...]:
-            question = {"to": hexed(self._place.contract), "data": hexed(encoded(name, channel))}
-            return await endpoint.ask(
-                "eth_call", question, hexed(block), parse=lambda found: answered(name, octets(found))
+            assert self._sights.cursor is not None
+            if self._sights.cursor.block > now.number:
+                happened += await self._read(now.number + 1, self._sights.cursor.block, [channel])
+            self._sights.sums[channel] = Sums().plus(
+                [each for each in happened if each.block <= self._sights.cursor.block]
             )
+            self._seen_to = None  # what is newer is read together with that of all others
+            self._sights.save()
 
-        names = ("channels", "pendingWithdrawals", "refundNonce")
-        money, withdrawal, nonce = await asyncio.gather(*map(read, names))
-        return _State(money[0], money[1], withdrawal[0], withdrawal[1], nonce[0])
+    async def _states(self, channel: bytes, block: int) -> list[ChannelState]:
+        return await self._reading.states(self._place.contract, channel, block)
 
-    async def _block(self, number: int) -> Head:
-        return await self._endpoints.ask("eth_getBlockByNumber", hexed(number), False, parse=head)
-
-    # The file
-
-    def _load(self) -> None:
-        self._kept_to = 0
-        try:
-            kept = json.loads(self._path.read_text(encoding="utf-8"))
-            if kept["version"] != _VERSION or kept["place"] != [self._place.network, self._place.contract.hex()]:
-                return
-            sums = {bytes.fromhex(key): _Sums(*map(int, each)) for key, each in kept["channels"].items()}
-            cursor = _Cursor(int(kept["block"]), bytes.fromhex(kept["hash"]))
-        except FileNotFoundError:
-            return
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            _log.warning("%s cannot be used: the channels are read anew from the chain", self._path)
-            return
-        self._sums, self._cursor, self._kept_to = sums, cursor, cursor.block
-
-    def _save(self) -> None:
-        assert self._cursor is not None
-        kept = {
-            "version": _VERSION,
-            "place": [self._place.network, self._place.contract.hex()],
-            "block": self._cursor.block,
-            "hash": self._cursor.hash.hex(),
-            "channels": {key.hex(): [each.deposited, each.gone] for key, each in self._sums.items()},
-        }
-        write_whole(self._path, kept)
-        self._kept_to = self._cursor.block
+    async def _cursor_at(self, block: int) -> Cursor:
+        return Cursor(block, (await self._reading.hashes(block))[0])
 
 
 def _view(
-    channel: bytes, block: int, deep: int, sums: _Sums, total: _Sums, at_head: list[_State], at_depth: list[_State]
+    channel: bytes,
+    block: int,
+    deep: int,
+    sums: Sums,
+    total: Sums,
+    at_head: list[ChannelState],
+    at_depth: list[ChannelState],
 ) -> ChannelView:
     """Where endpoints differ, the most that may leave and the least that was claimed count."""
     leaving = max(at_head, key=lambda each: (each.withdrawing, -each.began))

@@ -1,0 +1,102 @@
+"""The chain's state at one block, as several endpoints have it."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from attrs import frozen
+
+from ledger.rails.stablecoin.contracts import answered, encoded
+from ledger.rails.stablecoin.errors import Disagreement, Unreachable
+from ledger.rails.stablecoin.networks import Network
+from ledger.rails.stablecoin.rpc import Endpoint, Endpoints, Head, Said, head, hexed, octets
+
+# An endpoint whose head is that old has stopped, if another's is not.
+_STOPPED_S: Final = 900
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@frozen
+class ChannelState:
+    """A channel as the contract has it after a block; `began` is in seconds since 1970."""
+
+    balance: int
+    claimed: int
+    withdrawing: int = 0
+    began: int = 0
+    nonce: int = 0
+
+
+class Reading:
+    """Questions about one block, put to every endpoint."""
+
+    def __init__(self, endpoints: Endpoints, network: Network) -> None:
+        self.endpoints: Final = endpoints
+        self._network = network
+
+    async def head(self) -> Head:
+        """The lowest head of all endpoints that have not stopped. Raises Unreachable."""
+        said = await self.endpoints.ask_all("eth_getBlockByNumber", "latest", False, parse=head)
+        heads = [each for _, each in said if not isinstance(each, Said)]
+        if not heads:
+            raise Unreachable("none gives the last block")
+        fresh = [each for each in heads if each.time >= time.time() - _STOPPED_S]
+        return min(fresh or heads, key=lambda each: each.number)
+
+    def deep(self, number: int) -> int:
+        """The last block that has enough confirmations under a head."""
+        return max(number - self._network.confirmations, 0)
+
+    async def hashes(self, block: int) -> list[bytes]:
+        """A block's hash, as each endpoint has it. Raises Unreachable."""
+        said = await self.endpoints.ask_all("eth_getBlockByNumber", hexed(block), False, parse=head)
+        found = [each.hash for _, each in said if not isinstance(each, Said)]
+        if not found:
+            raise Unreachable(f"none gives block {block}")
+        return found
+
+    async def agreed(
+        self, method: str, *parameters: Any, parse: Callable[[Any], T], what: str, deep: bool = False
+    ) -> T:
+        """What all say of the head, or of the last block that is deep. Raises Unreachable, Disagreement."""
+        number = (await self.head()).number
+        block = hexed(self.deep(number) if deep else number)
+        said = await self.endpoints.ask_all(method, *parameters, block, parse=parse)
+        found = [(endpoint.host, each) for endpoint, each in said if not isinstance(each, Said)]
+        if not found:
+            raise Unreachable(f"none tells {what}")
+        if any(each != found[0][1] for _, each in found):
+            _log.warning("RPC endpoints differ on %s: %s", what, ", ".join(host for host, _ in found))
+            raise Disagreement(what)
+        return found[0][1]
+
+    async def read(self, to: bytes, name: str, *values: Any, deep: bool = False) -> tuple[Any, ...]:
+        """A function of `contracts.FUNCTIONS`. Raises Unreachable, Disagreement."""
+        question = {"to": hexed(to), "data": hexed(encoded(name, *values))}
+
+        def parse(found: Any) -> tuple[Any, ...]:
+            return answered(name, octets(found))
+
+        return await self.agreed("eth_call", question, parse=parse, what=name, deep=deep)
+
+    async def states(self, contract: bytes, channel: bytes, block: int) -> list[ChannelState]:
+        """A channel after a block, as each endpoint has it. Raises Unreachable."""
+        said = await self.endpoints.each(lambda endpoint: _state(endpoint, contract, channel, block))
+        found = [each for _, each in said if isinstance(each, ChannelState)]
+        if not found:
+            raise Unreachable(f"none gives the state at block {block}")
+        return found
+
+
+async def _state(endpoint: Endpoint, contract: bytes, channel: bytes, block: int) -> ChannelState:
+    async def read(name: str) -> tuple[Any, ...]:
+        question = {"to": hexed(contract), "data": hexed(encoded(name, channel))}
+        return await endpoint.ask("eth_call", question, hexed(block), parse=lambda found: answered(name, octets(found)))
+
+    names = ("channels", "pendingWithdrawals", "refundNonce")
+    money, withdrawal, nonce = await asyncio.gather(*map(read, names))
+    return ChannelState(money[0], money[1], withdrawal[0], withdrawal[1], nonce[0])
