@@ -2,11 +2,16 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from attrs import define, field
 from eth_account import Account
+from eth_account.messages import encode_typed_data
 
+from ledger.rails.stablecoin.digests import keccak
 from ledger.rails.stablecoin.errors import SignerFailed
 from ledger.rails.stablecoin.keys import (
     BadKey,
@@ -21,6 +26,9 @@ from ledger.rails.stablecoin.keys import (
     open_keystore,
 )
 from ledger.rails.stablecoin.vouchers import signer_of
+from tests.chain import Anvil
+from tests.ledger.rails.stablecoin.channels import Pair
+from tests.ledger.rails.stablecoin.conftest import Opens
 
 SECRET = bytes(range(1, 33))
 CHEAP = 16
@@ -132,3 +140,39 @@ async def test_a_command_that_does_not_sign_is_told(tmp_path: Path, then: str, w
 async def test_a_command_that_is_not_there_is_told() -> None:
     with pytest.raises(SignerFailed, match="does not start"):
         await CommandSigner.start(["/nowhere/signer"])
+
+
+@define
+class Careful:
+    """A signer that signs only what it is shown."""
+
+    key: Key
+    seen: list[str] = field(factory=list)
+
+    @property
+    def address(self) -> bytes:
+        return self.key.address
+
+    async def sign(self, digest: bytes, shown: Mapping[str, Any]) -> bytes:
+        shown = json.loads(json.dumps(shown))
+        if "typed_data" in shown:
+            message = encode_typed_data(full_message=shown["typed_data"])
+            assert keccak(b"\x19" + message.version + message.header + message.body) == digest
+        else:
+            signed = Account.sign_transaction(dict(shown["transaction"]), SECRET)
+            assert Key.of(SECRET).signature(digest)[:32] == signed.r.to_bytes(32, "big")
+        self.seen += shown
+        return self.key.signature(digest)
+
+
+async def test_a_signer_is_shown_what_it_signs(chain: Anvil, pair: Pair, opens: Opens) -> None:
+    payer, payee = await opens(Careful(pair.payer)), await opens(Careful(pair.receiver))
+    await pair.deposit(payee, payer, 1_000)
+    typed = {
+        "domain": {"name": "n", "chainId": 31337},
+        "types": {"Thing": [{"name": "id", "type": "uint256"}]},
+        "primaryType": "Thing",
+        "message": {"id": 1},
+    }
+    await payer.sign_typed(typed)
+    assert chain.channel(payee.place.channel_id(pair.config)) == (1_000, 0)
