@@ -19,6 +19,7 @@ from ledger.rails.stablecoin.errors import ChainError, Refused, Unreachable
 from ledger.rails.stablecoin.sending import REVERTED_OR_LOST, TriedOften, sent
 
 GATHER_S: Final = 0.2
+_GATHERINGS: Final = 20  # while more come, but not for ever
 # A payout is sent with its claim, before that is mined: simulated then, it would move nothing and need less. USDC is
 # behind a proxy, and a receiver's first payout writes two new words.
 _SETTLE_GAS: Final = 150_000
@@ -37,7 +38,7 @@ class Claims:
     """Claims of one receiver, who is the chain's wallet."""
 
     def __init__(self, chain: Chain, gather_s: float = GATHER_S) -> None:
-        """`gather_s`: for how long the first row waits for others."""
+        """`gather_s`: for how long rows wait for more of them."""
         self._chain = chain
         self._gather_s = gather_s
         self._waiting: list[_Waiting] = []
@@ -88,13 +89,21 @@ class Claims:
                 _log.info("what was claimed is not paid out yet: %s", error)
 
     async def _send_all(self) -> None:
-        await asyncio.sleep(self._gather_s)
         while self._waiting:
+            await self._gather()
             rows, self._waiting = self._waiting[:MAX_ROWS], self._waiting[MAX_ROWS:]
             try:
                 await self._send(rows)
             finally:
                 _tell(rows, Unreachable("this node is stopping"))
+
+    async def _gather(self) -> None:
+        """Wait until no more come: each looks at the chain first, and endpoints answer one sooner than another."""
+        for _ in range(_GATHERINGS):
+            before = len(self._waiting)
+            await asyncio.sleep(self._gather_s)
+            if len(self._waiting) == before or before >= MAX_ROWS:
+                return
 
     async def _send(self, rows: list[_Waiting]) -> None:
         try:
