@@ -18,7 +18,6 @@ from node.api.errors import ApiError
 from node.exchange.bonding import Conditions, OwnBond
 from node.exchange.effects import EffectRefused
 from node.exchange.opening import OpeningError
-from node.exchange.strangers import is_stranger
 from node.exchange.wallet import UNIT, ChannelRow, Wallet, WalletRefused
 
 _STATUS: Final = 409
@@ -101,7 +100,7 @@ class WalletDoor:
         return {
             "peer": key.payee if key.payer == self._me else key.payer,
             "direction": "we pay" if key.payer == self._me else "they pay",
-            "by": "x402" if is_stranger(key.payer) else "node",
+            "by": "x402" if row.x402 else "node",
             "channel": None if row.id is None else f"0x{row.id.hex()}",
             **{name: str(Amount(value, UNIT)) for name, value in money.items()},
             "effect": None if row.effect is None else effect_row(row.effect, self._me),

@@ -200,10 +200,11 @@ class Settler:
     def _plan(self, seller: Did, delivery: Delivery) -> AuditPlan:
         # Only what was really checked counts: a seller whom no audit can judge stays new.
         earlier = self._book.experience.standing(seller).audits
-        account = self._account_of(delivery.terms)
-        stake = self._bonded(seller) if account.key.unit == "uusd" else 0
+        unit = self._account_of(delivery.terms).key.unit
+        stake = self._bonded(seller) if unit == "uusd" else 0
         # All that it asked for so far, and this: what cheating can have gained. A bond is lost once for all of it.
-        rate = rate_with_stake(self._policy.rate, account.earned + delivery.owed, stake)
+        asked = sum(self._book.debt_to(seller, unit, rail).earned for rail in self._book.rails.names)
+        rate = rate_with_stake(self._policy.rate, asked + delivery.owed, stake)
         return plan(rate, earlier, self._policy.first, self._entropy.bytes(ENTROPY_BYTES))
 
     async def _audit(self, delivery: Delivery) -> Audit:

@@ -20,7 +20,7 @@ from ledger.rails.stablecoin.chain import Outcome
 from node.exchange.bonding import Conditions, OwnBond, OwnBonds
 from node.exchange.book import Book
 from node.exchange.effects import EffectDriver, EffectRefused
-from node.exchange.strangers import is_stranger
+from node.exchange.strangers import PREPAID_RAIL, channel_of, is_stranger
 
 RAIL: Final = "stablecoin"
 UNIT: Final = "uusd"
@@ -105,13 +105,14 @@ class Holdings:
 
 @frozen
 class ChannelRow:
-    """One channel as the books have it. `free` covers nothing and can go back.
+    """One channel as the books have it, or what was paid in advance by x402. `free` covers nothing and can go back.
 
-    `at_risk` is what its payer has signed beyond what it owes: nothing between nodes, a request's maximum where x402's
-    clients pay.
+    `x402`: one of the two is no node. `at_risk` is what the payer has paid or signed beyond what it owes: nothing
+    between nodes, a request's maximum or a balance where it is by x402.
     """
 
     account: Account
+    x402: bool
     id: bytes | None
     free: int
     at_risk: int
@@ -147,23 +148,29 @@ class Wallet:
     # Channels
 
     def channels(self) -> list[ChannelRow]:
-        """All accounts on channels, those that this node pays first."""
+        """All accounts on channels, and those paid in advance by x402; what this node pays comes first."""
         books = self._book.journal.books
         # One that was opened just now has an effect on its way, and no account yet.
-        keys = [key for key in {**books.accounts, **books.effects} if key.rail == RAIL]
+        keys = [key for key in {**books.accounts, **books.effects} if key.rail in (RAIL, PREPAID_RAIL)]
         return [self._row(books.account(key)) for key in sorted(keys, key=lambda key: key.payer != self._book.me)]
 
     def _row(self, account: Account) -> ChannelRow:
         key = account.key
-        held = self._book.strangers.voucher(key) if is_stranger(key.payer) else None
-        signed = max(account.authorized, held.total if held is not None else 0)
+        stranger = next((did for did in (key.payer, key.payee) if is_stranger(did)), None)
+        number = self._channel_id(key) if stranger is None else channel_of(stranger)
+        effect = self._book.journal.books.effects.get(key)
         return ChannelRow(
-            account,
-            self._channel_id(key),
-            free_collateral(account),
-            max(signed - account.owed, 0),
-            self._book.journal.books.effects.get(key),
+            account, stranger is not None, number, free_collateral(account), self._at_risk(account), effect
         )
+
+    def _at_risk(self, account: Account) -> int:
+        key, owed = account.key, account.owed
+        if key.rail == PREPAID_RAIL:
+            return max(account.funded - account.withdrawn - owed, 0)
+        if is_stranger(key.payee):
+            return account.reserved  # what was signed for the request under way
+        held = self._book.strangers.voucher(key) if is_stranger(key.payer) else None
+        return max(account.authorized - owed, held.total - owed if held is not None else 0, 0)
 
     async def deposit(self, peer: Did, amount: Amount) -> Tracked | None:
         """Put money into the channel from which a peer is paid; opened, if there is none."""
@@ -205,6 +212,10 @@ class Wallet:
 
         It comes after the channel's notice, in which the peer may claim what it was promised.
         """
+        if is_stranger(peer):
+            raise NothingThere(
+                "what is in the channel of an x402 seller pays its next requests, and cannot be taken back"
+            )
         account = self._book.journal.books.accounts.get(AccountKey(self._book.me, peer, RAIL, UNIT))
         if account is None or not account.funded:
             raise NothingThere(f"no money of this node's is in a channel to {peer}")

@@ -109,6 +109,8 @@ class Key:
     @classmethod
     def of(cls, secret: bytes) -> Self:
         """Raises BadKey."""
+        if len(secret) != KEY_BYTES:
+            raise BadKey  # shorter ones would be filled up
         try:
             key = coincurve.PrivateKey(secret)
         except ValueError:
