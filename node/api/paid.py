@@ -29,10 +29,11 @@ from node.api.server import Encoded, Handler, errors
 from node.exchange.book import NO_LEDGER
 from node.exchange.rates import Rates
 from node.gateway.shop import Counter, Shop
+from node.paid.paid import Paid
 from node.paid.presented import BadPayment, Payment, RefundAsked, SignedTransfer, read_payment
 from node.paid.refunds import Refunds
 from node.paid.terms import PAYMENT_SIGNATURE, PaymentRefused, header_of, required
-from node.paid.till import Paid, Till
+from node.paid.till import Till
 from node.ports import Clock, Entropy
 
 MAX_BODY: Final = 2**20
@@ -195,7 +196,7 @@ class PaidDoor:
         try:
             asked = terms.is_signed_for(payment)
             assert isinstance(payment.signed, SignedTransfer)  # its scheme says so
-            self._till.check_transfer(payment.signed, asked)
+            self._till.transfers.check(payment.signed, asked)
         except PaymentRefused as refused:
             raise self._asked(request, accepts, refused) from None
         return payment.signed.authorization.payer

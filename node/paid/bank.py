@@ -87,7 +87,7 @@ class Bank:
         except ChannelUnknown:
             return 0, 0
         except ChainError as error:
-            raise _unread(error) from None
+            raise unread(error) from None
         return view.claimed_at_head, max(view.deposited - view.gone - view.withdrawing, 0)
 
     # Deposits
@@ -183,7 +183,7 @@ class Bank:
             await self._book.post(presented(order, transfer))
             return await self._carry_out(order, transfer, shown, whole, asked)
         except ChainError as error:
-            raise _unread(error) from None
+            raise unread(error) from None
         finally:
             self._under_way.discard(order)
 
@@ -250,6 +250,7 @@ class Bank:
                 self._under_way.discard(order)
 
 
-def _unread(error: ChainError) -> PaymentRefused:
+def unread(error: ChainError) -> PaymentRefused:
+    """What a stranger is told where the chain says nothing of use; the rest is the owner's business."""
     _log.warning("a stranger's channel cannot be looked at: %s", error)
     return PaymentRefused(ERR_RPC_READ_FAILED, "the chain cannot be read now: try later")

@@ -19,9 +19,10 @@ from node.exchange.book import Book
 from node.exchange.effects import EffectRefused
 from node.exchange.strangers import PREPAID_RAIL, HeldVoucher, did_of_wallet, held
 from node.exchange.tabs import Tabs
+from node.paid.paid import channel_state
 from node.paid.presented import RefundAsked
 from node.paid.terms import PaymentRefused
-from node.paid.till import Till, channel_state
+from node.paid.till import Till
 
 # How long a client waits for its refund to be deep on the chain: x402's gives up after five seconds. What is under way
 # by then covers nothing any more, is in the journal, and comes without the client.

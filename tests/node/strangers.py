@@ -123,7 +123,7 @@ async def stall(
     shop = Shop([Ware(engine, tokenizer, "memory", PRICE)], book.me, may_sell, 16)
     bank = Bank(book, tabs, chain, facilitator, wait_s)
     terms = Terms(chain.place, here.token, chain.address, DELAY_S, schemes, budget, least_deposit=5_000)
-    till = Till(book, tabs, terms, bank, rail.collateral)
+    till = Till(book, tabs, terms, bank, rail)
     door = PaidDoor(shop, till, Refunds(book, tabs, till, driver.ask), clock, entropy)
     listener = socket.create_server(("127.0.0.1", 0))
     async with contextlib.AsyncExitStack() as stack:
