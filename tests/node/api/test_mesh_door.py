@@ -1,6 +1,7 @@
 """What strangers may ask of a node, what they hear when it says no, and that it still serves afterwards."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from http.client import HTTPConnection
@@ -356,7 +357,7 @@ def test_who_owes_nothing_here_has_nothing_to_settle_or_set_off(node: RunningNod
     settlement = sign(Settlement(nobody.did, node.did, "uusd", 0, 5, 1), nobody)
     assert refusal_of(request(node, "POST", "/mesh/v1/settlements", settlement.raw), 402).code == "credit"
     first, second = sorted((nobody.did, node.did))
-    netting = sign(Netting(first, second, "uusd", 0, 5, 1), nobody)
+    netting = sign(Netting(first, second, "uusd", 0, 5, int(time.time())), nobody)
     assert refusal_of(request(node, "POST", "/mesh/v1/nettings", netting.raw), 402).code == "credit"
     forgiveness = sign(Forgiveness(nobody.did, node.did, "credit", "uusd", 5, 0, 1), nobody)
     assert refusal_of(request(node, "POST", "/mesh/v1/forgiveness", forgiveness.raw), 402).code == "credit"
