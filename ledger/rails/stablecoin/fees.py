@@ -48,8 +48,12 @@ async def _l1_byte(endpoints: Endpoints, network: Network) -> int:
     if network.l1_fees is None:
         return 0
     question = {"to": hexed(network.l1_fees), "data": hexed(encoded("getL1FeeUpperBound", _L1_SAMPLE))}
-    said = await endpoints.ask_all("eth_call", question, "latest", parse=octets)
-    found = [int(answered("getL1FeeUpperBound", each)[0]) for _, each in said if not isinstance(each, Said)]
+
+    def parse(found: Any) -> int:
+        return int(answered("getL1FeeUpperBound", octets(found))[0])
+
+    said = await endpoints.ask_all("eth_call", question, "latest", parse=parse)
+    found = [each for _, each in said if not isinstance(each, Said)]
     return -(-_middle(found) // _L1_SAMPLE)
 
 

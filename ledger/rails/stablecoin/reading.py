@@ -8,9 +8,9 @@ from typing import Any, Final, TypeVar
 
 from attrs import frozen
 
-from ledger.rails.stablecoin.contracts import answered, encoded
-from ledger.rails.stablecoin.errors import Disagreement, Unreachable
-from ledger.rails.stablecoin.networks import Network
+from ledger.rails.stablecoin.contracts import Malformed, answered, encoded
+from ledger.rails.stablecoin.errors import Disagreement, NoContract, Unreachable
+from ledger.rails.stablecoin.networks import Network, checksummed
 from ledger.rails.stablecoin.rpc import Endpoint, Endpoints, Head, Said, head, hexed, octets
 
 # An endpoint whose head is that old has stopped, if another's is not.
@@ -75,28 +75,39 @@ class Reading:
         return found[0][1]
 
     async def read(self, to: bytes, name: str, *values: Any, deep: bool = False) -> tuple[Any, ...]:
-        """A function of `contracts.FUNCTIONS`. Raises Unreachable, Disagreement."""
+        """A function of `contracts.FUNCTIONS`. Raises Unreachable, Disagreement, NoContract (none that has it)."""
         question = {"to": hexed(to), "data": hexed(encoded(name, *values))}
-
-        def parse(found: Any) -> tuple[Any, ...]:
-            return answered(name, octets(found))
-
-        return await self.agreed("eth_call", question, parse=parse, what=name, deep=deep)
+        found = await self.agreed("eth_call", question, parse=octets, what=name, deep=deep)
+        try:
+            return answered(name, found)
+        except Malformed:  # which is the contract's fault, whoever chose it, and no endpoint's
+            raise NoContract(f"contract with {name}", checksummed(to)) from None
 
     async def states(self, contract: bytes, channel: bytes, block: int) -> list[ChannelState]:
         """A channel after a block, as each endpoint has it. Raises Unreachable."""
         said = await self.endpoints.each(lambda endpoint: _state(endpoint, contract, channel, block))
         found = [each for _, each in said if isinstance(each, ChannelState)]
+        if not found and any(each is None for _, each in said):
+            raise NoContract("channels contract", checksummed(contract))
         if not found:
             raise Unreachable(f"none gives the state at block {block}")
         return found
 
 
-async def _state(endpoint: Endpoint, contract: bytes, channel: bytes, block: int) -> ChannelState:
+async def _state(endpoint: Endpoint, contract: bytes, channel: bytes, block: int) -> ChannelState | None:
+    """None: there is no contract."""
+
     async def read(name: str) -> tuple[Any, ...]:
         question = {"to": hexed(contract), "data": hexed(encoded(name, channel))}
-        return await endpoint.ask("eth_call", question, hexed(block), parse=lambda found: answered(name, octets(found)))
+        return await endpoint.ask("eth_call", question, hexed(block), parse=lambda found: _answered(name, found))
 
     names = ("channels", "pendingWithdrawals", "refundNonce")
     money, withdrawal, nonce = await asyncio.gather(*map(read, names))
+    if not (money and withdrawal and nonce):
+        return None
     return ChannelState(money[0], money[1], withdrawal[0], withdrawal[1], nonce[0])
+
+
+def _answered(name: str, found: Any) -> tuple[Any, ...]:
+    raw = octets(found)
+    return answered(name, raw) if raw else ()

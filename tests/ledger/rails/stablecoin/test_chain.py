@@ -1,12 +1,14 @@
 """A channel's life on a real chain, as the facade does and sees it."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from ledger.rails.stablecoin import contracts
+from ledger.rails.stablecoin.chain import Chain
 from ledger.rails.stablecoin.errors import ChannelUnknown, NoContract, NoEther, Refused, TooDear
-from ledger.rails.stablecoin.networks import checksummed
+from ledger.rails.stablecoin.networks import checksummed, network
 from tests.chain import Anvil
 from tests.ledger.rails.stablecoin.channels import DELAY_S, Pair, key
 from tests.ledger.rails.stablecoin.conftest import Opens
@@ -112,6 +114,28 @@ async def test_settings_that_name_no_contract_are_told(chain: Anvil, opens: Open
     chain.rpc("anvil_setCode", checksummed(looked.place.contract), "0x")
     with pytest.raises(NoContract, match="channels contract"):
         await looked.check()
+
+
+async def test_a_wrong_address_is_told_and_is_no_endpoints_fault(chain: Anvil, pair: Pair, opens: Opens) -> None:
+    looked = await opens()
+    with pytest.raises(NoContract, match="refundNonce"):
+        await looked.read(pair.payer.address, "refundNonce", bytes(32))
+    chain.rpc("anvil_setCode", checksummed(looked.place.contract), "0x")
+    with pytest.raises(NoContract, match="channels contract"):
+        await looked.look(pair.config)
+    assert looked.endpoints.usable[0].aside_until == 0
+
+
+async def test_what_the_network_below_takes_for_bytes_is_told(chain: Anvil, tmp_path: Path) -> None:
+    # Returns 7 * 1024 whatever it is asked: a stand-in for the oracle of an OP stack chain.
+    chain.rpc("anvil_setCode", "0x" + "0f" * 20, "0x611c0060005260206000f3")
+    looked = await Chain.open(network("anvil").with_(l1_fees=b"\x0f" * 20), [chain.url], tmp_path)
+    try:
+        price = await looked.gas_price()
+    finally:
+        await looked.close()
+    assert price.l1_byte == 7
+    assert price.cost(100, 10) == 100 * price.expected + 70
 
 
 async def test_a_replaced_block_takes_its_deposit_with_it(chain: Anvil, pair: Pair, opens: Opens) -> None:
