@@ -1,18 +1,22 @@
 """The wallets of two running nodes and a chain: what their owners move by hand."""
 
+import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from ledger.rails.stablecoin.keys import create_keystore
-from node.demo.processes import NodeProcess
+from node.app import run_node
+from node.config import load_config
+from node.home import Home, Running
 from tests.chain import ETHER, Anvil
-from tests.integration.network import PRICE, Sections, starting, way_to
+from tests.integration.network import PRICE, Sections, write_config
+from tests.integration.paying_node import PACE, load_wide
 from tests.node.cli.conftest import Idlemesh, Nodes
 
 DOLLAR: Final = 10**6
@@ -58,6 +62,39 @@ def owner_s(chain: Anvil, folder: Path, dollars: int) -> Sections:
     }
 
 
+@contextlib.contextmanager
+def background() -> Iterator[asyncio.AbstractEventLoop]:
+    """Where nodes run while commands are given."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield loop
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+@contextlib.contextmanager
+def up(
+    loop: asyncio.AbstractEventLoop, folder: Path, sections: Sections, peers: Sequence[tuple[str, str]] = ()
+) -> Iterator[Running]:
+    """A node in its home, which asks the chain all the time."""
+    home = Home(folder)
+    stack = contextlib.AsyncExitStack()
+    running = run_node(home, load_config(write_config(folder, sections, peers, 0), {}), load_wide, pace=PACE)
+
+    def do(work: Coroutine[Any, Any, Any]) -> None:
+        asyncio.run_coroutine_threadsafe(work, loop).result(60)
+
+    do(stack.enter_async_context(running))
+    try:
+        yield home.running()
+    finally:
+        do(stack.aclose())
+
+
 @pytest.fixture
 def going(chain: Anvil) -> Iterator[Anvil]:
     with blocks(chain):
@@ -78,17 +115,17 @@ def test_owners_lock_stakes_and_fill_channels_and_take_both_back(
 ) -> None:
     sold = owner_s(going, tmp_path / "seller", 200) | {"sell": {"price": PRICE, "open_credit": "0usd"}}
     bought = owner_s(going, tmp_path / "buyer", 10) | {"buy": {"arbiters": list(ARBITERS[:2])}}
-    with starting(tmp_path / "seller", sold) as seller:
-        the_stake_is_locked(seller, idlemesh)
-        with starting(tmp_path / "buyer", bought, [way_to(seller)]) as buyer:
-            the_stake_counts(buyer, idlemesh)
-            what_cannot_be_moved_says_what_to_do(buyer, seller.running.did, idlemesh)
-            a_channel_is_filled_and_emptied(buyer, seller.running.did, idlemesh)
-        the_stake_is_taken_back(seller, going, idlemesh)
+    with background() as loop, up(loop, tmp_path / "seller", sold) as seller:
+        the_stake_is_locked(tmp_path / "seller", idlemesh)
+        with up(loop, tmp_path / "buyer", bought, [(seller.did, seller.url)]):
+            the_stake_counts(tmp_path / "buyer", idlemesh)
+            what_cannot_be_moved_says_what_to_do(tmp_path / "buyer", seller.did, idlemesh)
+            a_channel_is_filled_and_emptied(tmp_path / "buyer", seller.did, idlemesh)
+        the_stake_is_taken_back(tmp_path / "seller", going, idlemesh)
 
 
-def the_stake_is_locked(seller: NodeProcess, idlemesh: Idlemesh) -> None:
-    home = "--home", seller.home.folder
+def the_stake_is_locked(folder: Path, idlemesh: Idlemesh) -> None:
+    home = "--home", folder
     has = idlemesh("wallet", "address", *home, "--json").json()
     assert (has["network"], has["dollars"], has["coin"]) == ("eip155:31337", "200.000000usd", f"1.{0:018}")
     assert "There are no channels" in idlemesh("wallet", "channels", *home).out
@@ -101,8 +138,8 @@ def the_stake_is_locked(seller: NodeProcess, idlemesh: Idlemesh) -> None:
     assert (row["bond"], row["locked"], row["counts"]) == (locked["bond"], "100.000000usd", "100.000000usd")
 
 
-def the_stake_counts(buyer: NodeProcess, idlemesh: Idlemesh) -> None:
-    home = "--home", buyer.home.folder
+def the_stake_counts(folder: Path, idlemesh: Idlemesh) -> None:
+    home = "--home", folder
 
     def counts() -> Any:
         bonds = [row["bond"] for row in idlemesh("offers", *home, "--json").json()["offers"]]
@@ -112,7 +149,7 @@ def the_stake_counts(buyer: NodeProcess, idlemesh: Idlemesh) -> None:
     assert "has 100.000000usd at stake (2 of 3 arbiters): 100.000000usd of it counts" in idlemesh("offers", *home).out
 
 
-def what_cannot_be_moved_says_what_to_do(buyer: NodeProcess, them: str, idlemesh: Idlemesh) -> None:
+def what_cannot_be_moved_says_what_to_do(folder: Path, them: str, idlemesh: Idlemesh) -> None:
     for arguments, why in (
         (("deposit", "did:key:z6Mk", "1usd"), "is not an Ed25519 did:key"),
         (("deposit", them, "1sat"), "this wallet counts in usd"),
@@ -125,13 +162,13 @@ def what_cannot_be_moved_says_what_to_do(buyer: NodeProcess, them: str, idlemesh
         (("bond", "5usd", "--quorum", "1"), "name each with --arbiter"),
         (("bond", "5usd", "--arbiter", "0x12"), "is no address"),
     ):
-        said = idlemesh("wallet", *arguments, "--home", buyer.home.folder)
+        said = idlemesh("wallet", *arguments, "--home", folder)
         assert said.status == 1
         assert why in said.err
 
 
-def a_channel_is_filled_and_emptied(buyer: NodeProcess, them: str, idlemesh: Idlemesh) -> None:
-    home = "--home", buyer.home.folder
+def a_channel_is_filled_and_emptied(folder: Path, them: str, idlemesh: Idlemesh) -> None:
+    home = "--home", folder
 
     def channel() -> Any:
         (row,) = idlemesh("wallet", "channels", *home, "--json").json()["channels"]
@@ -149,8 +186,8 @@ def a_channel_is_filled_and_emptied(buyer: NodeProcess, them: str, idlemesh: Idl
     assert channel()["gone_back"] == "0.500000usd"
 
 
-def the_stake_is_taken_back(seller: NodeProcess, chain: Anvil, idlemesh: Idlemesh) -> None:
-    home = "--home", seller.home.folder
+def the_stake_is_taken_back(folder: Path, chain: Anvil, idlemesh: Idlemesh) -> None:
+    home = "--home", folder
     assert idlemesh("wallet", "unbond", "40usd", *home, "--json").json()["state"] == "settled"
     early = idlemesh("wallet", "unbond", "--take", *home)
     assert (early.status, "the notice is not over" in early.err) == (1, True)
