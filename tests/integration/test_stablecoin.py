@@ -13,14 +13,21 @@ from typing import Any, Final
 
 import aiohttp
 import pytest
-from attrs import define, field
+from attrs import astuple, define, evolve, field
 from eth_utils.crypto import keccak
 
-from ledger.identity import Did
+from ledger.identity import Did, Identity
+from ledger.rails.stablecoin.books import Deposit
+from ledger.rails.stablecoin.channels import open_channel, salt_of
+from ledger.rails.stablecoin.contracts import CONFIG
+from ledger.rails.stablecoin.digests import Place, config_of
 from ledger.rails.stablecoin.keys import create_keystore
+from ledger.rails.stablecoin.vouchers import account_name, signed, voucher_key
+from ledger.records import Acknowledgement, Channel, ChannelTerms, Signed, Voucher, open_record, sign
 from node.home import Home
 from node.ports import SystemEntropy
-from tests.chain import Anvil
+from node.wire.messages import decode_refusal, encode_bringing
+from tests.chain import CHAIN_ID, Anvil
 from tests.integration.network import PRICE, free_port, until, usd, write_config
 
 DEPOSIT: Final = 2_000_000
@@ -43,8 +50,12 @@ class Paying:
     _writer: asyncio.StreamWriter | None = None
 
     @property
+    def identity(self) -> Identity:
+        return self.home.identity(SystemEntropy())
+
+    @property
     def did(self) -> Did:
-        return self.home.identity(SystemEntropy()).did
+        return self.identity.did
 
     @property
     def url(self) -> str:
@@ -112,6 +123,7 @@ class Market:
             "contract": self.chain.deployed.channels,
             "min_deposit": "0.1usd",
             "claim_at": "1000usd",
+            "ether": "0.01usd",  # so that a few orders are worth a claim
         }
         selling = {"sell": {"price": PRICE, "open_credit": "0usd", "window": "0.01usd"}}
         buying = {"api": {"route": "peers"}, "audit": {"rate": 0, "first": 0}}
@@ -156,6 +168,31 @@ class Market:
         """Wait until both sides have seen the deposit, and orders can be paid."""
         await self.sees("seller", funded=DEPOSIT)
         await self.sees("buyer", funded=DEPOSIT, window=10_000)
+
+    async def channel(self) -> Signed[Channel]:
+        """The buyer's, as it signed it."""
+        status, raw = await self.post("channel-terms")
+        assert status == 200
+        terms = open_record(raw, ChannelTerms).record
+        buyer, seller = self.nodes["buyer"], self.nodes["seller"]
+        return open_channel(buyer.identity, seller.did, terms, self.place, bytes.fromhex(buyer.wallet[2:]))
+
+    @property
+    def place(self) -> Place:
+        return Place(CHAIN_ID, bytes.fromhex(self.chain.deployed.channels[2:]))
+
+    async def post(self, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+        """Ask the seller's door for peers; without a body, by GET."""
+        async with aiohttp.ClientSession() as session:
+            method, url = "POST" if body is not None else "GET", f"{self.nodes['seller'].url}/mesh/v1/{path}"
+            async with session.request(method, url, data=body) as response:
+                return response.status, await response.read()
+
+    async def refused(self, path: str, body: bytes) -> str:
+        """Why the seller does not take something."""
+        status, raw = await self.post(path, body)
+        assert status >= 400, raw
+        return decode_refusal(raw).message
 
     async def sent(self) -> None:
         """Wait until a transaction waits to be mined."""
@@ -302,3 +339,73 @@ async def test_whoever_is_killed_at_whichever_step_nothing_is_lost_and_nothing_p
     await market.sees("buyer", withdrawn=DEPOSIT - cost, settled=cost)
     assert (chain.dollars(wallets["seller"]), chain.dollars(wallets["buyer"])) == (cost, MONEY - cost)
     assert chain.dollars(chain.deployed.channels) == 0
+
+
+async def test_what_begins_to_leave_is_claimed_and_pays_no_further_order(market: Market) -> None:
+    chain, wallets = market.chain, market.wallets
+    await market.up("buyer")
+    await market.funded()
+    cost = await market.order(20)
+    config = astuple(config_of((await market.channel()).record))
+    chain.fund(wallets["buyer"], ether=10**18)
+    leaving, contract = DEPOSIT - 1, chain.deployed.channels
+    chain.send(contract, f"initiateWithdraw({CONFIG},uint128)", config, leaving, sender=wallets["buyer"])
+
+    # Without being asked for, whatever the threshold; what was not promised is all that can leave.
+    await market.sees("seller", settled=cost, withdrawn=DEPOSIT - cost, available=0)
+    await market.sees("buyer", settled=cost, withdrawn=DEPOSIT - cost, available=0)
+    with pytest.raises(ExceptionGroup):
+        await market.order(1)
+    chain.pass_time(config[5] + 1)
+    chain.send(contract, f"finalizeWithdraw({CONFIG})", config, sender=wallets["buyer"])
+    assert (chain.dollars(wallets["seller"]), chain.dollars(wallets["buyer"])) == (cost, MONEY - cost)
+
+
+async def test_a_seller_takes_no_channel_voucher_or_deposit_that_is_not_good(market: Market) -> None:
+    chain, buyer, seller = market.chain, market.nodes["buyer"], market.nodes["seller"]
+    good = await market.channel()
+    said, thief = good.record, Identity(b"\7" * 32)
+    await_money = await market.refused("channels", good.raw)
+    assert "the channel holds 0 by now" in await_money
+    await market.up("buyer")
+    await market.funded()
+
+    stolen = sign(evolve(said, payer=thief.did), thief)
+    assert "that of the two dids" in await market.refused("channels", stolen.raw)
+    salted = sign(evolve(said, payer=thief.did, salt=salt_of(thief.did, seller.did)), thief)
+    assert "has not signed that it is" in await market.refused("channels", salted.raw)
+    elsewhere = sign(evolve(said, network="eip155:1"), buyer.identity)
+    assert "network is eip155:1" in await market.refused("channels", elsewhere.raw)
+    other = sign(evolve(said, withdraw_delay=said.withdraw_delay + 1), buyer.identity)
+    assert await market.refused("channels", other.raw)
+
+    block = chain.block
+    forged = Deposit(market.place.channel_id(config_of(said)), DEPOSIT, 0, chain.time + 600, bytes(32), b"\1" * 65)
+    assert "cannot be brought" in await market.refused("deposits", encode_bringing(good.raw, forged.encode()))
+    small = evolve(forged, amount=1)
+    assert "are not brought" in await market.refused("deposits", encode_bringing(good.raw, small.encode()))
+    assert chain.block == block  # nothing was sent for them
+
+    await market.order(1)
+    cost = await market.agree()
+    before = await market.account("seller")
+    last = bytes.fromhex((await market.account("buyer", last="acknowledgement"))["raw"])
+    acknowledged, key = open_record(last, Acknowledgement).record, voucher_key(buyer.identity)
+    paid = open_record(acknowledged.voucher, Voucher).record
+    place, channel = market.place, market.place.channel_id(config_of(said))
+    another = place.channel_id(evolve(config_of(said), salt=bytes(32)))
+    for voucher, why in (
+        (evolve(paid, network="eip155:1"), "for network and account"),
+        (evolve(paid, account=account_name(another)), "for network and account"),
+        (evolve(paid, signature=None), "signature is not that of"),
+        (evolve(paid, total=cost + 1), "signature is not that of"),
+        (evolve(paid, signature=signed(key, Place(1, place.contract).voucher(channel, cost))), "signature is not"),
+        (evolve(paid, signature=signed(key, Place(CHAIN_ID, bytes(20)).voucher(channel, cost))), "signature is not"),
+        (evolve(paid, signature=signed(key, place.voucher(another, cost))), "signature is not that of"),
+        (evolve(paid, total=DEPOSIT + 1, signature=signed(key, place.voucher(channel, DEPOSIT + 1))), "channel bears"),
+    ):
+        lie = sign(evolve(acknowledged, reason="again", voucher=sign(voucher, buyer.identity).raw), buyer.identity)
+        assert why in await market.refused("acknowledgements", lie.raw)
+    assert await market.account("seller") == before
+    many = [await market.post("channels", good.raw) for _ in range(12)]
+    assert {status for status, _ in many} == {204, 429}
