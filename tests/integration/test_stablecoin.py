@@ -202,6 +202,15 @@ class Market:
 
         await until(waits)
 
+    async def more(self) -> None:
+        """Wait until the buyer has paid for one more order."""
+        paid = (await self.account("buyer"))["authorized"]
+
+        async def has() -> bool:
+            return bool((await self.account("buyer"))["authorized"] > paid)
+
+        await until(has)
+
     async def agree(self) -> int:
         """Wait until both sides' books say the same, and all that is owed is promised; how much.
 
@@ -307,12 +316,7 @@ async def test_whoever_is_killed_at_whichever_step_nothing_is_lost_and_nothing_p
         await market.order(AT_ONCE)
     for name in ("buyer", "seller"):  # orders are under way
         orders = asyncio.create_task(market.order(ORDERS))
-        paid = (await market.account("buyer"))["authorized"]
-
-        async def more(paid: int = paid) -> bool:
-            return bool((await market.account("buyer"))["authorized"] > paid)
-
-        await until(more)
+        await market.more()
         await market.again(name)
         with pytest.raises(ExceptionGroup):
             await orders
@@ -345,17 +349,19 @@ async def test_what_begins_to_leave_is_claimed_and_pays_no_further_order(market:
     chain, wallets = market.chain, market.wallets
     await market.up("buyer")
     await market.funded()
-    cost = await market.order(20)
+    orders = asyncio.create_task(market.order(ORDERS))
+    await market.more()
     config = astuple(config_of((await market.channel()).record))
     chain.fund(wallets["buyer"], ether=10**18)
     leaving, contract = DEPOSIT - 1, chain.deployed.channels
     chain.send(contract, f"initiateWithdraw({CONFIG},uint128)", config, leaving, sender=wallets["buyer"])
+    with pytest.raises(ExceptionGroup):  # those that come after the seller has seen it
+        await orders
+    cost = await market.agree()
 
     # Without being asked for, whatever the threshold; what was not promised is all that can leave.
     await market.sees("seller", settled=cost, withdrawn=DEPOSIT - cost, available=0)
     await market.sees("buyer", settled=cost, withdrawn=DEPOSIT - cost, available=0)
-    with pytest.raises(ExceptionGroup):
-        await market.order(1)
     chain.pass_time(config[5] + 1)
     chain.send(contract, f"finalizeWithdraw({CONFIG})", config, sender=wallets["buyer"])
     assert (chain.dollars(wallets["seller"]), chain.dollars(wallets["buyer"])) == (cost, MONEY - cost)
