@@ -1,6 +1,7 @@
 """Disks that are full, read-only or damaged, and clocks that are set back: nothing is lost, and the owner is told."""
 
 import contextlib
+import os
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
@@ -27,20 +28,26 @@ from tests.integration.crashes import (
     points_of,
 )
 from tests.integration.network import idlemesh, until
+from tests.postgres import Server
 
 _DAY_S: Final = 24 * 3600
 # Room for a home with a ledger of a few trades.
-_SMALL: Final = "size=8m"
+_SMALL: Final = "8m"
+# For a database of PostgreSQL, which begins with as much as that.
+_MEDIUM: Final = "24m"
+# An order takes some kilobytes, and pages that are there already bear a few.
+_MOST_ORDERS: Final = 30
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
+def small_disk() -> Iterator[Callable[..., None]]:
     """Puts a file system of its own, and of a few megabytes, at a folder."""
     with contextlib.ExitStack() as stack:
 
-        def mount(folder: Path) -> None:
+        def mount(folder: Path, size: str = _SMALL) -> None:
             folder.mkdir()
-            done = subprocess.run(["mount", "-t", "tmpfs", "-o", _SMALL, "tmpfs", str(folder)], check=False)
+            stack.callback(folder.rmdir)
+            done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=False)
             if done.returncode != 0:
                 pytest.skip("no file system can be mounted here: run this as root")
             stack.callback(subprocess.run, ["umount", "--lazy", str(folder)], check=True)
@@ -132,6 +139,50 @@ async def test_a_node_whose_disk_is_full_answers_by_itself_until_there_is_room_a
         assert (await pair.agree())["bought"]["authorized"] == 2 * COST
     for node in pair.nodes.values():
         await check_ledger(node)
+
+
+@contextlib.contextmanager
+def database_on(server: Server, disk: Path) -> Iterator[str]:
+    """A database for ledgers whose tables lie on a disk of their own; its URL."""
+    owner = server.folder.stat()
+    os.chown(disk, owner.st_uid, owner.st_gid)
+    server.run("postgres", f"CREATE TABLESPACE disk LOCATION '{disk}'")
+    try:
+        server.run("postgres", "CREATE DATABASE disk TEMPLATE upgraded TABLESPACE disk")
+        try:
+            yield server.url("disk")
+        finally:
+            server.run("postgres", "DROP DATABASE disk WITH (FORCE)")
+    finally:
+        server.run("postgres", "DROP TABLESPACE disk")
+
+
+async def test_nodes_whose_server_has_a_full_disk_answer_by_themselves_until_there_is_room_again(
+    tmp_path: Path, forking: Path, small_disk: Callable[..., None], postgres: Server
+) -> None:
+    disk = postgres.folder / "disk"
+    small_disk(disk, _MEDIUM)
+    with database_on(postgres, disk) as url:
+        async with Pair(tmp_path, forking, url) as pair:
+            await pair.order(pair.buyer, LONG)
+            filler = fill(disk)
+            for _ in range(_MOST_ORDERS):
+                await pair.ask(pair.buyer, LONG, "X-IdleMesh-Route", "peers")
+                if await trouble(pair, pair.buyer):
+                    break
+            assert "No space left on device" in await trouble(pair, pair.buyer)
+            assert "has space" in await trouble(pair, pair.buyer)
+            await local_answer(pair, pair.buyer)
+            filler.unlink()
+            for node in pair.nodes.values():
+                await node.do("sweep")
+                assert not await trouble(pair, node)
+            await pair.start()
+            before = await pair.agree()
+            await pair.order(pair.buyer, LONG)
+            assert (await pair.agree())["bought"]["authorized"] == before["bought"]["authorized"] + COST
+        for node in pair.nodes.values():
+            await check_ledger(node)
 
 
 async def test_a_home_on_a_full_disk_is_named(tmp_path: Path, small_disk: Callable[[Path], None]) -> None:

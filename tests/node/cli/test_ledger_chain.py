@@ -19,7 +19,7 @@ from ledger.changes import Earned, Granted, Released, Reserved, Settled, Voucher
 from ledger.database import Database, Place, snapshots
 from ledger.database.lane import SqliteLane, make_engine
 from ledger.events import AccountChanged, Books, Event
-from ledger.journal import Kept, StoredSnapshot
+from ledger.journal import Kept, StoredSnapshot, genesis
 from ledger.retention import dropped
 from ledger.snapshot import encode, take
 from ledger.statement import DAY_MS
@@ -28,6 +28,7 @@ from node.exchange.experience import delivered
 from node.exchange.recollection import Recollection
 from node.home import Home
 from node.ports import SystemClock, SystemEntropy
+from tests.integration.network import starting
 from tests.node.cli.conftest import Idlemesh, Nodes
 
 BUYER = "did:key:z6MkBuyer"
@@ -110,6 +111,10 @@ async def spoil(home: Home, column: str) -> None:
         assert before is not None
         memory = Recollection(me).freeze()() if column == "memory" else before.memory
         stored = StoredSnapshot(database.head.sequence, encode(take(me, database.head, books)), memory)
+    await overwrite(home, stored)
+
+
+async def overwrite(home: Home, stored: StoredSnapshot) -> None:
     lane = SqliteLane(make_engine(home.ledger), writes=True)
     await lane.run(lambda connection: snapshots.write(connection, 1, stored))
     await lane.close()
@@ -318,6 +323,23 @@ class TestWhileTheNodeRuns:
         spent = [row for row in rows if row["account"] == "expense"]
         assert [row["counterparty"] for row in spent] == [nodes.seller.running.did]
         assert spent[0]["closing"] > 0
+
+    def test_the_stored_snapshot_is_verified_and_a_wrong_one_is_told(
+        self, idlemesh: Idlemesh, sold: Path, spare: Path
+    ) -> None:
+        home = Home(spare)
+        shutil.copy(sold / "ledger.db", home.ledger)
+        asyncio.run(live(home))
+        me = home.identity(SystemEntropy()).did
+        of_nothing = StoredSnapshot(DAYS + 2, encode(take(me, genesis(me), Books())), None)
+        with starting(spare, {}):
+            right = idlemesh("ledger", "verify", "--home", spare, "--json").json()
+            asyncio.run(overwrite(home, of_nothing))
+            wrong = idlemesh("ledger", "verify", "--home", spare)
+        assert right["snapshot"] == {"sequence": DAYS + 2, "why": None}
+        assert wrong.status == 1
+        assert "the journal is whole, but the snapshot from which this node started is not what it gives" in wrong.err
+        assert "stop the node, then run this again: it puts that right" in wrong.err
 
     def test_nothing_is_imported(self, idlemesh: Idlemesh, nodes: Nodes, tmp_path: Path) -> None:
         said = idlemesh("ledger", "import", tmp_path / "file", "--home", nodes.owner.home.folder)
