@@ -83,8 +83,11 @@ def wanted(account: Account, me: str, able: Set[Kind], policy: Policy, age_s: fl
 
 def _top_up(account: Account, policy: Policy) -> Wish | None:
     free = free_collateral(account)
-    # What was taken back is put in again by its owner alone, not by a rule.
-    if account.withdrawn or free >= min(policy.top_up_below, policy.top_up_to):
+    # What was taken back is put in again by its owner alone, not by a rule. Who is no node (a wallet, paid by x402) is
+    # paid within limits of its own.
+    if account.withdrawn or account.key.payee.startswith("did:pkh:"):
+        return None
+    if free >= min(policy.top_up_below, policy.top_up_to):
         return None
     return Wish("top_up", min(policy.top_up_to - free, MAX_AMOUNT - account.funded))
 

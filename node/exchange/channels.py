@@ -53,7 +53,7 @@ class Channels:
         dial: Callable[[Did], Teller | None],
         strangers: Callable[[AccountKey], ChannelConfig | None] = lambda _: None,
     ) -> None:
-        """`strangers` knows the channels of those who pay by x402."""
+        """`strangers` knows the channels of those who pay, or are paid, by x402."""
         self._book = book
         self._dial = dial
         self._strangers = strangers
@@ -105,7 +105,7 @@ class Channels:
 
     def channel(self, key: AccountKey) -> ChannelConfig | None:
         """See `Books.channel`."""
-        if is_stranger(key.payer):
+        if is_stranger(key.payer) or is_stranger(key.payee):
             return self._strangers(key)
         found = self._records.get(key) or self._looked_at.get(key)
         return None if found is None else config_of(found.record)

@@ -101,8 +101,9 @@ class Strangers:
         self.transfers: Final[dict[bytes, Transfer]] = {}
 
     def voucher(self, key: AccountKey) -> HeldVoucher | None:
-        """The latest voucher for an account, if its payer is a stranger with a channel."""
-        return self.vouchers.get(key.payer) if key.rail == CHANNEL_RAIL else None
+        """The latest voucher on an account with a stranger, if it has a channel: a payer's, or ours to a payee."""
+        stranger = key.payer if is_stranger(key.payer) else key.payee
+        return self.vouchers.get(stranger) if key.rail == CHANNEL_RAIL else None
 
     def copy(self) -> "Strangers":
         """All of it as it is now."""

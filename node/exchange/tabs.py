@@ -181,7 +181,7 @@ class Tab:
 
 
 def config_of(strangers: Strangers, key: AccountKey) -> ChannelConfig | None:
-    """The channel of a stranger's account, for the rail."""
+    """The channel of an account with a stranger, for the rail."""
     voucher = strangers.voucher(key)
     if voucher is None:
         return None

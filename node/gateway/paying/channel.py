@@ -21,7 +21,7 @@ from node.engine.paying import SIGNATURE, Demand
 from node.engine.streaming import RemoteBusy
 from node.gateway.paying.fates import LATE_S, fate_of
 from node.gateway.paying.limits import Charged, OtherChannel, PayLimits, PaymentPending, TurnedDown
-from node.gateway.paying.signing import Signing, header_of
+from node.gateway.paying.signing import Signing, header_of, held_voucher
 from node.gateway.paying.terms import Terms, decoded, error_of, response_of, shown_in
 from node.gateway.paying.till import Till
 
@@ -56,6 +56,8 @@ class ChannelPayment:
         Raises PaymentRefused, ChainError, LedgerError.
         """
         self._check_channel()
+        if self._till.is_moving(self._key):
+            raise PaymentPending(self._limits.name, "money is on its way back from its channel")
         terms, network = self._terms, self._signing.coin.network
         deposit = await self._pending_deposit()
         account = await self._account()
@@ -64,7 +66,7 @@ class ChannelPayment:
         self._limits.check(terms.amount, self._demand, self._till.spent_today(network, terms.pay_to) - open_amount)
         self._base = account.owed
         total, funds = self._base + terms.amount, 0
-        missing = total - (account.funded - account.withdrawn)
+        missing = total - account.capacity
         if missing <= 0:
             payload = self._signing.voucher(self._config, total)
             payload = payload if deposit is None else {**deposit, "voucher": payload["voucher"]}
@@ -74,7 +76,8 @@ class ChannelPayment:
             funds = self._limits.deposit(missing, terms.amount, terms.least_deposit, self._demand)
             payload, _ = await self._signing.deposit(terms, self._config, funds, total)
         self._header = header_of(terms, payload)
-        self._order = await self._till.plan(self._key, terms.amount, funds, terms.valid_s, self._header)
+        voucher = held_voucher(self._config, payload["voucher"])
+        self._order = await self._till.plan(self._key, terms.amount, funds, terms.valid_s, self._header, voucher)
 
     async def taken(self, response: str) -> None:
         """See `Payment.taken`."""
@@ -124,12 +127,15 @@ class ChannelPayment:
         )
 
     async def _account(self) -> Account:
-        """The channel's account; of one that this journal does not know, as the chain shows it."""
+        """The channel's account; where it lacks money, with all that the chain shows now.
+
+        What the rail has seen counts at depth alone, and a journal may be lost; the money is in the channel before.
+        """
         account = self._till.account(self._key)
-        if account.funded:
+        if account.owed + self._terms.amount <= account.capacity:
             return account
         balance, claimed = await self._signing.holds(self._channel)
-        return await self._till.found(self._key, balance, claimed) if balance else account
+        return await self._till.found(self._key, balance, claimed) if balance > account.capacity else account
 
     def _check_channel(self) -> None:
         """A seller has one channel, as long as there is money in it: else each new one would take another deposit."""

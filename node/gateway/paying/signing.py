@@ -22,8 +22,10 @@ from x402.mechanisms.evm.exact import ExactEvmScheme
 from x402.schemas import PaymentPayload
 
 from ledger.identity import Identity
+from ledger.rails.stablecoin import digests
 from ledger.rails.stablecoin.channels import salt_of
 from ledger.rails.stablecoin.vouchers import voucher_key
+from node.exchange.strangers import HeldVoucher
 from node.gateway.paying.terms import Coin, Terms
 
 _DOMAIN: Final = (
@@ -158,6 +160,24 @@ def header_of(terms: Terms, payload: dict[str, Any]) -> str:
             payload=payload, accepted=terms.requirements, resource=required.resource, extensions=required.extensions
         )
     )
+
+
+def held_voucher(config: ChannelConfig, voucher: Mapping[str, Any]) -> HeldVoucher:
+    """A voucher on a channel, as the journal keeps both."""
+    ours = digests.ChannelConfig(
+        _raw(config.payer),
+        _raw(config.payer_authorizer),
+        _raw(config.receiver),
+        _raw(config.receiver_authorizer),
+        _raw(config.token),
+        config.withdraw_delay,
+        _raw(config.salt),
+    )
+    return HeldVoucher(ours.words(), int(voucher["maxClaimableAmount"]), _raw(voucher["signature"]))
+
+
+def _raw(text: str) -> bytes:
+    return bytes.fromhex(text.removeprefix("0x"))
 
 
 class _WalletSigner:

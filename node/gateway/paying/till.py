@@ -43,12 +43,12 @@ from ledger.changes import (
     Settled,
     Withdrawn,
 )
-from ledger.events import AccountChanged
+from ledger.events import AccountChanged, Event
 from ledger.journal import Kept
 from ledger.money import MAX_AMOUNT
 from ledger.statement import DAY_MS
 from node.exchange.book import Book
-from node.exchange.strangers import CHANNEL_RAIL, PREPAID_RAIL, did_of_wallet, is_stranger
+from node.exchange.strangers import CHANNEL_RAIL, PREPAID_RAIL, HeldVoucher, did_of_wallet, held, is_stranger
 from node.ports import Entropy
 
 PAYMENT: Final = "x402-payment"
@@ -154,10 +154,13 @@ class Till:
 
     # What happens
 
-    async def plan(self, key: AccountKey, amount: int, funds: int, valid_s: int, header: str) -> bytes:
+    async def plan(
+        self, key: AccountKey, amount: int, funds: int, valid_s: int, header: str, voucher: HeldVoucher | None = None
+    ) -> bytes:
         """Write down a payment that is about to be sent, in place of a pending one; returns its order.
 
-        `funds` is what leaves the wallet for it. Raises AccountError, LedgerError.
+        `funds` is what leaves the wallet for it, `voucher` what it promises on a channel. Raises AccountError,
+        LedgerError.
         """
         account = self.account(key)
         order = hashlib.sha256(b"x402 payment" + self._entropy.bytes(32)).digest()
@@ -173,7 +176,7 @@ class Till:
         self._book.under_way.add(order)
         record = Kept(PAYMENT, codec.encode({"order": order, "payment": header}), order)
         try:
-            await self._post(key, changes, record)
+            await self._post(key, changes, record, also=() if voucher is None else (held(key.payee, voucher),))
         except BaseException:
             self._book.under_way.discard(order)
             raise
@@ -195,9 +198,14 @@ class Till:
         """An order came to nothing, and `funds` that were to leave for it cannot any more."""
         await self._close(key, order, [Released(order), *self._back(key, funds)])
 
+    def is_moving(self, key: AccountKey) -> bool:
+        """Whether the owner takes money back from a channel."""
+        return key in self._book.journal.books.effects
+
     async def found(self, key: AccountKey, balance: int, claimed: int) -> Account:
-        """A channel that the chain shows, and this journal has lost."""
-        await self._post(key, [Funded(balance, self.account(key).funded_sequence + 1)])
+        """The chain shows more in a channel than is counted here: the journal lost it, or waits until it is deep."""
+        account = self.account(key)
+        await self._post(key, [Funded(balance + account.withdrawn, account.funded_sequence + 1)])
         await self.catch_up(key, claimed)
         return self.account(key)
 
@@ -216,8 +224,8 @@ class Till:
         await self._post(key, changes)
         self._book.under_way.discard(order)
 
-    async def _post(self, key: AccountKey, changes: list[Change], *records: Kept) -> None:
-        await self._book.post(*(AccountChanged(key, change) for change in changes), records=records)
+    async def _post(self, key: AccountKey, changes: list[Change], *records: Kept, also: tuple[Event, ...] = ()) -> None:
+        await self._book.post(*also, *(AccountChanged(key, change) for change in changes), records=records)
 
     def _is_ours(self, key: AccountKey) -> bool:
         return key.payer == self._book.me and is_stranger(key.payee)
