@@ -31,6 +31,7 @@ from ledger.rails.stablecoin.vouchers import signer_of
 from node.exchange.book import Book
 from node.exchange.strangers import PREPAID_RAIL, Transfer, ended, presented, wallet_of
 from node.exchange.tabs import PaymentUsed, Tabs
+from node.paid.gas import Gas
 from node.paid.presented import SignedTransfer
 from node.paid.terms import TIMEOUT_S, PaymentRefused
 
@@ -74,6 +75,7 @@ class Bank:
         self._facilitator = facilitator
         self._wait_s = wait_s
         self._under_way: set[bytes] = set()
+        self.gas: Final = Gas(book.now)
 
     @property
     def token(self) -> Token:
@@ -97,6 +99,7 @@ class Bank:
     ) -> Moved:
         """Bring a deposit into its channel, and return when it is deep enough. Raises PaymentRefused."""
         self._check_deposit(config, deposit)
+        self.gas.check(config.payer, ERR_DEPOSIT_TRANSACTION_FAILED)
         key = deposit_nonce(deposit.channel, deposit.salt)
         try:
             async with asyncio.timeout(self._wait_s):
@@ -144,6 +147,7 @@ class Bank:
             return None  # it was presented before
         transaction = await sent(self._chain, key, "stranger's deposit")
         await self._chain.submit(transaction.key, self._chain.bring(config, deposit))
+        self.gas.spend(config.payer)
         outcome = await self._chain.settled(transaction.key)
         if outcome.state == "failed" and not await self._chain.deposited(config, deposit.salt):
             raise Refused("the deposit was reverted")
@@ -170,6 +174,7 @@ class Bank:
         """Have a transfer carried out, and its money counted. Raises PaymentRefused, PaymentUsed."""
         if order in self._under_way:
             raise PaymentUsed
+        self.gas.check(wallet_of(transfer.payer), ERR_TRANSACTION_FAILED)
         self._under_way.add(order)
         # What is under way goes on, also when its client is gone.
         return await asyncio.shield(asyncio.ensure_future(self._carried_out(order, transfer, shown, whole, asked)))
@@ -212,6 +217,7 @@ class Bank:
         if self._facilitator is not None:
             return await self._settled_elsewhere(self._facilitator, whole, asked, "transaction_failed")
         await self._chain.submit(order, shown.authorization.call(self.token, shown.signature))
+        self.gas.spend(shown.authorization.payer)
         return (await self._chain.settled(order)).hash
 
     async def _came(self, order: bytes, transfer: Transfer) -> bool | None:
@@ -237,8 +243,8 @@ class Bank:
     async def sweep(self) -> None:
         """Find out what became of transfers that nobody waits for any more."""
         for order, transfer in list(self._book.strangers.transfers.items()):
-            if order in self._under_way:
-                continue
+            if order in self._under_way or order not in self._book.strangers.transfers:
+                continue  # whoever waits for it counts it, or has done so meanwhile
             self._under_way.add(order)
             try:
                 came = await self._came(order, transfer)

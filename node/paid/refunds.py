@@ -19,6 +19,7 @@ from node.exchange.book import Book
 from node.exchange.effects import EffectRefused
 from node.exchange.strangers import PREPAID_RAIL, HeldVoucher, did_of_wallet, held
 from node.exchange.tabs import Tabs
+from node.paid.gas import Gas
 from node.paid.paid import channel_state
 from node.paid.presented import RefundAsked
 from node.paid.terms import PaymentRefused
@@ -34,11 +35,12 @@ Ask = Callable[[AccountKey, Kind, int], Awaitable[Tracked | None]]
 class Refunds:
     """Gives back what is free."""
 
-    def __init__(self, book: Book, tabs: Tabs, till: Till, ask: Ask, wait_s: float = WAIT_S) -> None:
+    def __init__(self, book: Book, tabs: Tabs, till: Till, gas: Gas, ask: Ask, wait_s: float = WAIT_S) -> None:
         """`ask` has a rail move money: see `EffectDriver.ask`."""
         self._book = book
         self._tabs = tabs
         self._till = till
+        self._gas = gas
         self._ask = ask
         self._wait_s = wait_s
 
@@ -57,6 +59,7 @@ class Refunds:
             if not 0 < amount <= free:
                 raise PaymentRefused(errors.ERR_REFUND_NO_BALANCE, f"{free} of the channel can go back")
             # From now on the channel's latest voucher is for what was charged, and nothing of the rest can be claimed.
+            self._gas.check(voucher.config.payer, errors.ERR_REFUND_TRANSACTION_FAILED)
             latest = HeldVoucher(voucher.config.words(), voucher.total, voucher.signature)
             await self._book.post(held(key.payer, latest))
             await self._move(key, amount)
@@ -83,18 +86,20 @@ class Refunds:
         amount = free_collateral(self._tabs.account(key))
         if not amount:
             raise PaymentRefused("no_balance", "nothing is left of what this wallet has paid")
-        under_way = await self._move(key, amount)
+        self._gas.check(wallet, errors.ERR_REFUND_TRANSACTION_FAILED)
+        under_way = await self._move(key, wallet, amount)
         return self._response(wallet, amount, {"balance": self.balance(wallet)["left"], "underWay": under_way})
 
     def _key(self, wallet: bytes) -> AccountKey:
         return self._tabs.key(did_of_wallet(self._till.terms.place.network, wallet), PREPAID_RAIL)
 
-    async def _move(self, key: AccountKey, amount: int) -> bool:
+    async def _move(self, key: AccountKey, wallet: bytes, amount: int) -> bool:
         """Have money go back; whether it is still on its way. Raises PaymentRefused."""
         try:
             tracked = await self._ask(key, "refund", amount)
         except EffectRefused as error:
             raise PaymentRefused(errors.ERR_REFUND_TRANSACTION_FAILED, f"not now: {error}") from None
+        self._gas.spend(wallet)
         loop = asyncio.get_running_loop()
         until = loop.time() + self._wait_s
         while tracked is not None and tracked.under_way and loop.time() < until:

@@ -8,19 +8,24 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
+from aiohttp import web
 from attrs import define
 from eth_account.signers.local import LocalAccount
-from x402 import x402Client
+from x402 import x402Client, x402FacilitatorSync
+from x402.http import FacilitatorConfig, HTTPFacilitatorClient
 from x402.http.clients import x402HttpxClient
 from x402.http.utils import (
     decode_payment_required_header,
     decode_payment_response_header,
     encode_payment_signature_header,
 )
+from x402.mechanisms.evm import FacilitatorWeb3Signer
 from x402.mechanisms.evm.batch_settlement.client import BatchSettlementEvmScheme, BatchSettlementEvmSchemeOptions
+from x402.mechanisms.evm.batch_settlement.facilitator import BatchSettlementEvmFacilitator
 from x402.mechanisms.evm.exact import ExactEvmScheme
+from x402.mechanisms.evm.exact.facilitator import ExactEvmScheme as ExactFacilitator
 from x402.mechanisms.evm.signers import EthAccountSigner, EthAccountSignerWithRPC
-from x402.schemas import PaymentRequired
+from x402.schemas import PaymentPayload, PaymentRequired, PaymentRequirements
 
 from ledger.account import Account
 from ledger.identity import Identity
@@ -124,7 +129,7 @@ async def stall(
     bank = Bank(book, tabs, chain, facilitator, wait_s)
     terms = Terms(chain.place, here.token, chain.address, DELAY_S, schemes, budget, least_deposit=5_000)
     till = Till(book, tabs, terms, bank, rail)
-    door = PaidDoor(shop, till, Refunds(book, tabs, till, driver.ask), clock, entropy)
+    door = PaidDoor(shop, till, Refunds(book, tabs, till, bank.gas, driver.ask), clock, entropy)
     listener = socket.create_server(("127.0.0.1", 0))
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(chain.close)
@@ -133,6 +138,28 @@ async def stall(
         await stack.enter_async_context(serving(door.app(), listener, Bounds()))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         yield Stall(url, book, tabs, driver, chain, bank, shop)
+
+
+@contextlib.asynccontextmanager
+async def facilitator(anvil: Anvil) -> AsyncIterator[HTTPFacilitatorClient]:
+    """Somebody else's facilitator: x402's own, on a socket, with a wallet of its own; and x402's client of it."""
+    signer = FacilitatorWeb3Signer(anvil.wallet().key.hex(), anvil.url)
+    settling = x402FacilitatorSync()
+    settling.register([NETWORK], BatchSettlementEvmFacilitator(signer)).register([NETWORK], ExactFacilitator(signer))
+
+    async def settle(request: web.Request) -> web.Response:
+        body = await request.json()
+        payload = PaymentPayload.model_validate(body["paymentPayload"])
+        requirements = PaymentRequirements.model_validate(body["paymentRequirements"])
+        said = await asyncio.to_thread(settling.settle, payload, requirements)
+        return web.json_response(said.model_dump(by_alias=True, exclude_none=True))
+
+    app = web.Application()
+    app.add_routes([web.post("/settle", settle)])
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    async with serving(app, listener, Bounds()), HTTPFacilitatorClient(FacilitatorConfig(url)) as paying:
+        yield paying
 
 
 async def _ended(task: "asyncio.Task[None]") -> None:

@@ -34,6 +34,7 @@ from tests.node.strangers import (
     channel_scheme,
     client,
     exact_scheme,
+    facilitator,
     refusal,
     required,
     settlement,
@@ -291,6 +292,21 @@ async def test_a_transfer_that_somebody_else_made_counts(
         chain.rpc("eth_sendTransactionSync", {"from": buyer.address, "to": chain.deployed.dollar, "data": data})
         await open_door.bank.sweep()
         assert open_door.prepaid(buyer).funded == 2_000
+
+
+@pytest.mark.parametrize("scheme", ["exact", "batch-settlement"])
+async def test_somebody_elses_facilitator_may_bring_payments_to_the_chain(
+    door: Open, chain: Anvil, buyer: LocalAccount, seller: LocalAccount, scheme: str
+) -> None:
+    chain.rpc("anvil_setBalance", seller.address, "0x0")  # the node itself could send nothing
+    made = exact_scheme(buyer) if scheme == "exact" else channel_scheme(buyer, chain)
+    async with facilitator(chain) as elsewhere, door(facilitator=elsewhere) as open_door, client(made) as paying:
+        for _ in range(2):
+            response = await paying.post(open_door.chat, json=asking())
+            assert response.status_code == 200, response.text
+        (account,) = open_door.accounts("prepaid" if scheme == "exact" else "stablecoin")
+        assert account.owed == 2 * cost_of(response.json()["usage"])
+        assert chain.dollars(buyer.address) == RICH - account.funded
 
 
 async def test_no_payment_is_taken_for_what_cannot_be_had(
