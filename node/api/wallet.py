@@ -47,6 +47,7 @@ class WalletDoor:
             web.post(f"{at}/claim/{{peer}}", self._answering(self.claim)),
             web.post(f"{at}/withdraw/{{peer}}", self._answering(self.withdraw)),
             web.get(f"{at}/bonds", self._answering(self.bonds)),
+            web.post(f"{at}/find-bonds", self._answering(self.find_bonds)),
             web.post(f"{at}/bonds/{{amount}}", self._answering(self.lock)),
             web.post(f"{at}/unbond", self._answering(self.unbond)),
         ]
@@ -134,6 +135,10 @@ class WalletDoor:
     async def bonds(self, _request: web.Request) -> dict[str, Any]:
         """This node's bonds, and what is in them."""
         return {"bonds": [_bond(bond, stake) for bond, stake in await self._wallet.bonds()]}
+
+    async def find_bonds(self, _request: web.Request) -> dict[str, Any]:
+        """Look through the chain for bonds that the ledger has lost."""
+        return {"bonds": [_bond(bond) for bond in await self._wallet.find_bonds()]}
 
     async def lock(self, request: web.Request) -> dict[str, Any]:
         """Lock so much in all: with `arbiter`s in the bond that has such terms, else in `bond`."""

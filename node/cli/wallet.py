@@ -305,6 +305,9 @@ def bond(
         str | None, typer.Option(help="Who gets of a slash what exceeds the damage; else it is burned.")
     ] = None,
     one: BondOption = "",
+    find: Annotated[
+        bool, typer.Option("--find", help="Look through the chain for bonds that a lost ledger knew of; takes a while.")
+    ] = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -314,6 +317,10 @@ def bond(
 
     Example: idlemesh wallet bond 100usd --arbiter 0x12... --arbiter 0x34...
     """
+    if find:
+        found = _post(home, "find-bonds", [])
+        print_json(found) if as_json else typer.echo(f"Found {len(found['bonds'])} that the ledger did not know.")
+        return
     if amount is None:
         body = call(open_home(home), lambda client: client.get(f"{_AT}/bonds"))
         print_json(body) if as_json else _show_bonds(body)

@@ -27,6 +27,7 @@ _KIND: Final = "bond"
 _CONTENT: Final = "application/idlemesh-bond+cbor"
 _MAX_RECORD: Final = 2_048
 _PAGE: Final = 500
+_MAX_SERIAL: Final = 10_000  # of bonds that are looked for: nobody has so many
 _NOTHING_KNOWN: Final = "this node has locked no bond yet: `idlemesh wallet bond --help` shows how"
 
 _log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class OwnBonds:
         self._chosen = chosen
         self._own: dict[bytes, OwnBond] = {}
         self._stakes: dict[bytes, Stake] = {}
+        self._held: dict[bytes, int] = {}  # for slashes, when it was seen last
         self._pledged: Bond | None = None
         self._lock = asyncio.Lock()
 
@@ -110,10 +112,25 @@ class OwnBonds:
             bond = self._with(said)
             check_terms(bond.terms)
             if bond.id not in self._own:
-                signed = named(bond.terms, self._bonds.place, bond.serial, total)
-                await self._book.post(records=(Kept(_KIND, _signed(signed, self._book)),))
-                self._own[bond.id] = bond
+                await self._keep(bond, total)
         return bond, await self.lock(bond, total, wait)
+
+    async def recover(self) -> list[OwnBond]:
+        """Find bonds on the chain that the journal has lost; those that were new. Slow: all blocks are read."""
+        found = []
+        for terms in await self._bonds.find():
+            serial = next((n for n in range(1, _MAX_SERIAL) if salt_of(self._book.me, n) == terms.salt), None)
+            async with self._lock:
+                bond = OwnBond(self._bonds.place.bond_id(terms), serial or 0, terms)
+                if serial is not None and bond.id not in self._own:
+                    await self._keep(bond, 1)
+                    found.append(bond)
+        return found
+
+    async def _keep(self, bond: OwnBond, amount: int) -> None:
+        signed = named(bond.terms, self._bonds.place, bond.serial, amount)
+        await self._book.post(records=(Kept(_KIND, _signed(signed, self._book)),))
+        self._own[bond.id] = bond
 
     async def lock(self, bond: OwnBond, total: int, wait: Callable[[bytes], Awaitable[Outcome]]) -> Done:
         """Raise a bond to so much in all."""
@@ -153,8 +170,22 @@ class OwnBonds:
             except Exception as error:  # noqa: BLE001 - the chain may fail in any way; buyers look for themselves
                 _log.info("the bond 0x%s could not be seen: %s", bond.id.hex(), type(error).__name__)
             else:
+                self._warn(bond, head)
                 self._stakes[bond.id] = min(deep, head, key=lambda stake: stake.free)
         self._pledged = self._best()
+
+    def _warn(self, bond: OwnBond, head: Stake) -> None:
+        before = self._held.get(bond.id, 0)
+        self._held[bond.id] = head.reserved
+        if head.reserved > before:
+            days = bond.terms.challenge / 86_400
+            _log.warning(
+                "arbiters want to take %d millionths of a dollar of the bond 0x%s: unless you answer on the chain within "
+                "%g days (`answerSlash`, contracts/README.md), anyone can carry that out",
+                head.reserved - before,
+                bond.id.hex(),
+                days,
+            )
 
     def _best(self) -> Bond | None:
         wanted = [bond for bond in self.all if self._chosen in (None, bond.id)]

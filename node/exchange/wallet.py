@@ -260,6 +260,10 @@ class Wallet:
             done = await self._own.lock(found, value, self._wait)
         return found, await self._followed(done)
 
+    async def find_bonds(self) -> list[OwnBond]:
+        """Bonds on the chain that the ledger has lost; those that were new."""
+        return await self._own.recover()
+
     async def ask_back(self, bond: str, amount: Amount | None) -> tuple[OwnBond, Done]:
         """Begin the notice for a part of a bond, or for all of it."""
         found = self._own.find(bond)

@@ -62,6 +62,10 @@ class Bonds:
         """A bond's money where it stays, and at the head: the less of the two is what counts."""
         return await self.stake(bond, deep=True), await self.stake(bond)
 
+    async def find(self) -> list[BondTerms]:
+        """All that the wallet has ever locked here, from the chain alone (slow: all blocks)."""
+        return await self._chain.find_bonds(self.place, self._chain.address)
+
     async def lock(self, terms: BondTerms, total: int, wait: Callable[[bytes], Awaitable[Outcome]]) -> Done:
         """Lock what lacks to `total`, out of the wallet; nothing, if so much is locked.
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from ledger.rails.stablecoin import contracts
+from ledger.rails.stablecoin.bond_finding import BondFinding
+from ledger.rails.stablecoin.bond_terms import BondPlace, BondTerms
 from ledger.rails.stablecoin.books import Deposit
 from ledger.rails.stablecoin.contracts import Call, collector_data
 from ledger.rails.stablecoin.digests import ChannelConfig, Place, authorization, deposit_nonce, domain, keccak
@@ -156,6 +158,10 @@ class Chain:
     async def find_all(self, party: bytes) -> list[ChannelConfig]:
         """Every channel that an address pays, is paid or authorizes by, from the chain alone (slow: all blocks)."""
         return await self._finding.find_all(party)
+
+    async def find_bonds(self, place: BondPlace, seller: bytes) -> list[BondTerms]:
+        """The bonds that an address has ever locked in a contract, from the chain alone (slow: all blocks)."""
+        return await BondFinding(self._reading, self.network).find(place, seller)
 
     async def unsettled(self, receiver: bytes | None = None) -> int:
         """What was claimed for a receiver (the wallet) and not paid out, at the head."""

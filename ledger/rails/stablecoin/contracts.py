@@ -18,7 +18,7 @@ WORD: Final = 32
 MAX_ROWS: Final = 50  # of one claim: more cost hardly less each
 CONFIG: Final = "(address,address,address,address,address,uint40,bytes32)"
 _CLAIM: Final = f"(({CONFIG},uint128),bytes,uint128)"
-_BOND_TERMS: Final = "(address,address,address,uint40,uint40,uint8,address[],bytes32)"
+BOND_TERMS: Final = "(address,address,address,uint40,uint40,uint8,address[],bytes32)"
 _JUDGEMENT: Final = "(bytes32,address,uint128,uint128,uint40)"
 _ARBITERS: Final = "(uint8,bytes)[]"
 
@@ -37,11 +37,11 @@ FUNCTIONS: Final[Mapping[str, tuple[list[str], list[str]]]] = {
     "pendingWithdrawals": (["bytes32"], ["uint128", "uint40"]),
     "receivers": (["address", "address"], ["uint128", "uint128"]),
     "refundNonce": (["bytes32"], ["uint256"]),
-    "bond": ([_BOND_TERMS, "uint128"], []),
-    "requestUnlock": ([_BOND_TERMS, "uint128"], []),
-    "cancelUnlock": ([_BOND_TERMS], []),
-    "unlock": ([_BOND_TERMS], []),
-    "proposeSlash": ([_BOND_TERMS, _JUDGEMENT, _ARBITERS], []),
+    "bond": ([BOND_TERMS, "uint128"], []),
+    "requestUnlock": ([BOND_TERMS, "uint128"], []),
+    "cancelUnlock": ([BOND_TERMS], []),
+    "unlock": ([BOND_TERMS], []),
+    "proposeSlash": ([BOND_TERMS, _JUDGEMENT, _ARBITERS], []),
     "bonds": (["bytes32"], ["uint128", "uint128", "uint128", "uint40"]),
     "payOut": (["address", "address"], []),
     "approve": (["address", "uint256"], ["bool"]),

@@ -70,6 +70,19 @@ async def test_bonds_are_found_again_in_the_journal(owner: Owner) -> None:
         again.find("")
 
 
+async def test_bonds_are_found_again_on_the_chain_when_the_journal_is_lost(owner: Owner) -> None:
+    own = await owner.open()
+    await owner.lock(own, 100)
+    await owner.lock(own, 50, Conditions(ARBITERS, 3, DAY, DAY, sink=b"\x51" * 20))
+    await owner.lock(own, 120)
+    before, owner.journal = own.all, MemoryJournal(ME.did)
+    again = await owner.open()
+    assert again.all == []
+    assert sorted(await again.recover(), key=lambda bond: bond.serial) == before
+    assert await again.recover() == []
+    assert (await owner.open()).all == before
+
+
 def pledged(own: OwnBonds) -> tuple[int, int] | None:
     """Serial number and dollars of the bond that offers name."""
     return None if own.pledged is None else (own.pledged.serial, own.pledged.amount // DOLLAR)
