@@ -180,8 +180,8 @@ class OwnBonds:
         if head.reserved > before:
             days = bond.terms.challenge / 86_400
             _log.warning(
-                "arbiters want to take %d millionths of a dollar of the bond 0x%s: unless its owner answers on the chain "
-                "within %g days (`answerSlash` of contracts/src/IBonds.sol), anyone can carry that out",
+                "arbiters want to take %d millionths of a dollar of the bond 0x%s: unless its owner answers on "
+                "the chain within %g days (`answerSlash` of contracts/src/IBonds.sol), anyone can carry that out",
                 head.reserved - before,
                 bond.id.hex(),
                 days,
