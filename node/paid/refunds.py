@@ -62,10 +62,9 @@ class Refunds:
             self._gas.check(voucher.config.payer, errors.ERR_REFUND_TRANSACTION_FAILED)
             latest = HeldVoucher(voucher.config.words(), voucher.total, voucher.signature)
             await self._book.post(held(key.payer, latest))
-            await self._move(key, amount)
-            return self._response(
-                voucher.config.payer, amount, {"channelState": channel_state(self._tabs.account(key))}
-            )
+            under_way = await self._move(key, voucher.config.payer, amount)
+            state = channel_state(self._tabs.account(key))
+            return self._response(voucher.config.payer, amount, {"channelState": state, "underWay": under_way})
         finally:
             self._tabs.give_back(key)
 
