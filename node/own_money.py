@@ -1,6 +1,8 @@
 """The owner's money on a chain, as the configuration has it: keys, chain, rail and channels."""
 
+import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
@@ -13,7 +15,7 @@ from ledger.rails.port import Rail
 from ledger.rails.stablecoin.bond_terms import KnownBonds
 from ledger.rails.stablecoin.bonds import Bonds
 from ledger.rails.stablecoin.chain import Chain
-from ledger.rails.stablecoin.errors import ChainError, SignerFailed
+from ledger.rails.stablecoin.errors import ChainError, Disagreement, SignerFailed, Unreachable
 from ledger.rails.stablecoin.keys import CommandSigner, KeysError, Signer, open_keystore
 from ledger.rails.stablecoin.networks import NetworkError, address, network
 from ledger.rails.stablecoin.rail import Stablecoin
@@ -28,6 +30,9 @@ from node.stablecoin_settings import StablecoinSettings
 
 _GWEI: Final = 10**9
 _MAX_PASSPHRASE: Final = 4_096
+_CHECK_AGAIN_S: Final = 60.0
+
+_log = logging.getLogger(__name__)
 
 
 class NoMoney(HomeError):
@@ -112,6 +117,8 @@ async def open_money(
     except (KeysError, NetworkError, ChainError, SignerFailed) as error:
         raise NoMoney(str(error)) from None
     stack.push_async_callback(chain.close)
+    checking = asyncio.create_task(tell_what_is_wrong(chain))
+    stack.push_async_callback(_ended, checking)
     channels = await Channels.open(book, dial, lambda key: config_of(book.strangers, key))
     rail = Stablecoin(chain, channels, book.me, ether=settings.ether.value, min_deposit=settings.min_deposit.value)
     stack.push_async_callback(rail.close)
@@ -119,6 +126,30 @@ async def open_money(
     bonds = Bonds(chain, address(settings.bonds)) if settings.bonds is not None else None
     own_bonds = await OwnBonds.open(book, bonds, chain.address, where.token.address, bond) if bonds else None
     return Money(settings, chain, rail, channels, bonds, own_bonds)
+
+
+async def tell_what_is_wrong(chain: Chain, again_s: float = _CHECK_AGAIN_S) -> None:
+    """Log why money cannot move there, if so: the chain may be down when a node starts, and is asked until it is up."""
+    silent = False
+    while True:
+        try:
+            await chain.check()
+        except (Unreachable, Disagreement) as error:
+            if not silent:
+                _log.warning("money on %s waits: %s", chain.network.name, error)
+            silent = True
+            await asyncio.sleep(again_s)
+        except ChainError as error:
+            _log.error("no money moves on %s: %s", chain.network.name, error)
+            return
+        else:
+            return
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 def _address(text: str | None) -> bytes | None:
