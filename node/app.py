@@ -48,7 +48,7 @@ from node.models.template import TemplateRenderer
 from node.models.tokenizers import Tokenizers
 from node.own_models import LoadEngine, OwnModels, Say, open_models
 from node.own_remotes import no_payer, open_remotes
-from node.own_wallet import wallet_routes
+from node.own_wallet import add_wallet
 from node.ports import Clock, Entropy, SystemClock, SystemEntropy
 from node.trade import SWEEP_S, Buying, Ground, open_buying, open_seller, open_till
 from node.wire.client import HttpPeer
@@ -224,7 +224,7 @@ def _doors(ground: Ground, buying: Buying, seller: Seller | None, keys: Keys) ->
     app.add_routes(SettlementsDoor(buying.settling, buying.netter).routes())
     app.add_routes(DisputesDoor(buying.disputes, book.me).routes())
     app.add_routes(EffectsDoor(book, ground.effects).routes())
-    app.add_routes(wallet_routes(ground, buying.opening))
+    add_wallet(app, ground, buying.opening)
     return app
 
 

@@ -14,19 +14,33 @@ if TYPE_CHECKING:
     from node.own_money import Money
 
 
-def wallet_routes(ground: Ground, opening: "Opening | None") -> list[web.RouteDef]:
+def add_wallet(app: web.Application, ground: Ground, opening: "Opening | None") -> None:
     """What the owner's commands ask of the wallet; a node without one says so."""
     money = ground.money
     if money is None or opening is None:
-        return [web.route("*", "/node/v1/wallet{rest:.*}", _no_wallet)]
+        app.router.add_route("*", "/node/v1/wallet{rest:.*}", _no_wallet)
+        return
     # They import the libraries of chains, which takes seconds.
     from node.api.wallet import WalletDoor
+    from node.exchange.finding import Finding
     from node.exchange.wallet import Wallet
 
     wallet = Wallet(
         ground.book, money.chain, ground.effects, opening.open, partial(_channel_id, money), money.own_bonds
     )
-    return WalletDoor(wallet, money.chain.network, ground.book.me).routes()
+    finding = Finding(money.chain, money.channels, ground.book.identity, partial(_peers, ground), ground.effects.look)
+    app.add_routes(WalletDoor(wallet, money.chain.network, ground.book.me, finding).routes())
+
+    async def close(_app: web.Application) -> None:
+        await finding.close()
+
+    app.on_cleanup.append(close)
+
+
+def _peers(ground: Ground) -> set[str]:
+    """Whoever is named, or has an account here."""
+    accounts = ground.book.journal.books.accounts
+    return {*ground.lines, *(did for key in accounts for did in (key.payer, key.payee))}
 
 
 def _channel_id(money: "Money", key: AccountKey) -> bytes | None:

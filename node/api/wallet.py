@@ -17,6 +17,7 @@ from node.api.effects import effect_row
 from node.api.errors import ApiError
 from node.exchange.bonding import Conditions, OwnBond
 from node.exchange.effects import EffectRefused
+from node.exchange.finding import Finding, Found
 from node.exchange.opening import OpeningError
 from node.exchange.wallet import UNIT, ChannelRow, Wallet, WalletRefused
 
@@ -24,6 +25,8 @@ _STATUS: Final = 409
 _NOBODY: Final = bytes(20)
 _DAY_S: Final = 86_400
 _WEI: Final = 10**18
+# A search is asked for what it has found, for so long at a time.
+_FIND_S: Final = 10.0
 # A seller that wants its stake back has a week to be found out, unless it says otherwise.
 _NOTICE_DAYS: Final = 7
 
@@ -31,8 +34,9 @@ _NOTICE_DAYS: Final = 7
 class WalletDoor:
     """Shows what the wallet has, and moves it."""
 
-    def __init__(self, wallet: Wallet, network: Network, me: str) -> None:
+    def __init__(self, wallet: Wallet, network: Network, me: str, finding: Finding) -> None:
         self._wallet = wallet
+        self._finding = finding
         self._network = network
         self._me = me
 
@@ -42,6 +46,7 @@ class WalletDoor:
         return [
             web.get(at, self._answering(self.holdings)),
             web.get(f"{at}/channels", self._answering(self.channels)),
+            web.post(f"{at}/find", self._answering(self.find)),
             web.post(f"{at}/deposit/{{peer}}/{{amount}}", self._answering(self.deposit)),
             web.post(f"{at}/claim", self._answering(self.claim)),
             web.post(f"{at}/claim/{{peer}}", self._answering(self.claim)),
@@ -105,6 +110,24 @@ class WalletDoor:
             "channel": None if row.id is None else f"0x{row.id.hex()}",
             **{name: str(Amount(value, UNIT)) for name, value in money.items()},
             "effect": None if row.effect is None else effect_row(row.effect, self._me),
+        }
+
+    async def find(self, _request: web.Request) -> dict[str, Any]:
+        """Look for channels on the chain that the ledger has lost; asked again while it goes on."""
+        found = await self._finding.find(_FIND_S)
+        return {"searching": found is None, "channels": [self._found(one) for one in found or ()]}
+
+    def _found(self, one: Found) -> dict[str, Any]:
+        again, view = one.again, one.again.view
+        we_pay = again.payer == self._me
+        return {
+            "peer": again.payee if we_pay else again.payer,
+            "direction": "we pay" if we_pay else "they pay",
+            "channel": f"0x{one.id.hex()}",
+            "state": one.state,
+            "deposited": _dollars(view.deposited if view is not None else 0),
+            "unclaimed": _dollars(view.balance - view.claimed if view is not None else 0),
+            "withdrawing": _dollars(view.withdrawing if view is not None else 0),
         }
 
     async def deposit(self, request: web.Request) -> dict[str, Any]:

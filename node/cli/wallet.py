@@ -217,6 +217,43 @@ def channels(home: HomeOption = None, as_json: JsonOption = False) -> None:
     print_table("Channels", columns, rows, "There are no channels: `idlemesh wallet deposit` opens one.")
 
 
+_FOUND = {
+    "known": "in the ledger",
+    "taken_up": "in the ledger again: it pays, or `idlemesh wallet withdraw` takes it back",
+    "another": "the account has another channel, and keeps that",
+    "theirs": "its payer names it when it pays again",
+}
+
+
+@wallet.command()
+def find(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Look on the chain for channels with named peers that the ledger has lost, and take them up again.
+
+    It needs nothing but the node's identity and its wallet, and reads all that ever happened to the contract: on a
+    chain that is old that takes minutes.
+
+    Example: idlemesh wallet find
+    """
+    while (body := _post(home, "find", []))["searching"]:
+        if not as_json:
+            typer.echo("still searching ...", err=True)
+    if as_json:
+        print_json(body)
+        return
+    columns = ("peer", "direction", "put in", "unclaimed", "now")
+    rows = [
+        (
+            short(row["peer"]),
+            row["direction"],
+            row["deposited"].removesuffix("usd"),
+            row["unclaimed"].removesuffix("usd"),
+            _FOUND[row["state"]],
+        )
+        for row in body["channels"]
+    ]
+    print_table("Channels on the chain", columns, rows, "There is no channel with a named peer on the chain.")
+
+
 def _channel_row(row: dict[str, Any]) -> tuple[str, ...]:
     names = ("deposited", "gone_back", "owed", "promised", "paid", "free", "at_risk")
     effect = row["effect"]

@@ -121,6 +121,11 @@ def test_owners_lock_stakes_and_fill_channels_and_take_both_back(
             the_stake_counts(tmp_path / "buyer", idlemesh)
             what_cannot_be_moved_says_what_to_do(tmp_path / "buyer", seller.did, idlemesh)
             a_channel_is_filled_and_emptied(tmp_path / "buyer", seller.did, idlemesh)
+        home = Home(tmp_path / "buyer")
+        for lost in (home.ledger, *home.chain.iterdir()):
+            lost.unlink()
+        with up(loop, tmp_path / "buyer", bought, [(seller.did, seller.url)]):
+            a_channel_is_found_again(tmp_path / "buyer", seller.did, idlemesh)
         the_stake_is_taken_back(tmp_path / "seller", going, idlemesh)
 
 
@@ -184,6 +189,16 @@ def a_channel_is_filled_and_emptied(folder: Path, them: str, idlemesh: Idlemesh)
     back = idlemesh("wallet", "withdraw", them, "0.5usd", *home, "--json").json()["effects"]
     assert [(one["kind"], one["amount"]) for one in back] == [("refund", "0.500000usd")]
     assert channel()["gone_back"] == "0.500000usd"
+
+
+def a_channel_is_found_again(folder: Path, them: str, idlemesh: Idlemesh) -> None:
+    home = "--home", folder
+    assert "There are no channels" in idlemesh("wallet", "channels", *home).out
+    (row,) = idlemesh("wallet", "find", *home, "--json").json()["channels"]
+    assert (row["peer"], row["state"], row["unclaimed"]) == (them, "taken_up", "2.000000usd")
+    assert "in the ledger" in idlemesh("wallet", "find", *home).out
+    (row,) = idlemesh("wallet", "channels", *home, "--json").json()["channels"]
+    assert (row["deposited"], row["gone_back"], row["free"]) == ("2.000000usd", "0.500000usd", "1.500000usd")
 
 
 def the_stake_is_taken_back(folder: Path, chain: Anvil, idlemesh: Idlemesh) -> None:
