@@ -101,5 +101,5 @@ class PaidSettings(Section):
     port: Annotated[int, Field(ge=0, le=65_535)] = DEFAULT_PAID_PORT
     price: PriceText | None = None  # None: [sell]'s
     schemes: Annotated[tuple[Scheme, ...], Field(min_length=1)] = ("exact", "batch-settlement")
-    prepaid: DollarText = Amount(100_000, "uusd")  # the least of a transfer, which costs gas; the rest stays the payer's
+    prepaid: DollarText = Amount(100_000, "uusd")  # the least of a transfer: gas; the rest stays the payer's
     facilitator: Annotated[SecretStr, AfterValidator(_endpoint)] | None = None  # None: the node itself
