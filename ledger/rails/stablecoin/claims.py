@@ -23,6 +23,8 @@ _GATHERINGS: Final = 20  # while more come, but not for ever
 # A payout is sent with its claim, before that is mined: simulated then, it would move nothing and need less. USDC is
 # behind a proxy, and a receiver's first payout writes two new words.
 _SETTLE_GAS: Final = 150_000
+# Of so many effects it is known which transaction they went with; a row that is sent twice claims nothing twice.
+_REMEMBERED: Final = 4096
 
 _log = logging.getLogger(__name__)
 
@@ -127,6 +129,8 @@ class Claims:
         transaction = await sent(self._chain, about, "claim", REVERTED_OR_LOST)
         for waiting in rows:
             self._transactions[waiting.effect] = transaction.key
+        for old in list(self._transactions)[:-_REMEMBERED]:
+            del self._transactions[old]
         outcome = await self._chain.submit(transaction.key, claim(self._chain.place.contract, [w.row for w in rows]))
         with contextlib.suppress(ChainError, TriedOften):  # it is paid out with a later one
             await self._settle(transaction.key)

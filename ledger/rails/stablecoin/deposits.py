@@ -98,7 +98,8 @@ class Deposits:
             return Answer("failed", why=f"the wallet holds {holds}: send the token to its address first")
         _, now = await self._chain.block()
         signed = await self._chain.authorize(config, effect.amount, effect.key, now + VALID_S)
-        if effect.key not in self._handed:
+        if self._handed_s(effect) > VALID_S:
+            self._forget(effect)
             self._handed[effect.key] = time.monotonic()
             if await self._books.relay(effect.account, signed):
                 return _WITH_PAYEE

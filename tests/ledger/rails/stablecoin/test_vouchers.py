@@ -1,5 +1,6 @@
 """Channels between two nodes and their vouchers: what counts is what the chain would take, and nothing of another's."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ from ledger.rails.stablecoin.vouchers import (
 from ledger.records import Channel, ChannelTerms, Signed, Voucher, open_record, sign
 
 SELLER, BUYER, STRANGER = (Identity(bytes([n]) * 32) for n in (1, 2, 3))
-CDDL = (Path(__file__).parents[4] / "docs" / "records.cddl").read_text()
+ROOT = Path(__file__).parents[4]
+CDDL = (ROOT / "docs" / "records.cddl").read_text()
 PLACE = Place(8453, b"\x11" * 20)
 WALLET = b"\x55" * 20
 TERMS = ChannelTerms(
@@ -130,6 +132,19 @@ def test_terms_of_another_place_or_with_a_longer_notice_than_the_payer_bears_are
         check_terms(TERMS, PLACE, TERMS.token, longest_delay=3_600)
     with pytest.raises(WrongTerms):
         check_terms(evolve(TERMS, receiver=NOBODY), PLACE, TERMS.token)
+
+
+def test_terms_channel_and_voucher_of_the_vectors_fit_each_other() -> None:
+    vectors = json.loads((ROOT / "tests" / "vectors" / "records.json").read_text())["records"]
+    named = {vector["case"]: bytes.fromhex(vector["raw"]) for vector in vectors}
+    terms = open_record(named["a seller's terms for channels"], ChannelTerms)
+    channel = open_record(named["a buyer's channel"], Channel)
+    paid = open_record(named["a voucher on a channel, which its contract takes as well"], Voucher).record
+    place = Place(int(terms.record.network.removeprefix("eip155:")), terms.record.contract)
+    config = check_channel(channel, terms.signer, terms.record, place)
+    number = place.channel_id(config)
+    assert (paid.network, paid.account) == (place.network, account_name(number))
+    assert is_promised(place, config, number, paid.total, paid.signature or b"")
 
 
 # Vouchers
