@@ -112,7 +112,7 @@ class EffectDriver:
         """
         rail = self._rails.get(key.rail)
         if rail is not None:
-            self._mover.wait(key).ask_for_look()
+            self._mover.wait(key).ask_for_look(self._book.now())
             if not self._lock(key).locked():
                 async with self._lock(key):
                     await self._mover.look(key, rail)
@@ -191,8 +191,8 @@ class EffectDriver:
         books = self._book.journal.books
         if key.rail != rail.name or self._book.me not in (key.payer, key.payee) or key in self._attending:
             return False
-        look_is_due = self._mover.wait(key).look_is_due(self._book.now())
-        return key in books.effects or books.account(key).unsettled > 0 or look_is_due
+        wish = self._chooser.wish(key, rail)
+        return key in books.effects or wish is not None or self._mover.look_is_due(key)
 
     def _start(self, key: AccountKey, doing: Coroutine[Any, Any, bool]) -> asyncio.Task[bool]:
         task = self._attending[key] = asyncio.create_task(doing)

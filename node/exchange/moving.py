@@ -155,11 +155,18 @@ class Mover:
             return
         raise NotNow("the account moves too fast: try again")
 
+    def look_is_due(self, key: AccountKey) -> bool:
+        """Whether an account's collateral is to be looked at now."""
+        books = self._book.journal.books
+        account = books.account(key)
+        at_stake = key in books.effects or account.unsettled > 0 or account.reserved > 0 or account.unpaid > 0
+        return self.wait(key).look_is_due(self._book.now(), at_stake, empty=account.backed == 0)
+
     async def look(self, key: AccountKey, rail: Rail) -> None:
         """Take in what collateral the rail sees behind an account, every now and then."""
-        waits, now = self.wait(key), self._book.now()
-        if not waits.look_is_due(now):
+        if not self.look_is_due(key):
             return
+        waits, now = self.wait(key), self._book.now()
         waits.look(now)
         sight = await self.bounded(rail, rail.collateral(self._book.journal.books.account(key)))
         if isinstance(sight, Sight) and waits.saw(sight.sequence, sight.leaving):

@@ -217,7 +217,7 @@ class TestWhenMoneyMoves:
         await house.rounds(1)
         assert house.account().capacity == 1_500
         house.bank.begin_withdrawal(OWED, 700)
-        await house.rounds(1)
+        await house.rounds(4)
         assert house.account().capacity == 800
 
     async def test_collateral_is_topped_up_when_little_of_it_is_free(self) -> None:
@@ -692,6 +692,30 @@ class TestFees:
         await house.driver.ask(OWING, "refund", 300)
         await house.rounds(10)
         assert house.bank.purse(OWING).balance == 0
+
+
+class TestLooking:
+    @pytest.mark.parametrize(("owed", "emptied", "looks"), [(60, False, 60), (0, False, 12), (0, True, 1)])
+    async def test_is_often_where_something_is_at_stake_and_seldom_where_nothing_lies(
+        self, owed: int, emptied: bool, looks: int
+    ) -> None:
+        house = await started(await House.open(Policy(move_at=1_000, move_after_s=1e9)))
+        if emptied:
+            house.bank.begin_withdrawal(OWED, 1_000)
+            house.bank.end_withdrawal(OWED)
+        await house.driver.step()
+        if owed:
+            await house.work(owed)
+        seen = 0
+        for _ in range(60):
+            house.clock.advance(60)
+            house.bank.purse(OWED).sequence += 1
+            house.bank.purse(OWED).funded += 1
+            house.bank.purse(OWED).withdrawn += 1
+            before = house.account().funded
+            await house.driver.step()
+            seen += house.account().funded > before
+        assert seen == looks
 
 
 class TestLookingAtOnce:
