@@ -36,7 +36,15 @@ from node.models.vocab import open_vocab
 from tests.integration.crashing_node import StoryEngine
 
 PACE: Final = Pace(
-    round_s=0.1, answer_s=10, look_s=0.3, look_again_s=0.05, confirm_s=0.5, first_retry_s=0.05, last_retry_s=0.3
+    round_s=0.1,
+    answer_s=10,
+    look_s=0.3,
+    look_again_s=0.05,
+    rest_s=0.3,
+    empty_s=0.3,
+    confirm_s=0.5,
+    first_retry_s=0.05,
+    last_retry_s=0.3,
 )
 
 
