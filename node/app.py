@@ -34,7 +34,7 @@ from node.engine.port import Engine
 from node.exchange.book import Book
 from node.exchange.effects import EffectDriver
 from node.exchange.idling import IdleWatch, reader, selling_now
-from node.exchange.opening import Deposit
+from node.exchange.opening import Opening
 from node.exchange.pacing import Pace
 from node.exchange.seller import Seller
 from node.exchange.settler import Settler
@@ -245,7 +245,7 @@ def _start(
     _in_background(stack, _sweep(ground.own.pool, ground.book, *owed, buying.retention, ground.purses, paid))
     _in_background(stack, ground.effects.run())
     if buying.opening is not None:
-        _in_background(stack, buying.opening.run(buying.peers.offers, _deposit(ground)))
+        _in_background(stack, _fill_channels(ground, buying.peers, buying.opening))
     if buying.pledges is not None:
         _in_background(stack, buying.pledges.run())
     if ground.money is not None and ground.money.own_bonds is not None:
@@ -296,14 +296,14 @@ async def _no_offers() -> list[bytes]:
     return []
 
 
-def _deposit(ground: Ground) -> Deposit | None:
-    """What the owner wants to be in a new seller's channel by itself, if anything."""
+async def _fill_channels(ground: Ground, peers: NamedPeers, opening: Opening) -> None:
+    """Have sellers know of deposits, and deposit by itself what the owner says."""
     amount = ground.config.stablecoin.deposit.value if ground.config.stablecoin is not None else 0
 
-    async def deposit(key: AccountKey) -> None:
+    async def deposit(key: AccountKey, amount: int) -> None:
         await ground.effects.ask(key, "top_up", amount)
 
-    return deposit if amount else None
+    await opening.run(peers.offers, deposit, amount)
 
 
 class Sweeps(Protocol):

@@ -17,7 +17,7 @@ from ledger.rails.stablecoin.bonds import Bonds
 from ledger.rails.stablecoin.chain import Chain
 from ledger.rails.stablecoin.errors import ChainError, Disagreement, SignerFailed, Unreachable
 from ledger.rails.stablecoin.keys import CommandSigner, KeysError, Signer, open_keystore
-from ledger.rails.stablecoin.networks import NetworkError, address, network
+from ledger.rails.stablecoin.networks import NetworkError, address, checksummed, network
 from ledger.rails.stablecoin.rail import Stablecoin
 from node.exchange.bonding import OwnBonds
 from node.exchange.book import Book
@@ -31,6 +31,8 @@ from node.stablecoin_settings import StablecoinSettings
 _GWEI: Final = 10**9
 _MAX_PASSPHRASE: Final = 4_096
 _CHECK_AGAIN_S: Final = 60.0
+
+_log = logging.getLogger(__name__)
 
 _log = logging.getLogger(__name__)
 
@@ -120,6 +122,7 @@ async def open_money(
     checking = asyncio.create_task(tell_what_is_wrong(chain))
     stack.push_async_callback(_ended, checking)
     channels = await Channels.open(book, dial, lambda key: config_of(book.strangers, key))
+    _check_channels(channels, chain, book.me)
     rail = Stablecoin(chain, channels, book.me, ether=settings.ether.value, min_deposit=settings.min_deposit.value)
     stack.push_async_callback(rail.close)
     book.rails.add(rail)
@@ -150,6 +153,23 @@ async def _ended(task: asyncio.Task[None]) -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
+
+
+def _check_channels(channels: Channels, chain: Chain, me: str) -> None:
+    """Whether the accounts' channels are where the configuration says, and this wallet's. Raises NoMoney.
+
+    An account has one channel for good, with all that was ever promised on it.
+    """
+    for channel in channels.all():
+        if (channel.network, channel.contract) != (chain.place.network, chain.place.contract):
+            raise NoMoney(
+                f"accounts here have channels on {channel.network} in the contract {checksummed(channel.contract)}:"
+                " write that into [stablecoin] network and contract; other money takes a node with another identity"
+            )
+        ours = channel.wallet if channel.payer == me else channel.receiver
+        if ours != chain.address:
+            other = channel.payee if channel.payer == me else channel.payer
+            _log.warning("the channel with %s is of the wallet %s, and this is another", other, checksummed(ours))
 
 
 def _address(text: str | None) -> bytes | None:

@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
@@ -122,13 +123,14 @@ async def open_buying(stack: contextlib.AsyncExitStack, ground: Ground) -> Buyin
     reconciler = Reconciler(book, entropy, line, settler.promised)
     await reconciler.heads.open()
     reconciler.taking.claimed = Claims(book, settler, ground.tokenizers.open).take
+    opening = _opening(ground, buyer) if ground.money is not None else None
     peers = NamedPeers(
         book.identity.did,
         ground.lines,
         ground.tokenizers,
         ground.clock,
         buyer.take_grant,
-        reconciler.meet,
+        partial(_meet, opening, reconciler),
         reconciler.heads.may_work_with,
         book.rails.names,
     )
@@ -151,7 +153,7 @@ async def open_buying(stack: contextlib.AsyncExitStack, ground: Ground) -> Buyin
         Netter(book, line),
         Disputes(book, line, settler.give_way),
         Retention(book, config.retention.records),
-        _opening(ground, buyer) if ground.money is not None else None,
+        opening,
         pledges,
     )
 
@@ -177,6 +179,13 @@ def open_till(ground: Ground) -> Till | None:
     if money is None:
         return None
     return Till(ground.book, money.channels, money.rail, money.wanted, ground.effects.look)
+
+
+async def _meet(opening: Opening | None, reconciler: Reconciler, peer: Did) -> None:
+    """Compare accounts; what was promised on a channel counts for those alone who know the channel."""
+    if opening is not None:
+        await opening.show(peer)
+    await reconciler.meet(peer)
 
 
 def _opening(ground: Ground, buyer: Buyer) -> Opening:

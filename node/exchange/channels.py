@@ -80,6 +80,10 @@ class Channels:
         """An account's channel as its payer signed it."""
         return self._records.get(key)
 
+    def all(self) -> list[Channel]:
+        """Those that this node pays and is paid by, but for strangers'."""
+        return [signed.record for signed in self._records.values()]
+
     def paid_by(self, payer: str) -> list[AccountKey]:
         """The accounts with a channel of one payer."""
         return [key for key in self._records if key.payer == payer]

@@ -6,6 +6,7 @@ node has seen it on the chain, and again until it has taken it; then its window 
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, Protocol
@@ -15,6 +16,7 @@ from attrs import define
 from ledger.account import AccountKey
 from ledger.codec import Malformed
 from ledger.identity import Did
+from ledger.money import Amount
 from ledger.rails.stablecoin.channels import ChannelRefused, check_terms, open_channel
 from ledger.rails.stablecoin.digests import Place
 from ledger.records import MAX_WITHDRAW_DELAY_S, ChannelTerms, Expired, Grant, Offer, Signed, check_time, open_record
@@ -30,7 +32,7 @@ _LAST_RETRY_S: Final = 300.0
 
 # The offers that are open, and what puts money into an account's channel.
 Offers = Callable[[], Iterable[Signed[Offer]]]
-Deposit = Callable[[AccountKey], Awaitable[object]]
+Deposit = Callable[[AccountKey, int], Awaitable[object]]
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +60,17 @@ class NoTerms(OpeningError):
 
     def __str__(self) -> str:
         return f"no channel can be opened to {self.peer}: {self.why}"
+
+
+@define
+class TooLittleForPeer(OpeningError):
+    """The peer takes no channel with less in it."""
+
+    peer: str
+    least: Amount
+
+    def __str__(self) -> str:
+        return f"{self.peer} takes channels from {self.least} on: deposit as much"
 
 
 class Seller(Teller, Protocol):
@@ -93,15 +106,17 @@ class Opening:
         self._locks: dict[Did, asyncio.Lock] = {}
         self._begun: set[AccountKey] = set()  # by themselves, in this run
 
-    async def open(self, peer: Did) -> AccountKey:
+    async def open(self, peer: Did, amount: int | None = None) -> AccountKey:
         """The account with a peer whose channel money can go into; opened, if there is none. Durable on return.
 
-        Raises OpeningError.
+        `amount` is what is to go into it: of a new one no less than its payee takes. Raises OpeningError.
         """
         key = AccountKey(self._book.me, peer, RAIL, UNIT)
         async with self._locks.setdefault(peer, asyncio.Lock()):
             if self._channels.record(key) is None:
                 terms = await self._terms(peer)
+                if amount is not None and amount < terms.min_deposit:
+                    raise TooLittleForPeer(peer, Amount(terms.min_deposit, UNIT))
                 channel = open_channel(self._book.identity, peer, terms, self._place, self._wallet)
                 await self._channels.keep(channel)
         return key
@@ -120,13 +135,13 @@ class Opening:
             raise NoTerms(peer, str(error)) from None
         return signed.record
 
-    async def run(self, offers: Offers = tuple, deposit: Deposit | None = None) -> None:
-        """Tell sellers of deposits, until cancelled; with `deposit`, also fill channels to those of `offers`."""
+    async def run(self, offers: Offers, deposit: Deposit, amount: int) -> None:
+        """Tell sellers of deposits, until cancelled; also put `amount`, if it is any, into channels to new ones."""
         while True:
             try:
                 await self.step()
-                if deposit is not None:
-                    await self.begin(offers(), deposit)
+                if amount:
+                    await self.begin(offers(), deposit, amount)
             except Exception:  # noqa: BLE001 - one peer's trouble, or the disk's, must not end it
                 _log.exception("opening channels failed; it is tried again")
             await asyncio.sleep(_ROUND_S)
@@ -137,9 +152,21 @@ class Opening:
         await asyncio.gather(*(self._tell(key) for key in due))
 
     def _is_due(self, key: AccountKey) -> bool:
-        funded = self._book.journal.books.account(key).funded
-        until, _ = self._pauses.get(key, (0.0, 0.0))
-        return funded > self._told.get(key, 0) and self._book.now() >= until
+        account, (until, _) = self._book.journal.books.account(key), self._pauses.get(key, (0.0, 0.0))
+        # A seller that grants no window on a channel with money in it does not know of it any more.
+        news = account.funded > self._told.get(key, 0) or (account.backed > 0 and not account.window)
+        return news and self._book.now() >= until
+
+    async def show(self, peer: Did) -> None:
+        """Hand a peer the channel to it, before accounts are compared: it may have lost it, and knows no voucher then.
+
+        What it does not take now is handed over again later.
+        """
+        key = AccountKey(self._book.me, peer, RAIL, UNIT)
+        line, channel = self._dial(peer), self._channels.record(key)
+        if line is not None and channel is not None and self._book.journal.books.account(key).funded:
+            with contextlib.suppress(Refused, Unreachable):
+                await line.channel(channel.raw)
 
     async def _tell(self, key: AccountKey) -> None:
         """Say that there is money in a channel, and ask for the window that goes with it."""
@@ -166,7 +193,7 @@ class Opening:
 
     # Deposits that nobody asks for
 
-    async def begin(self, offers: Iterable[Signed[Offer]], deposit: Deposit) -> None:
+    async def begin(self, offers: Iterable[Signed[Offer]], deposit: Deposit, amount: int) -> None:
         """Open a channel to each seller that is paid so and has none yet, and have `deposit` fill it."""
         sellers = {offer.signer for offer in offers if RAIL in offer.record.rails and offer.record.price.unit == UNIT}
         for seller in sorted(sellers):
@@ -176,6 +203,6 @@ class Opening:
                 continue
             self._begun.add(key)
             try:
-                await deposit(await self.open(seller))
+                await deposit(await self.open(seller, amount), amount)
             except (OpeningError, EffectRefused) as error:
                 _log.warning("nothing was deposited by itself for %s: %s", seller, error)

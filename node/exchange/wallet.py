@@ -130,11 +130,11 @@ class Wallet:
         book: Book,
         funds: Funds,
         effects: EffectDriver,
-        open_channel: Callable[[Did], Awaitable[AccountKey]],
+        open_channel: Callable[[Did, int], Awaitable[AccountKey]],
         channel_id: Callable[[AccountKey], bytes | None],
         bonds: OwnBonds | None,
     ) -> None:
-        """`open_channel` gives the account whose channel a peer is paid from, opened if there is none."""
+        """`open_channel` gives the account with a peer, its channel opened, if there is none, for an amount."""
         self._book, self._funds, self._effects = book, funds, effects
         self._open_channel = open_channel
         self._channel_id = channel_id
@@ -178,7 +178,7 @@ class Wallet:
         has = await self._funds.tokens()
         if has < value:
             raise TooLittle(Amount(has, UNIT), amount, f"0x{self._funds.address.hex()}")
-        key = await self._open_channel(peer)
+        key = await self._open_channel(peer, value)
         return await self._effects.ask(key, "top_up", value)
 
     async def claim(self, peer: str | None) -> list[Tracked]:

@@ -211,7 +211,7 @@ class Market:
 
         await until(has)
 
-    async def agree(self) -> int:
+    async def agree(self, least: int = 0) -> int:
         """Wait until both sides' books say the same, and all that is owed is promised; how much.
 
         Orders that a killed buyer had placed are reserved there until they expire.
@@ -223,7 +223,7 @@ class Market:
             nonlocal bought, sold
             bought, sold = await self.account("buyer"), await self.account("seller")
             sums = {side[name] for side in (bought, sold) for name in ("owed", "authorized")}
-            return len(sums) == 1 and not sold["reserved"]
+            return len(sums) == 1 and not sold["reserved"] and sold["owed"] >= least
 
         try:
             await until(do)
@@ -343,6 +343,23 @@ async def test_whoever_is_killed_at_whichever_step_nothing_is_lost_and_nothing_p
     await market.sees("buyer", withdrawn=DEPOSIT - cost, settled=cost)
     assert (chain.dollars(wallets["seller"]), chain.dollars(wallets["buyer"])) == (cost, MONEY - cost)
     assert chain.dollars(chain.deployed.channels) == 0
+
+
+async def test_a_seller_that_has_lost_its_ledger_is_given_back_channel_and_vouchers(market: Market) -> None:
+    await market.up("buyer")
+    await market.funded()
+    cost = await market.order(5)
+    await market.agree()
+    seller = market.nodes["seller"]
+    await seller.kill()
+    for file in seller.home.folder.glob("ledger.db*"):
+        file.unlink()
+    await market.up("seller")
+    await market.again("buyer")  # so that it connects anew
+    assert await market.agree(cost) == cost
+    await market.account("seller", ask="claim", amount=cost)
+    await market.sees("seller", settled=cost, effect=None)
+    assert market.chain.dollars(seller.wallet) == cost
 
 
 async def test_what_begins_to_leave_is_claimed_and_pays_no_further_order(market: Market) -> None:
