@@ -6,13 +6,16 @@ payee that has lost its outbox gives nothing back twice. What vouchers promise s
 withdrawal under way, which takes as long as the notice: the effect goes on until the money is back.
 """
 
+from typing import Any
+
 from attrs import frozen
 
 from ledger.effects import Effect
 from ledger.rails.port import Answer
 from ledger.rails.stablecoin.chain import Chain, ChannelView
 from ledger.rails.stablecoin.contracts import finalize_withdraw, initiate_withdraw, refund_with_signature
-from ledger.rails.stablecoin.digests import ChannelConfig
+from ledger.rails.stablecoin.digests import ChannelConfig, Place
+from ledger.rails.stablecoin.networks import checksummed
 from ledger.rails.stablecoin.sending import Act, sent, submitted, waits
 
 
@@ -54,14 +57,10 @@ class Returns:
         return lambda: self._give_back(transaction.key, config, view, rest)
 
     async def _give_back(self, key: bytes, config: ChannelConfig, view: ChannelView, amount: int) -> Answer:
-        place = self._chain.place
-        shown = {
-            "primaryType": "Refund",
-            "domain": {"name": "x402 Batch Settlement", "chainId": place.chain_id},
-            "message": {"channelId": f"0x{view.channel.hex()}", "nonce": view.refund_nonce, "amount": amount},
-        }
-        signature = await self._chain.sign_digest(place.refund(view.channel, view.refund_nonce, amount), shown)
-        call = refund_with_signature(place.contract, config, amount, view.refund_nonce, signature)
+        place, nonce = self._chain.place, view.refund_nonce
+        shown = {"typed_data": _typed(place, view.channel, nonce, amount)}
+        signature = await self._chain.sign_digest(place.refund(view.channel, nonce, amount), shown)
+        call = refund_with_signature(place.contract, config, amount, nonce, signature)
         return await submitted(self._chain, key, call, "refund")
 
     async def next_withdrawal(self, effect: Effect, config: ChannelConfig) -> Answer | Act:
@@ -94,6 +93,22 @@ class Returns:
             return Answer("failed", why=f"only {spare} of the channel is not claimed")
         call = initiate_withdraw(self._chain.place.contract, config, effect.amount)
         return lambda: submitted(self._chain, key, call, "notice of the withdrawal")
+
+
+def _typed(place: Place, channel: bytes, nonce: int, amount: int) -> dict[str, Any]:
+    """What a refund's digest stands for, for the eyes of an external signer."""
+    fields = {"channelId": "bytes32", "nonce": "uint256", "amount": "uint128"}
+    return {
+        "domain": {
+            "name": "x402 Batch Settlement",
+            "version": "1",
+            "chainId": place.chain_id,
+            "verifyingContract": checksummed(place.contract),
+        },
+        "types": {"Refund": [{"name": name, "type": kind} for name, kind in fields.items()]},
+        "primaryType": "Refund",
+        "message": {"channelId": f"0x{channel.hex()}", "nonce": nonce, "amount": amount},
+    }
 
 
 def _is_it(view: ChannelView, effect: Effect) -> bool:

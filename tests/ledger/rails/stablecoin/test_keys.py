@@ -29,6 +29,7 @@ from ledger.rails.stablecoin.vouchers import signer_of
 from tests.chain import Anvil
 from tests.ledger.rails.stablecoin.channels import Pair
 from tests.ledger.rails.stablecoin.conftest import Opens
+from tests.ledger.rails.stablecoin.trading import DEPTH, trade
 
 SECRET = bytes(range(1, 33))
 CHEAP = 16
@@ -176,3 +177,13 @@ async def test_a_signer_is_shown_what_it_signs(chain: Anvil, pair: Pair, opens: 
     }
     await payer.sign_typed(typed)
     assert chain.channel(payee.place.channel_id(pair.config)) == (1_000, 0)
+
+
+async def test_a_signer_is_shown_the_refund_that_it_signs(chain: Anvil, opens: Opens) -> None:
+    one = await trade(chain, opens)
+    await one.fund(1_000)
+    careful = Careful(one.seller.wallet)
+    one.seller.chain._signer = careful
+    await one.seller.rail.perform(one.effect("refund", 400, 0))
+    chain.mine(DEPTH)
+    assert (careful.seen, (await one.look()).withdrawn) == (["typed_data"], 400)
