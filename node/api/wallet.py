@@ -19,7 +19,8 @@ from node.exchange.bonding import Conditions, OwnBond
 from node.exchange.effects import EffectRefused
 from node.exchange.finding import Finding, Found
 from node.exchange.opening import OpeningError
-from node.exchange.wallet import UNIT, ChannelRow, Wallet, WalletRefused
+from node.exchange.wallet import UNIT, ChannelRow, Wallet
+from node.exchange.wallet_refusals import WalletRefused
 
 _STATUS: Final = 409
 _NOBODY: Final = bytes(20)

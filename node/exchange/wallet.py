@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
-from attrs import define, frozen
+from attrs import frozen
 
 from ledger.account import Account, AccountKey
 from ledger.effects import Tracked, free_collateral
@@ -21,6 +21,7 @@ from node.exchange.bonding import Conditions, OwnBond, OwnBonds
 from node.exchange.book import Book
 from node.exchange.effects import EffectDriver, EffectRefused
 from node.exchange.strangers import PREPAID_RAIL, channel_of, is_stranger
+from node.exchange.wallet_refusals import NoBonds, NotDollars, NothingThere, TooLittle
 
 RAIL: Final = "stablecoin"
 UNIT: Final = "uusd"
@@ -28,50 +29,6 @@ UNIT: Final = "uusd"
 _AT_ONCE: Final = 50
 # How long a command waits for a transaction: it goes on by itself after that.
 _WAIT_S: Final = 60.0
-
-
-class WalletRefused(Exception):
-    """What the wallet cannot do now; each subclass is one reason, and its message tells what to do."""
-
-
-@define
-class TooLittle(WalletRefused):
-    """More was to be moved than the wallet has."""
-
-    has: Amount
-    wanted: Amount
-    address: str
-
-    def __str__(self) -> str:
-        return f"the wallet has {self.has}, and {self.wanted} was to be moved: send dollars to {self.address} first"
-
-
-@define
-class NothingThere(WalletRefused):
-    """There is no channel with the peer, or nothing in it that could move."""
-
-    why: str
-
-    def __str__(self) -> str:
-        return f"{self.why}: `idlemesh wallet channels` shows what is in each"
-
-
-@define
-class NoBonds(WalletRefused):
-    """The contract of bonds is not known."""
-
-    def __str__(self) -> str:
-        return 'no contract of bonds is known here: write its address into config.toml, as [stablecoin] bonds = "0x..."'
-
-
-@define
-class NotMarked(WalletRefused):
-    """An amount that is no dollars."""
-
-    amount: Amount
-
-    def __str__(self) -> str:
-        return f"{self.amount} is no dollar amount: this wallet counts in usd, as in 5usd"
 
 
 class Funds(Protocol):
@@ -297,5 +254,5 @@ class Wallet:
 
 def _dollars(amount: Amount) -> int:
     if amount.unit != UNIT:
-        raise NotMarked(amount)
+        raise NotDollars(amount)
     return amount.value
