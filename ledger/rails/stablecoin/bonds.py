@@ -2,9 +2,11 @@
 
 Theory of operation. Each act is a transaction under a key that follows from what it does and from what the stake was
 before it. So an act whose answer was lost can be asked for again: it is the same transaction, not a second one. Only
-when that one has come to its end and the stake stands where it stood, a new one is meant.
+when that one has come to its end and the stake stands where it stood, a new one is meant. Another act has to wait for
+the end of the one before it: what it would build on is not known yet.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 from itertools import count
@@ -52,6 +54,8 @@ class Bonds:
 
     def __init__(self, chain: Chain, contract: bytes) -> None:
         self._chain = chain
+        self._acting = asyncio.Lock()
+        self._acts: dict[bytes, bytes] = {}  # by bond: the key of the last act's transaction
         self.place: Final = BondPlace(chain.network.chain_id, contract)
 
     async def stake(self, bond: bytes, *, deep: bool = False) -> Stake:
@@ -74,6 +78,10 @@ class Bonds:
         """
         self._check(terms, total)
         check_terms(terms)
+        async with self._acting:
+            return await self._lock(terms, total, wait)
+
+    async def _lock(self, terms: BondTerms, total: int, wait: Callable[[bytes], Awaitable[Outcome]]) -> Done:
         stake = await self.stake(self.place.bond_id(terms))
         amount = total - stake.locked
         if amount <= 0:
@@ -84,7 +92,8 @@ class Bonds:
         (allowed,) = await self._chain.read(terms.token, "allowance", terms.seller, self.place.contract)
         if allowed < amount:
             approval = Call(terms.token, encoded("approve", self.place.contract, amount))
-            key, outcome = await self._once("approve", terms, (stake.locked, amount), approval)
+            key = await self._key_of("approve", self.place.bond_id(terms), (stake.locked, amount))
+            outcome = await self._chain.submit(key, approval)
             if outcome.state not in ("mined", *_ENDED):
                 outcome = await wait(key)
             if outcome.state not in ("mined", "settled"):
@@ -94,27 +103,30 @@ class Bonds:
     async def ask_back(self, terms: BondTerms, amount: int) -> Done:
         """Begin the notice for a part of the stake."""
         self._check(terms, amount)
-        stake = await self.stake(self.place.bond_id(terms))
-        if stake.unlocking:
-            raise BondRefused("a part was asked back already: take it when its notice is over, or keep it locked first")
-        if amount > stake.locked:
-            raise BondRefused(f"{stake.locked} millionths of a dollar are locked: ask for no more than that")
-        return await self._act("ask back", terms, (stake.locked, amount), astuple(terms, recurse=False), amount)
+        async with self._acting:
+            stake = await self.stake(self.place.bond_id(terms))
+            if stake.unlocking:
+                raise BondRefused("a part was asked back already: take it after its notice, or keep it locked first")
+            if amount > stake.locked:
+                raise BondRefused(f"{stake.locked} millionths of a dollar are locked: ask for no more than that")
+            return await self._act("ask back", terms, (stake.locked, amount), astuple(terms, recurse=False), amount)
 
     async def keep(self, terms: BondTerms) -> Done:
         """Let what was asked back stay locked."""
-        stake = await self._asked_back(terms)
-        return await self._act("keep", terms, (stake.unlocks_at,), astuple(terms, recurse=False))
+        async with self._acting:
+            stake = await self._asked_back(terms)
+            return await self._act("keep", terms, (stake.unlocks_at,), astuple(terms, recurse=False))
 
     async def take(self, terms: BondTerms) -> Done:
         """Take what was asked back, or the part of it that no slash holds, once its notice is over."""
-        stake = await self._asked_back(terms)
-        _, now = await self._chain.block()
-        if now < stake.unlocks_at:
-            raise TooEarly("the notice is not over yet", stake.unlocks_at)
-        if stake.locked == stake.reserved:
-            raise BondRefused("all that is locked is held for slashes that are not decided: try again after that")
-        return await self._act("take", terms, (stake.unlocks_at, stake.unlocking), astuple(terms, recurse=False))
+        async with self._acting:
+            stake = await self._asked_back(terms)
+            _, now = await self._chain.block()
+            if now < stake.unlocks_at:
+                raise TooEarly("the notice is not over yet", stake.unlocks_at)
+            if stake.locked == stake.reserved:
+                raise BondRefused("all that is locked is held for slashes that are not decided: try again after that")
+            return await self._act("take", terms, (stake.unlocks_at, stake.unlocking), astuple(terms, recurse=False))
 
     async def _asked_back(self, terms: BondTerms) -> Stake:
         self._check(terms, 1)
@@ -132,15 +144,20 @@ class Bonds:
             raise BondRefused("the amount must be above 0")
 
     async def _act(self, act: Act, terms: BondTerms, before: tuple[int, ...], *values: Any) -> Done:
-        call = Call(self.place.contract, encoded(_FUNCTIONS[act], *values))
-        key, outcome = await self._once(act, terms, before, call)
+        bond = self.place.bond_id(terms)
+        key = await self._key_of(act, bond, before)
+        last = self._acts.get(bond, key)
+        if last != key and (await self._chain.outcome(last)).state in ("waiting", "mined"):
+            raise BondRefused("what was asked for before is not deep enough in the chain yet: try again in a while")
+        outcome = await self._chain.submit(key, Call(self.place.contract, encoded(_FUNCTIONS[act], *values)))
+        self._acts[bond] = key
         return Done(act, outcome, key)
 
-    async def _once(self, act: Act, terms: BondTerms, before: tuple[int, ...], call: Call) -> tuple[bytes, Outcome]:
-        """Submit it, or find it as it was submitted before."""
-        said = f"idlemesh bond {act} {' '.join(map(str, before))} ".encode() + self.place.bond_id(terms)
+    async def _key_of(self, act: Act, bond: bytes, before: tuple[int, ...]) -> bytes:
+        """The key of an act that has not come to its end."""
+        said = f"idlemesh bond {act} {' '.join(map(str, before))} ".encode() + bond
         for attempt in count():
             key = hashlib.sha256(said + attempt.to_bytes(8, "big")).digest()
             if (await self._chain.outcome(key)).state not in _ENDED:
                 break
-        return key, await self._chain.submit(key, call)
+        return key

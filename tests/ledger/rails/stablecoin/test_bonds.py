@@ -1,5 +1,6 @@
 """A seller's acts on the contract of bonds, on a real chain."""
 
+import asyncio
 import hashlib
 from collections.abc import Awaitable
 
@@ -45,9 +46,9 @@ class Seller:
         return await self.view.outcome(transaction)
 
     async def does(self, act: Awaitable[Done]) -> Done:
-        """An act, once it is in a block."""
+        """An act, once it stays."""
         done = await act
-        self.chain.mine()
+        self.chain.mine(3)
         return done
 
     async def lock(self, total: int) -> str:
@@ -82,8 +83,6 @@ async def test_a_stake_is_locked_raised_asked_back_and_taken(chain: Anvil, selle
     assert await seller.lock(100 * DOLLAR) == "settled"
     await seller.lock(150 * DOLLAR)
     assert await bonds.stake(seller.id) == Stake(150 * DOLLAR)
-    assert (await bonds.seen(seller.id))[0].locked == 100 * DOLLAR, "what is young may still go"
-    chain.mine(3)
     assert {stake.free for stake in await bonds.seen(seller.id)} == {150 * DOLLAR}
 
     await seller.does(bonds.ask_back(terms, 50 * DOLLAR))
@@ -116,6 +115,19 @@ async def test_a_lock_that_is_asked_for_twice_before_it_is_mined_happens_once(ch
         assert again[0].key == again[1].key
         chain.mine()
     assert (await seller.bonds.stake(seller.id)).locked == 100 * DOLLAR
+
+
+async def test_an_act_waits_for_the_end_of_the_one_before_it(chain: Anvil, seller: Seller) -> None:
+    await seller.bonds.lock(seller.terms, 100 * DOLLAR, seller.wait)
+    chain.mine()
+    deep, head = await seller.bonds.seen(seller.id)
+    assert (deep.locked, head.locked) == (0, 100 * DOLLAR)
+    with pytest.raises(BondRefused, match="not deep enough in the chain yet"):
+        await seller.bonds.ask_back(seller.terms, 50 * DOLLAR)
+    chain.mine(3)
+    both = [seller.lock(150 * DOLLAR), seller.lock(150 * DOLLAR)]
+    await asyncio.gather(*both)
+    assert (await seller.bonds.stake(seller.id)).locked == 150 * DOLLAR
 
 
 async def test_what_a_slash_holds_counts_no_more_and_cannot_be_taken(chain: Anvil, seller: Seller) -> None:
