@@ -35,7 +35,7 @@ from ledger.waivers import (
     take_resolution,
 )
 from node.exchange.book import Book, kept
-from node.exchange.settler import Unpayable
+from node.exchange.promising import Unpayable
 from node.wire.messages import Refused, Unreachable
 
 # A peer is asked about so many disputed orders at a time, and for so long.

@@ -47,7 +47,7 @@ from node.engine.calibration import CalibrationFiles
 from node.engine.hardware import Plan
 from node.engine.memory import FINGERPRINT, MemoryEngine
 from node.engine.port import Engine, Rows
-from node.exchange import settler
+from node.exchange import outbox
 from node.exchange.auditor import Auditor
 from node.exchange.delivery import Incoming
 from node.exchange.netting import Netter
@@ -384,7 +384,7 @@ def _be_a_node(connection: socket.socket) -> None:
     watch_rails(points)
     watch_promises(line)
     for name, wait_s in zip(("_FIRST_RETRY_S", "_LAST_RETRY_S"), _RETRY_S, strict=True):
-        _replace(settler, name, wait_s)
+        _replace(outbox, name, wait_s)
     _replace(CalibrationFiles, "find", _calibration)
     _replace(TemplateRenderer, "start", _no_templates)
 

@@ -15,7 +15,7 @@ from attrs import evolve
 from ledger.identity import Identity
 from ledger.journal import replay
 from ledger.records import Acknowledgement, Order, Receipt, Signed, Verdict, Voucher, open_record, sign
-from node.exchange import settler
+from node.exchange import left_behind
 from node.exchange.book import kept
 from node.exchange.continuing import earlier_of
 from node.exchange.purchase import NotPlaced
@@ -178,7 +178,7 @@ async def test_what_a_buyer_could_not_hand_over_before_it_died_is_handed_over_af
 async def test_what_was_not_handed_over_is_found_again_behind_many_acknowledgements_of_buyers(
     machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(settler, "_LOOK_BACK", 2)
+    monkeypatch.setattr(left_behind, "_LOOK_BACK", 2)
     store, _ = await machines.seller()
     customer, _ = await machines.buyer(audited=False)
     offer = await customer.meet(Line(store.seller))
