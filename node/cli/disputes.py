@@ -42,7 +42,7 @@ def disputes(home: HomeOption = None, as_json: JsonOption = False) -> None:
         for row in body["disputes"]
     ]
     columns = ("order", "peer", "direction", "asked", "granted", "in dispute", "the buyer says")
-    print_table("Disputes", columns, rows, "Nothing is in dispute.")
+    print_table("Disputes", columns, rows, "Nothing is in dispute.", spare=("direction", "asked"))
 
 
 def resolve(

@@ -128,9 +128,8 @@ def offers(body: Body) -> None:
     columns = ("seller", "model", "weights", "context", "a million in", "a million out", "computed on")
     if body["selling"]["state"] == "paused":
         typer.echo(f"This node's own offers are withdrawn: {body['selling']['words']}")
-    print_table(
-        "Offers", columns, rows, "No offers are open: sell with --sell IN:OUT, or name peers with --peer DID@URL"
-    )
+    nothing = "No offers are open: sell with --sell IN:OUT, or name peers with --peer DID@URL"
+    print_table("Offers", columns, rows, nothing, spare=("computed on", "weights", "context"))
     for line in dict.fromkeys(_stake(o) for o in body["offers"] if o["bond"] is not None):
         typer.echo(plain(line))
 
