@@ -143,11 +143,11 @@ class PaidDoor:
 
     @contextlib.asynccontextmanager
     async def _charged(self, paid: Paid, counter: Counter) -> AsyncIterator[None]:
-        """However it ends, a request is charged; for nothing where nothing was sent."""
+        """However it ends, a request is charged; for nothing where it failed here and nothing was sent."""
         try:
             yield
         except ApiError as error:
-            await paid.tab.charge(0)
+            await paid.tab.charge(0 if counter.failed else counter.cost)
             error.headers |= header_of(paid.response())
             raise
         finally:

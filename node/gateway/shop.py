@@ -17,6 +17,7 @@ from node.gateway.answer import Answer
 from node.gateway.question import ContextExceeded, Question, UnknownModel, Unservable, ids_of
 from node.gateway.sources import Paper
 from node.gateway.supply import AUTO
+from node.models.grammar import GrammarGaveUp
 from node.wire.messages import Refused
 
 _SLOT_WAIT_S: Final = 2.0
@@ -191,8 +192,9 @@ class _SoldSource:
                     yield piece
                     if self._counter.handed_back.is_set():
                         raise HandedBack
-        except EngineError:
-            self._counter.failed = True
+        except EngineError as error:
+            # What asked for too much is owed as far as it went, or such requests were a way to free work.
+            self._counter.failed = not isinstance(error.__cause__, GrammarGaveUp)
             raise
 
     async def papers(self) -> tuple[Paper, ...]:

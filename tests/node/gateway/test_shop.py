@@ -3,17 +3,21 @@
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+from attrs import evolve
 
 from ledger.money import Price
 from node.engine.memory import MemoryEngine
-from node.engine.port import EngineBusy, Job
+from node.engine.port import EngineBusy, EngineFailed, Job
 from node.exchange.sale import Ware
 from node.gateway.question import ContextExceeded, Question, UnknownModel, Unservable
 from node.gateway.shop import Counter, HandedBack, Quote, Shop
 from node.models.tokenizer import Tokenizer
 from node.wire.messages import Refused
 from tests.node.trading import HOT, PRICE, PROMPT, SEED, engine_of
+from verify.steering import Steering
 
+# After some 30 tokens, where the second `e` may be, there are too many ways to read the text.
+EXPLODING = 'root ::= ([a-z ]{1,10} [a-z. ]{1,50} "e"){1,50}'
 Open = Callable[..., Shop]
 
 
@@ -101,3 +105,16 @@ async def test_what_runs_is_cut_when_the_owner_is_back(shop: Open) -> None:
             await answer.collect()
         assert 0 < counter.tokens < 200
         assert counter.cost == 2 * counter.tokens, "the prompt is not charged"
+
+
+async def test_a_grammar_that_cannot_be_followed_is_owed_as_far_as_it_went(tokenizer: Tokenizer) -> None:
+    engine = engine_of(tokenizer, words=tokenizer.words)
+    shop = Shop([Ware(engine, tokenizer, "memory", PRICE)], "did:key:me", lambda: None, 16)
+    asked = evolve(question(300), steering=Steering(grammar=EXPLODING))
+    counter = Counter(await shop.quote([asked]), "did:pkh:x", shop.me)
+    answer = await counter.answer(asked)
+    with pytest.raises(EngineFailed):
+        await answer.collect()
+    assert counter.cost == 5 + 2 * counter.tokens > 5
+    assert not counter.failed
+    await engine.close()
