@@ -18,9 +18,11 @@ change, whatever kind of change it was. What is posted depends on which side thi
     withdrawn   -               -                 money            collateral
 
 On rails with deposits a payer settles from its collateral instead of `money`; the payer's deposit is none of the
-payee's money until it is settled. `set off` of both directions of a pair sums to zero. Where a later sight shows less
-collateral, the same postings turn round. What was settled and never promised by a voucher stands in `vouchers held`
-below zero, as an advance. Limits, windows, reservations and claims are promises and questions, and move no money.
+payee's money until it is settled. What is `prepaid` to a payee lies with it from the beginning: it is money, which it
+owes until it is settled or has gone back. `set off` of both directions of a pair sums to zero. Where a later sight
+shows less collateral, the same postings turn round. What was settled and never promised by a voucher stands in
+`vouchers held` below zero, as an advance. Limits, windows, reservations and claims are promises and questions, and move
+no money.
 
 An account between two others is none of this node's business and posts nothing. Amounts are integers in the account's
 unit, times milliseconds since 1970, days whole days since 1970 in UTC.
@@ -49,6 +51,7 @@ BookAccount = Literal[
     "money",
     "set off",
     "collateral",
+    "prepaid",
 ]
 
 DAY_MS: Final = 86_400_000
@@ -71,6 +74,12 @@ _RULES: Final[dict[tuple[Role, Counter], tuple[BookAccount, BookAccount]]] = {
     ("payer", "withdrawn"): ("money", "collateral"),
 }
 _WITHOUT_DEPOSITS: Final = "credit"
+_PREPAID: Final = "prepaid"
+_PREPAID_RULES: Final[dict[tuple[Role, Counter], tuple[BookAccount, BookAccount]]] = {
+    ("payee", "funded"): ("money", "prepaid"),
+    ("payee", "withdrawn"): ("prepaid", "money"),
+    ("payee", "settled"): ("prepaid", "vouchers held"),
+}
 COUNTERS: Final[tuple[Counter, ...]] = get_args(Counter)
 # What a person is told of one account.
 _FIGURES: Final = (
@@ -157,7 +166,9 @@ def movements(me: str, before: Account, after: Account, change: Change | None = 
 
 def post(movement: Movement, sequence: int, time_ms: int) -> tuple[Posting, ...]:
     """The two postings of a movement, of the entry `sequence`; none where it moves no money of ours."""
-    rule = _RULES.get((movement.role, movement.counter))
+    counted = movement.role, movement.counter
+    prepaid = _PREPAID_RULES.get(counted) if movement.key.rail == _PREPAID else None
+    rule = prepaid or _RULES.get(counted)
     if rule is None:
         return ()
     debit, credit = rule

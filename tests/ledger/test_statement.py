@@ -178,6 +178,16 @@ class TestDoubleEntry:
         statement, _ = fold([(0, AccountChanged(key, Netted(7))) for key in (SOLD, BOUGHT)])
         assert statement.lines[LineKey(PEER, "credit", "uusd", "set off")].closing == 0
 
+    def test_what_is_prepaid_is_money_that_is_owed_until_it_is_settled_or_goes_back(self) -> None:
+        key = AccountKey(PEER, ME, "prepaid", "uusd")
+        changes: list[Change] = [
+            *(Granted(0, 9, 1), Funded(9, 1), Reserved(ORDERS[0], 6, 9), Earned(ORDERS[0], 5)),
+            *(VoucherReceived(5), Released(ORDERS[0]), Settled(5), Withdrawn(3, 2)),
+        ]
+        statement, _ = fold([(1, AccountChanged(key, change)) for change in changes])
+        closing = {line.account: found.closing for line, found in statement.lines.items()}
+        assert closing == {"income": -5, "money": 6, "prepaid": -1, "receivable": 0, "vouchers held": 0}
+
     def test_collateral_that_is_seen_to_be_less_goes_back(self) -> None:
         key = AccountKey(ME, PEER, "lightning", "msat")
         statement, _ = fold([(0, AccountChanged(key, Funded(9, 1))), (1, AccountChanged(key, Funded(4, 2)))])
