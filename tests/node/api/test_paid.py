@@ -254,6 +254,24 @@ async def test_a_node_that_lost_its_journal_goes_on_from_what_it_has_claimed(
             assert (account.owed, account.settled) == (cost + cost_of(response.json()["usage"]), cost)
 
 
+async def test_who_takes_its_deposit_back_is_not_answered_and_what_it_owes_is_claimed(
+    door: Open, chain: Anvil, buyer: LocalAccount
+) -> None:
+    scheme = channel_scheme(buyer, chain)
+    async with door() as open_door, client(scheme) as paying, httpx.AsyncClient() as plain:
+        cost = cost_of((await paying.post(open_door.chat, json=asking())).json()["usage"])
+        asked = required(await plain.post(open_door.chat, json=asking())).accepts[0]
+        (account,) = open_door.accounts("stablecoin")
+        config = list(scheme.build_channel_config(asked).to_dict().values())
+        config[-1] = bytes.fromhex(config[-1][2:])
+        types = "initiateWithdraw((address,address,address,address,address,uint40,bytes32),uint128)"
+        chain.send(X402_CHANNELS, types, config, account.funded - cost, sender=buyer.address)
+        await until(lambda: open_door.accounts("stablecoin")[0].capacity <= cost)
+        refused = await paying.post(open_door.chat, json=asking())
+        assert refusal(refused) == errors.ERR_CUMULATIVE_EXCEEDS_BALANCE
+        await until(lambda: on_chain(chain, account)[1] == cost)
+
+
 async def test_without_the_chain_what_channels_hold_still_pays(door: Open, chain: Anvil, buyer: LocalAccount) -> None:
     async with door() as open_door, client(channel_scheme(buyer, chain)) as paying:
         await paying.post(open_door.chat, json=asking())
@@ -280,6 +298,27 @@ async def test_a_transfer_that_the_chain_is_slow_to_make_counts_when_it_is_made(
             assert (open_door.prepaid(buyer).funded, open_door.book.strangers.transfers) == (2_000, {})
             response = await paying.post(open_door.chat, json=asking())
             assert settlement(response).amount == "0", "the balance pays"
+
+
+async def test_a_deposit_that_the_chain_is_slow_to_take_is_made_once(
+    door: Open, chain: Anvil, buyer: LocalAccount
+) -> None:
+    async with client(channel_scheme(buyer, chain)) as paying, httpx.AsyncClient() as plain:
+        async with door(wait_s=0.5) as open_door:
+            headers = await signed(channel_scheme(buyer, chain), open_door.chat, json=asking())
+            with chain.without_mining():
+                slow = await plain.post(open_door.chat, json=asking(), headers=headers)
+                assert refusal(slow) == "settlement_pending"
+        chain.mine()
+        async with door() as open_door:
+            # The same deposit again, and then x402's client, which finds its money in the channel.
+            again = await plain.post(open_door.chat, json=asking(), headers=headers)
+            assert again.status_code == 200, again.text
+            response = await paying.post(open_door.chat, json=asking())
+            assert response.status_code == 200, response.text
+            (account,) = open_door.accounts("stablecoin")
+            assert on_chain(chain, account)[0] == account.funded == 5_000
+            assert chain.dollars(buyer.address) == RICH - 5_000
 
 
 async def test_a_transfer_that_somebody_else_made_counts(
