@@ -35,7 +35,7 @@ ROUNDS: Final = 5
 OF_A_ROUND: Final = 100
 _DEPOSIT: Final = 2_000_000
 _WAIT_S: Final = 60.0
-_NODE: Final = "tests.integration.paying_node"
+_NODE: Final = "tests.integration.hurried_node"
 
 
 @frozen

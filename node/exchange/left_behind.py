@@ -12,6 +12,7 @@ from node.exchange.book import Book, kept
 from node.exchange.bought import load_bought
 from node.exchange.delivery import Delivery, Terms, sums_fit
 from node.exchange.experience import Due
+from node.exchange.strangers import is_stranger
 from node.wire.messages import Refused, Unreachable
 from node.wire.peer import Peer
 
@@ -54,7 +55,9 @@ async def _fetch_receipt(dial: Callable[[Did], Peer | None], terms: Terms) -> Si
 async def latest_acknowledgements(book: Book) -> list[tuple[Signed[Acknowledgement], AccountKey]]:
     """The last one of each of the latest few orders, for each seller, oldest first; sent again it does no harm."""
     latest: dict[AccountKey, dict[bytes, Signed[Acknowledgement]]] = {
-        key: {} for key, account in book.journal.books.accounts.items() if key.payer == book.me and account.authorized
+        key: {}
+        for key, account in book.journal.books.accounts.items()
+        if key.payer == book.me and account.authorized and not is_stranger(key.payee)
     }
     before: int | None = None
     # Those of our own buyers lie between: it is looked on until there is one of ours for each seller.

@@ -28,6 +28,7 @@ from node.exchange.delivery import Delivery, Terms
 from node.exchange.left_behind import delivery_left, latest_acknowledgements
 from node.exchange.outbox import Outbox
 from node.exchange.promising import Answer, Promising
+from node.exchange.strangers import is_stranger
 from node.ports import Entropy
 from node.wire.peer import Peer
 from verify.audits import ENTROPY_BYTES, AuditPlan, plan, rate_with_stake
@@ -271,7 +272,7 @@ class Settler:
         return [
             (key, order)
             for key, account in self._book.journal.books.accounts.items()
-            if key.payer == self._book.me
+            if key.payer == self._book.me and not is_stranger(key.payee)
             for order, reservation in account.orders.items()
             if reservation.open
             and order not in self._book.under_way

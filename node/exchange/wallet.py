@@ -169,10 +169,6 @@ class Wallet:
 
         It comes after the channel's notice, in which the peer may claim what it was promised.
         """
-        if is_stranger(peer):
-            raise NothingThere(
-                "what is in the channel of an x402 seller pays its next requests, and cannot be taken back"
-            )
         account = self._book.journal.books.accounts.get(AccountKey(self._book.me, peer, RAIL, UNIT))
         if account is None or not account.funded:
             raise NothingThere(f"no money of this node's is in a channel to {peer}")

@@ -14,7 +14,7 @@ from tests.integration.network import STORY, Network, client_of, kill, owner_of,
 from tests.node.x402_seller import selling
 
 PASSPHRASE = "for tests"
-NODE = "tests.integration.paying_node"
+NODE = "tests.integration.hurried_node"
 WAYS = {"X-IdleMesh-Privacy": "public", "X-IdleMesh-Route": "remotes"}
 
 

@@ -77,7 +77,9 @@ class ChannelPayment:
             payload, _ = await self._signing.deposit(terms, self._config, funds, total)
         self._header = header_of(terms, payload)
         voucher = held_voucher(self._config, payload["voucher"])
-        self._order = await self._till.plan(self._key, terms.amount, funds, terms.valid_s, self._header, voucher)
+        # A deposit has to be sent again until it is known to have come; a voucher is followed by the next.
+        again = self._header if payload.get("type") == "deposit" else ""
+        self._order = await self._till.plan(self._key, terms.amount, funds, terms.valid_s, again, voucher)
 
     async def taken(self, response: str) -> None:
         """See `Payment.taken`."""
@@ -147,9 +149,9 @@ class ChannelPayment:
     async def _pending_deposit(self) -> dict[str, Any] | None:
         """The payload of a deposit of which it is not known that it came; None if there is none any more."""
         pending = await self._till.pending(self._key)
-        sent = None if pending is None else decode_payment_signature_header(pending.header).payload
-        if pending is None or sent is None or sent.get("type") != "deposit":
+        if pending is None or not pending.header:
             return None
+        sent = decode_payment_signature_header(pending.header).payload
         signed, now = self._signing.deposit_authorization(sent), self._till.now()
         fate = await fate_of(self._signing, signed, now)
         if fate == "open" and now < signed.valid_before:

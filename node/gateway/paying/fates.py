@@ -50,13 +50,13 @@ class Sweeper:
 
     async def _end(self, account: Account) -> None:
         for pending in await self._till.open_payments(account.key):
-            sent = decode_payment_signature_header(pending.header).payload
             if account.key.rail == PREPAID_RAIL:
-                await self._end_transfer(account.key, pending, exact_authorization(sent))
+                await self._end_transfer(account.key, pending)
             elif self._till.now() > account.orders[pending.order].expires + LATE_S:
-                await self._end_voucher(account.key, pending, sent)
+                await self._end_voucher(account.key, pending)
 
-    async def _end_transfer(self, key: AccountKey, pending: Pending, transfer: Authorization) -> None:
+    async def _end_transfer(self, key: AccountKey, pending: Pending) -> None:
+        transfer = exact_authorization(_sent(pending))
         match await fate_of(self._signing, transfer, self._till.now()):
             case "taken" if pending.heard:
                 await self._till.void(key, pending.order, 0)  # it is the payer's balance there
@@ -65,13 +65,17 @@ class Sweeper:
             case "over":
                 await self._till.void(key, pending.order, transfer.value)
 
-    async def _end_voucher(self, key: AccountKey, pending: Pending, sent: Mapping[str, Any]) -> None:
+    async def _end_voucher(self, key: AccountKey, pending: Pending) -> None:
         back = 0
-        if sent.get("type") == "deposit":
-            deposit = self._signing.deposit_authorization(sent)
+        if pending.header:
+            deposit = self._signing.deposit_authorization(_sent(pending))
             back = deposit.value if await fate_of(self._signing, deposit, self._till.now()) == "over" else 0
         channel = channel_of(key.payee)
         _, claimed = await self._signing.holds(channel) if channel is not None else (0, 0)
         await self._till.void(key, pending.order, back)
         # A voucher can be claimed for ever: what was, counts.
         await self._till.catch_up(key, claimed)
+
+
+def _sent(pending: Pending) -> Mapping[str, Any]:
+    return decode_payment_signature_header(pending.header).payload

@@ -1,9 +1,13 @@
 """One remote backend's money: a `Payer` that promises within the owner's limits, writes it down, and hears the end."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Final
 
+from attrs import frozen
+
+from ledger.account import AccountError
+from ledger.database import LedgerError
 from ledger.money import Amount
 from ledger.rails.stablecoin.errors import ChainError
 from node.engine.paying import Demand, Payment
@@ -16,6 +20,35 @@ from node.gateway.paying.till import Till
 from node.gateway.paying.transfer import TransferPayment
 
 _RETRY_S: Final = 1.0
+
+
+@contextlib.contextmanager
+def _telling(name: str) -> Iterator[None]:
+    """Wallet, chain and ledger have errors of their own; whoever asks a remote backend knows those of remotes."""
+    try:
+        yield
+    except (AccountError, ChainError, LedgerError) as error:
+        raise CannotSign(name, str(error)) from None
+
+
+@frozen
+class _Guarded:
+    """A payment as its client knows it."""
+
+    _payment: TransferPayment | ChannelPayment
+    _name: str
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self._payment.headers
+
+    async def taken(self, response: str) -> None:
+        with _telling(self._name):
+            await self._payment.taken(response)
+
+    async def refused(self, required: str) -> None:
+        with _telling(self._name):
+            await self._payment.refused(required)
 
 
 class Purse:
@@ -49,13 +82,11 @@ class Purse:
                 payment = TransferPayment(limits, self._signing, till, terms, demand)
             else:
                 payment = ChannelPayment(limits, self._signing, till, terms, demand)
-            await till.pin(limits.name, terms.pay_to)
-            try:
+            with _telling(limits.name):
+                await till.pin(limits.name, terms.pay_to)
                 await payment.plan()
-            except ChainError as error:
-                raise CannotSign(limits.name, str(error)) from None
             try:
-                yield payment
+                yield _Guarded(payment, limits.name)
             finally:
                 self._charged += payment.charged
 

@@ -61,7 +61,7 @@ _UNIT: Final = "uusd"
 
 @frozen
 class Pending:
-    """A payment that may still be taken: its order, the header that it was sent as, and whether it was answered."""
+    """A payment that may still be taken: its order, what may have to be sent again, and whether it was answered."""
 
     order: bytes
     header: str
@@ -143,9 +143,9 @@ class Till:
         for order, reserved in self.account(key).orders.items():
             if reserved.open:
                 records = {kept.kind: kept.raw for kept in await self._book.journal.records_of(order)}
-                if PAYMENT in records:
-                    header = str(codec.decode(records[PAYMENT], _MAX_RECORD)["payment"])
-                    found.append(Pending(order, header, ANSWERED in records))
+                sent = records.get(PAYMENT)
+                header = "" if sent is None else str(codec.decode(sent, _MAX_RECORD)["payment"])
+                found.append(Pending(order, header, ANSWERED in records))
         return found
 
     async def pending(self, key: AccountKey) -> Pending | None:
@@ -159,8 +159,8 @@ class Till:
     ) -> bytes:
         """Write down a payment that is about to be sent, in place of a pending one; returns its order.
 
-        `funds` is what leaves the wallet for it, `voucher` what it promises on a channel. Raises AccountError,
-        LedgerError.
+        `funds` is what leaves the wallet for it; `header` what may have to be sent again, empty if nothing of it has;
+        `voucher` what it promises on a channel. Raises AccountError, LedgerError.
         """
         account = self.account(key)
         order = hashlib.sha256(b"x402 payment" + self._entropy.bytes(32)).digest()
@@ -174,9 +174,9 @@ class Till:
             changes.append(Funded(account.funded + funds, account.funded_sequence + 1))
         changes.append(Reserved(order, amount, self.now() + valid_s))
         self._book.under_way.add(order)
-        record = Kept(PAYMENT, codec.encode({"order": order, "payment": header}), order)
+        records = [Kept(PAYMENT, codec.encode({"order": order, "payment": header}), order)] if header else []
         try:
-            await self._post(key, changes, record, also=() if voucher is None else (held(key.payee, voucher),))
+            await self._post(key, changes, *records, also=() if voucher is None else (held(key.payee, voucher),))
         except BaseException:
             self._book.under_way.discard(order)
             raise
