@@ -130,7 +130,14 @@ class Anvil:
 
     @contextlib.contextmanager
     def down(self) -> Iterator[None]:
-        """Without the chain: killed, and started again on its port with all that it had mined."""
+        """Without the chain: killed, and started again on its port with all that it had mined, and a block more.
+
+        What waited to be mined is forgotten.
+        """
+        mines = self.rpc("anvil_getAutomine")
+        self.rpc("evm_setAutomine", False)
+        self.rpc("anvil_dropAllTransactions")
+        self.mine()  # comes after a block that is just being made: of that the state might be kept, and not the events
         state = self.rpc("anvil_dumpState")
         self.kill()
         try:
@@ -138,6 +145,7 @@ class Anvil:
         finally:
             self.start()
             self.rpc("anvil_loadState", state)
+            self.rpc("evm_setAutomine", mines)
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:

@@ -19,9 +19,13 @@ def test_what_is_in_a_replaced_block_never_happened(chain: Anvil) -> None:
 def test_what_was_mined_outlives_the_process(chain: Anvil) -> None:
     someone = chain.wallet(dollars=5)
     block = chain.block
-    with chain.down():
-        pass
-    assert (chain.dollars(someone.address), chain.block) == (5, block)
+    with chain.without_mining():
+        chain.rpc("eth_sendTransaction", {"from": chain.rpc("eth_accounts")[0], "to": someone.address, "value": "0x1"})
+        with chain.down():
+            pass
+        assert chain.pending() == []
+    assert (chain.dollars(someone.address), chain.block) == (5, block + 1)
+    assert chain.rpc("eth_getLogs", {"fromBlock": hex(block), "toBlock": hex(block)})
 
 
 def test_a_dropped_transaction_is_not_mined(chain: Anvil) -> None:
