@@ -29,6 +29,7 @@ from ledger.rails.policy import Wish
 from ledger.rails.port import Answer, Rail, Sight
 from node.exchange.book import Book
 from node.exchange.pacing import Pace, Waits
+from node.exchange.strangers import is_stranger
 from node.ports import Entropy
 
 # An account that moves between reckoning and writing is reckoned again so many times.
@@ -160,7 +161,9 @@ class Mover:
         books = self._book.journal.books
         account = books.account(key)
         at_stake = key in books.effects or account.unsettled > 0 or account.reserved > 0 or account.unpaid > 0
-        return self.wait(key).look_is_due(self._book.now(), at_stake, empty=account.backed == 0)
+        # A stranger's channel is looked at when it pays; there may be any number of them.
+        seldom = account.backed == 0 or is_stranger(key.payer)
+        return self.wait(key).look_is_due(self._book.now(), at_stake, seldom)
 
     async def look(self, key: AccountKey, rail: Rail) -> None:
         """Take in what collateral the rail sees behind an account, every now and then."""

@@ -8,7 +8,7 @@ class Pace:
     """How long the driver waits, in seconds.
 
     `answer_s` for a rail's answer; `look_s` between two looks at an account's collateral, `look_again_s` where somebody
-    says that it has changed, `rest_s` where nothing is at stake and `empty_s` where nothing lies either; `confirm_s`
+    says that it has changed, `rest_s` where nothing is at stake and `seldom_s` where nothing lies either; `confirm_s`
     before what settled is asked for once more. Retries wait twice as long each time, from `first_retry_s` to
     `last_retry_s`.
     """
@@ -18,7 +18,7 @@ class Pace:
     look_s: float = 60.0
     look_again_s: float = 2.0
     rest_s: float = 300.0  # less than half of the shortest notice that a channel can have
-    empty_s: float = 3600.0
+    seldom_s: float = 3600.0
     confirm_s: float = 600.0
     first_retry_s: float = 2.0
     last_retry_s: float = 3600.0
@@ -55,14 +55,14 @@ class Waits:
         pause = self.pace.first_retry_s * 2.0 ** min(self.pauses - 1, 30)
         return _is_over(self.tried, now, min(pause, longest))
 
-    def look_is_due(self, now: float, at_stake: bool, empty: bool) -> bool:
+    def look_is_due(self, now: float, at_stake: bool, seldom: bool) -> bool:
         """Whether the collateral is to be looked at: often where something is at stake, or has just been moved."""
         if self.look_asked:
             wait_s = self.pace.look_again_s
         elif at_stake or self.leaving or not _is_over(self.told, now, self.pace.confirm_s):
             wait_s = self.pace.look_s
         else:
-            wait_s = self.pace.empty_s if empty else self.pace.rest_s
+            wait_s = self.pace.seldom_s if seldom else self.pace.rest_s
         return _is_over(self.looked, now, wait_s)
 
     def ask_for_look(self, now: float) -> None:
