@@ -224,7 +224,14 @@ def _help(config: Config, supply: Supply, peers: NamedPeers) -> Market:
 def _wares(own: OwnModels) -> list[Ware]:
     """The models of this machine that are sold."""
     return [
-        Ware(model.engine, model.tokenizer, model.name, model.price, model.engine.is_unchanged)
+        Ware(
+            model.engine,
+            model.tokenizer,
+            model.name,
+            model.price,
+            model.engine.is_unchanged,
+            miss=model.engine.miss,
+        )
         for model in own.models
         if model.price is not None
     ]

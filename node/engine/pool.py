@@ -270,6 +270,11 @@ class Pool:
             self._turns.use(place, sold, monotonic())
             self._tell()
 
+    def miss(self, place: _Place) -> None:
+        """Sold work was refused for want of room: it may come again, and keeps its turn for a while."""
+        if not self._closed and (place.engine is None or self._turns.leaves(place)):
+            self._turns.miss(place, True, monotonic())
+
     async def _ready(self, place: _Place, sold: bool) -> Engine:
         """Wait until the model is in memory and takes work, and count one more user."""
         self.check(place)
@@ -462,6 +467,10 @@ class PooledEngine:
     def free_slots(self) -> int:
         """See `Engine.free_slots`."""
         return self._pool.free_slots(self._place)
+
+    def miss(self) -> None:
+        """An order was refused because no slot was free: where the model is not in memory, it claims a turn."""
+        self._pool.miss(self._place)
 
     def generate(self, job: Job) -> AsyncGenerator[Piece, None]:
         """See `Engine.generate`; loads the model if need be."""

@@ -6,7 +6,8 @@ the first claim has waited for a while, models make room for it. Those used long
 work, and what they have at hand they finish. So that two busy models do not take turns by the second, each stays for a
 least time once it was loaded (from an owner's claim only if the owner uses it), and is not taken at a short pause
 between two uses. Who was sent away and told to come again keeps the claim for a while. Models that do not get done
-within a bounded time take work again, for the least time at least, and the claim goes to the end of the line.
+within a bounded time take work again, for the least time at least, and the claim goes to the end of the line; so they
+do where nobody comes for the room that they have made.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
@@ -82,6 +83,11 @@ class Turns(Generic[K]):
         if not _holds(claim, now):
             del self._claims[one, sold]
 
+    def miss(self, one: K, sold: bool, now: float) -> None:
+        """One was sent away at once, and told to come again."""
+        self.wait(one, sold, now)
+        self.leave(one, sold, now, comes_back=True)
+
     def use(self, one: K, sold: bool, now: float) -> None:
         """A model in memory is used, or was until now."""
         stay = self._stays.get(one)
@@ -108,7 +114,7 @@ class Turns(Generic[K]):
         self._forget(now)
         first = self._first()
         drain = self._drain
-        if drain is not None and now >= drain.since + self._pace.drain:
+        if drain is not None and (now >= drain.since + self._pace.drain or not self._is_claimed(drain.one)):
             self._give_up(drain, now)
             drain, first = None, self._first()
         if drain is not None and drain.one == first:
@@ -166,6 +172,9 @@ class Turns(Generic[K]):
     def _first(self) -> K | None:
         claims = [(sold, claim.since, one) for (one, sold), claim in self._claims.items() if one not in self._stays]
         return min(claims, key=lambda claim: claim[:2], default=(False, 0.0, None))[2]
+
+    def _is_claimed(self, one: K) -> bool:
+        return (one, False) in self._claims or (one, True) in self._claims
 
     def _since(self, one: K) -> float:
         return min(claim.since for (of, _), claim in self._claims.items() if of == one)

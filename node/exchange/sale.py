@@ -42,6 +42,7 @@ class Ware:
     price: Price
     is_unchanged: Callable[[], bool] = lambda: True  # whether its weights are still those that the manifest names
     elsewhere: Elsewhere | None = None
+    miss: Callable[[], None] = lambda: None  # told when an order is refused because no slot is free
 
 
 @frozen

@@ -404,6 +404,9 @@ class Seller:
         patience = loop.time() + _SLOT_WAIT_S
         while not self._has_slot(sale.stand.ware):
             if loop.time() >= patience:
+                # Anybody can order; only who has paid before, or was named, gets other models out of memory.
+                if is_proven(self._book.journal.books.account(sale.account), self._named):
+                    sale.stand.ware.miss()
                 raise Refused("busy", "all slots are taken: try again, or elsewhere", RETRY_AFTER_BUSY_S)
             await asyncio.sleep(_SLOT_POLL_S)
 

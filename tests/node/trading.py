@@ -128,11 +128,12 @@ class Store:
         is_unchanged: Callable[[], bool] = lambda: True,
         elsewhere: Elsewhere | None = None,
         patience_s: float = PATIENCE_S,
+        miss: Callable[[], None] = lambda: None,
     ) -> "Store":
         """Open it; the node's identity is made from `seed`. It knows the same journal again after a restart."""
         identity = Identity(seed.to_bytes(32, "little"))
         book = await Book.open(journal or MemoryJournal(identity.did), identity, clock)
-        ware = Ware(engine or engine_of(tokenizer), tokenizer, "memory", price, is_unchanged, elsewhere)
+        ware = Ware(engine or engine_of(tokenizer), tokenizer, "memory", price, is_unchanged, elsewhere, miss)
         terms = credit if credit is not None else {CREDIT.limit.unit: CREDIT}
         drawn = entropy or SeededEntropy(seed)
         seller = Seller(book, drawn, [ware], terms, tokenizer_file, named, may_sell, patience_s=patience_s)

@@ -93,6 +93,17 @@ def test_a_turn_is_kept_for_who_was_told_to_come_again_and_for_a_while_only() ->
     assert not room.turns.keeps_out("a", sold=False)
 
 
+def test_room_for_which_nobody_comes_is_taken_back_for_the_least_time() -> None:
+    room = Room()
+    room.load("a", 0)
+    room.turns.miss("b", True, 40)
+    assert [room.look(now) for now in (41, 42, 54, 55)] == [None, "b", "b", None]
+    room.turns.miss("b", True, 56)
+    assert [room.look(now) for now in (58, 70)] == [None, None]
+    room.turns.miss("b", True, 71)
+    assert [room.look(now) for now in (84, 85)] == [None, "b"]
+
+
 def test_who_went_away_keeps_no_turn() -> None:
     room = Room()
     room.load("a", 0)
@@ -100,6 +111,7 @@ def test_who_went_away_keeps_no_turn() -> None:
     assert room.look(50) == "b"
     room.turns.leave("b", False, 50, comes_back=False)
     assert room.look(50) is None
+    assert not room.turns.keeps_out("a", sold=True)
 
 
 def test_a_model_that_does_not_get_done_takes_work_again_for_the_least_time() -> None:

@@ -1,7 +1,8 @@
 """What a seller refuses, with which reason, and that it serves the next buyer as if nothing had happened."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import cbor2
@@ -13,8 +14,12 @@ from ledger.commitments import SALT_BYTES
 from ledger.identity import Identity
 from ledger.journal import Entry, MemoryJournal
 from ledger.records import CLOCK_SKEW_S, Order, Receipt, open_record, sign
-from node.engine.port import Job
+from node.engine.memory import FINGERPRINT, MemoryEngine
+from node.engine.pool import Pool, PooledEngine, Stock
+from node.engine.port import Engine, Job
+from node.engine.turns import Pace
 from node.exchange.stands import OFFER_LIFETIME_S
+from node.models.known import FileIdentity
 from node.models.tokenizer import Tokenizer
 from node.ports import ManualClock
 from node.wire.frames import ReceiptFrame
@@ -191,6 +196,45 @@ async def test_an_order_while_every_slot_is_taken(tokenizer: Tokenizer, clock: M
     assert refusal.code == "busy"
     assert refusal.retry_after is not None
     await first.aclose()
+
+
+def pooled(pool: Pool, folder: Path, name: str, make: Callable[[], MemoryEngine]) -> PooledEngine:
+    """An engine in a pool of which it fills the most."""
+    (folder / name).touch()
+
+    async def load() -> Engine:
+        return make()
+
+    engine = make()
+    identity = FileIdentity.of(folder / name)
+    stock = Stock(name, folder / name, identity, engine.manifest, FINGERPRINT, engine.context, 1, 60, load)
+    return pool.add(stock)
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "unknown"])
+async def test_an_order_that_finds_no_room_for_its_model_gets_it_the_next_turn(
+    tokenizer: Tokenizer, clock: ManualClock, tmp_path: Path, named: bool
+) -> None:
+    """Only for a buyer that is known: anybody may order."""
+    pool = Pool(100, pace=Pace(after=0, residence=0.05, pause=0, comeback=600))
+    busy = pooled(pool, tmp_path, "busy", lambda: MemoryEngine(eog=frozenset()))
+    engine = pooled(pool, tmp_path, "sold", lambda: engine_of(tokenizer))
+    buyer = BUYER.did if named else STRANGER.did
+    store = await Store.open(tokenizer, clock, engine=engine, named=[buyer], miss=engine.miss)
+    running = busy.generate(Job((1, 2), HOT, 1, 9, sold=True))
+    await anext(running)
+
+    refusal = await refused(store.seller, draft_order(BUYER, await store.offer(), clock))
+    following = asyncio.create_task(anext(busy.generate(Job((1, 2), HOT, 1, 9, sold=True))))
+    await asyncio.sleep(0)
+    await running.aclose()
+
+    assert refusal.code == "busy"
+    if named:
+        draft = draft_order(BUYER, await store.offer(), clock, nonce=1, max_tokens=2)
+        assert len(ids_of(await frames_of(store.seller, draft))) == 2
+    assert (await following).ids
+    await pool.close()
 
 
 async def test_a_nonce_that_was_used_for_another_order(store: Store, clock: ManualClock) -> None:
