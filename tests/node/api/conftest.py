@@ -10,7 +10,12 @@ from node.engine.hardware import Plan
 from node.engine.memory import MemoryEngine
 from node.engine.port import Engine
 from node.models.manifest import Manifest
+from node.models.template import TemplateRenderer
+from node.models.tokenizer import Tokenizer
+from node.models.vocab import open_vocab
 from tests.node.api.running import OUT_OF_REACH, RunningNode, running_node, settings
+from tests.node.conftest import tokenizer_digest
+from tests.node.trading import DEMO
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +53,12 @@ def exact(exact_node: RunningNode) -> Iterator[openai.OpenAI]:
     """A client of a node whose engine gives the same logits to the last bit, whatever else it does."""
     with openai.OpenAI(base_url=exact_node.base_url, api_key="local", max_retries=0, timeout=60) as client:
         yield client
+
+
+@pytest.fixture
+async def speaking() -> AsyncIterator[Tokenizer]:
+    """A tokenizer that renders conversations."""
+    renderer = TemplateRenderer()
+    await renderer.start()
+    yield Tokenizer(open_vocab(DEMO), tokenizer_digest(), renderer)
+    await renderer.close()

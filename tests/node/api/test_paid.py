@@ -22,12 +22,9 @@ from ledger.identity import Identity
 from ledger.journal import MemoryJournal
 from node.engine.memory import MemoryEngine
 from node.engine.port import Job
-from node.models.template import TemplateRenderer
 from node.models.tokenizer import Tokenizer
-from node.models.vocab import open_vocab
 from node.wire.messages import Refused
 from tests.chain import X402_CHANNELS, Anvil
-from tests.node.conftest import tokenizer_digest
 from tests.node.strangers import (
     Stall,
     asking,
@@ -42,19 +39,10 @@ from tests.node.strangers import (
     stall,
     until,
 )
-from tests.node.trading import DEMO, HOT, PROMPT, engine_of
+from tests.node.trading import HOT, PROMPT, engine_of
 
 Open = Callable[..., AbstractAsyncContextManager[Stall]]
 RICH = 1_000_000
-
-
-@pytest.fixture
-async def speaking() -> AsyncIterator[Tokenizer]:
-    """A tokenizer that renders conversations."""
-    renderer = TemplateRenderer()
-    await renderer.start()
-    yield Tokenizer(open_vocab(DEMO), tokenizer_digest(), renderer)
-    await renderer.close()
 
 
 @pytest.fixture

@@ -1,0 +1,60 @@
+"""A node that buys by x402 from the door of another: both books say the same, and so does the chain."""
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ledger.rails.stablecoin.keys import create_keystore
+from node.app import run_node
+from node.config import Config, RemoteSettings
+from node.home import Home
+from node.models.tokenizer import Tokenizer
+from tests.chain import Anvil
+from tests.node.api.conftest import load_exact
+from tests.node.api.running import settings
+from tests.node.strangers import asking, stall
+from tests.node.trading import engine_of
+
+WAYS = {"X-IdleMesh-Privacy": "public", "X-IdleMesh-Route": "remotes", "X-IdleMesh-Degrade": "never"}
+
+
+def buyer_of(chain: Anvil, folder: Path, url: str, scheme: str) -> Config:
+    """A wallet in a home, and the settings of a node that has the door as its remote."""
+    folder.mkdir()
+    (folder / "passphrase").write_text("for tests\n")
+    secret = bytes(chain.wallet(dollars=1_000_000).key)
+    create_keystore(folder / "wallet.json", "for tests", secret=secret, cost=2)
+    money = {"network": "anvil", "rpc": [chain.url], "passphrase_file": str(folder / "passphrase"), "confirmations": 0}
+    shop = RemoteSettings.model_validate(
+        {
+            "name": "shop",
+            "url": url,
+            "model": "memory",
+            "pay": "x402",
+            "price": "1usd:2usd",
+            "max_payment": "0.01usd",
+            "schemes": [scheme],
+        }
+    )
+    return settings(stablecoin=money).model_copy(update={"remotes": (shop,)})
+
+
+@pytest.mark.parametrize("scheme", ["exact", "batch-settlement"])
+async def test_two_nodes_that_know_nothing_of_each_other_trade_by_x402(
+    chain: Anvil, tmp_path: Path, speaking: Tokenizer, scheme: str
+) -> None:
+    engine, wallet, home = engine_of(speaking, slots=4), chain.wallet(), Home(tmp_path / "buyer")
+    async with (
+        stall(chain, tmp_path / "seller", speaking, engine, wallet) as door,
+        run_node(home, buyer_of(chain, home.folder, f"{door.url}/v1", scheme), load_exact) as buyer,
+        httpx.AsyncClient(headers=WAYS, timeout=30) as owner,
+    ):
+        for streaming in (False, True, False, True):
+            body = asking(model="shop", stream=streaming)
+            response = await owner.post(f"{buyer.url}/v1/chat/completions", json=body)
+            assert response.status_code == 200, response.text
+        (sold,) = door.accounts("prepaid" if scheme == "exact" else "stablecoin")
+        bought = [a for key, a in buyer.book.journal.books.accounts.items() if key.payer == buyer.book.me]
+        assert sum(account.earned for account in bought) == sold.earned > 0
+    await engine.close()
