@@ -11,8 +11,9 @@ from ledger.money import Price
 from ledger.records import Fingerprint
 from node.config import BadConfig, Config, ModelSettings
 from node.engine.hardware import Machine, Plan, Wishes, default_memory, plan, read_machine, used_memory
-from node.engine.pool import LoadFailed, Pool, PooledEngine, Stock
+from node.engine.pool import Pool, PooledEngine
 from node.engine.port import Engine
+from node.engine.stock import LoadFailed, Stock
 from node.home import Home
 from node.models.catalogue import Catalogue
 from node.models.footprint import Footprint, footprint_of

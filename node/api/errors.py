@@ -7,8 +7,8 @@ from typing import Any
 from aiohttp import web
 
 from ledger.database import LedgerError
-from node.engine.pool import DoesNotFit, LoadFailed, ModelChanged
 from node.engine.port import BadPrompt, EngineBusy, EngineClosed, EngineError, EngineFailed, PromptTooLong
+from node.engine.stock import DoesNotFit, LoadFailed, ModelChanged
 from node.gateway.question import BadBias, ContextExceeded, TooManyTokens, UnknownModel, Unservable
 from node.gateway.sources import AnswerCut
 from node.models.template import NotShown, TemplateError

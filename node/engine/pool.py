@@ -16,13 +16,12 @@ its owner until it is dropped.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from itertools import count
-from pathlib import Path
 from time import monotonic
-from typing import Final, Literal, TypeVar
+from typing import Final, TypeVar
 
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 
 from ledger.records import Fingerprint
 from node.engine.port import (
@@ -30,12 +29,12 @@ from node.engine.port import (
     Engine,
     EngineBusy,
     EngineClosed,
-    EngineError,
     Job,
     Piece,
     PromptTooLong,
     Rows,
 )
+from node.engine.stock import RETRY_AFTER_S, DoesNotFit, LoadFailed, ModelChanged, NoRoom, Seen, State, Stock
 from node.engine.turns import Pace, Turns
 from node.models.known import FileIdentity
 from node.models.manifest import Manifest
@@ -45,82 +44,8 @@ T = TypeVar("T")
 # For room in memory, while nobody makes any: a client waits that long anyway for a model to be loaded.
 PATIENCE_S: Final = 10.0
 MAX_WAITING: Final = 64  # who wait for a model, in all; as many of the owner's wait beside sold work
-_RETRY_AFTER_S: Final = 5.0
-_MIB: Final = 2**20
 
-State = Literal["loaded", "loading", "on disk", "changed"]
 _log = logging.getLogger(__name__)
-
-
-class NoRoom(EngineBusy):
-    """The models in memory are all at work, and a model has to wait for room beside them."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(0, _RETRY_AFTER_S)
-        again = f"try again in {_RETRY_AFTER_S:.0f} s, or allow more with [node] memory"
-        self.args = (f"{name} has to wait for room in memory: other models are at work; {again}",)
-        self.name = name
-
-
-class DoesNotFit(EngineError):
-    """A model that needs more memory than all models together may take. Both in bytes."""
-
-    def __init__(self, name: str, needed: int, allowed: int) -> None:
-        super().__init__(
-            f"{name} needs about {_shown(needed)} and models may take {_shown(allowed)}: allow more with "
-            "[node] memory, or choose fewer slots, a smaller context or a smaller model"
-        )
-        self.name, self.needed, self.allowed = name, needed, allowed
-
-
-class LoadFailed(EngineError):
-    """A model could not be loaded; `__cause__` is why."""
-
-    def __init__(self, name: str, cause: BaseException) -> None:
-        super().__init__(f"{name} could not be loaded: {str(cause) or type(cause).__name__}")
-        self.name = name
-
-
-class ModelChanged(EngineError):
-    """The model's file is not the one that was read when the node started."""
-
-    def __init__(self, name: str, what: str) -> None:
-        super().__init__(f"{name} is not answered with any more: its file {what}; start the node again")
-        self.name, self.what = name, what
-
-
-def _shown(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / _MIB:.0f} MiB"
-
-
-@frozen
-class Stock:
-    """A model that can be loaded, and what is known of it before: `bytes` estimates what it takes in memory."""
-
-    name: str
-    path: Path
-    identity: FileIdentity
-    manifest: Manifest
-    fingerprint: Fingerprint
-    context: int
-    slots: int
-    bytes: int
-    load: Callable[[], Awaitable[Engine]]
-
-
-@frozen
-class Seen:
-    """One model as it is now: `bytes` in memory, measured where it was loaded before, and what is wrong with it."""
-
-    name: str
-    model: bytes
-    state: State
-    users: int
-    bytes: int
-    slots: int
-    free_slots: int
-    context: int
-    trouble: str | None
 
 
 @define(eq=False)
@@ -281,7 +206,7 @@ class Pool:
         self._look()
         if place.engine is None or self._turns.keeps_out(place, sold):
             if self._waiting[sold] + (self._waiting[not sold] if sold else 0) >= self._max_waiting:
-                raise EngineBusy(self._max_waiting, _RETRY_AFTER_S)
+                raise EngineBusy(self._max_waiting, RETRY_AFTER_S)
             async with self._in_line(place, sold):
                 await self._wait_for(place, sold)
         if place.engine is None:

@@ -9,9 +9,9 @@ from ledger.codec import Malformed
 from ledger.identity import Did
 from ledger.money import Amount
 from ledger.records import Offer, Signed
-from node.engine.pool import State
 from node.engine.port import Engine
 from node.engine.remote import REMOTE
+from node.engine.stock import State
 from node.exchange.book import Book
 from node.exchange.buyer import Buyer
 from node.exchange.purchase import Ask, NotPlaced

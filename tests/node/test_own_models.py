@@ -15,8 +15,8 @@ from node.config import BadConfig, Config, load_config
 from node.engine.calibration import CalibrationFiles
 from node.engine.hardware import Plan
 from node.engine.memory import MemoryEngine
-from node.engine.pool import DoesNotFit
 from node.engine.port import Engine, Job
+from node.engine.stock import DoesNotFit
 from node.exchange.auditor import Auditor
 from node.home import Home
 from node.models.catalogue import DEMO_NAME, NameTaken, shipped

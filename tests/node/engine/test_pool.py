@@ -17,8 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from ledger.records import Sampling
 from node.engine.memory import FINGERPRINT, MemoryEngine, memory_manifest
-from node.engine.pool import DoesNotFit, LoadFailed, ModelChanged, NoRoom, Pool, PooledEngine, Stock
+from node.engine.pool import Pool, PooledEngine
 from node.engine.port import BadPrompt, Engine, EngineBusy, EngineClosed, Job, PromptTooLong
+from node.engine.stock import DoesNotFit, LoadFailed, ModelChanged, NoRoom, Stock
 from node.engine.turns import Pace
 from node.models.gguf import BadModelFile
 from node.models.known import FileIdentity

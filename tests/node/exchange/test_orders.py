@@ -15,8 +15,9 @@ from ledger.identity import Identity
 from ledger.journal import Entry, MemoryJournal
 from ledger.records import CLOCK_SKEW_S, Order, Receipt, open_record, sign
 from node.engine.memory import FINGERPRINT, MemoryEngine
-from node.engine.pool import Pool, PooledEngine, Stock
+from node.engine.pool import Pool, PooledEngine
 from node.engine.port import Engine, Job
+from node.engine.stock import Stock
 from node.engine.turns import Pace
 from node.exchange.stands import OFFER_LIFETIME_S
 from node.models.known import FileIdentity
