@@ -24,6 +24,7 @@ from ledger.rails.stablecoin.digests import Place, config_of
 from ledger.rails.stablecoin.keys import create_keystore
 from ledger.rails.stablecoin.vouchers import account_name, signed, voucher_key
 from ledger.records import Acknowledgement, Channel, ChannelTerms, Signed, Voucher, open_record, sign
+from node.demo.owner import Owner
 from node.home import Home
 from node.ports import SystemEntropy
 from node.wire.messages import decode_refusal, encode_bringing
@@ -166,6 +167,8 @@ class Market:
 
     async def funded(self) -> None:
         """Wait until both sides have seen the deposit, and orders can be paid."""
+        async with aiohttp.ClientSession() as session:
+            await Owner(session, self.nodes["buyer"].home.running()).offers_are_here(1)
         await self.sees("seller", funded=DEPOSIT)
         await self.sees("buyer", funded=DEPOSIT, window=10_000)
 
@@ -241,6 +244,7 @@ class Market:
                 body = {"model": "auto", "prompt": "One evening a fox", "max_tokens": 1}
                 async with session.post(self.nodes["buyer"].url + "/v1/completions", json=body) as response:
                     assert response.status == 200, await response.text()
+                    assert response.headers["x-idlemesh-route"] != "local", dict(response.headers)
                     costs.append(usd(response.headers["x-idlemesh-cost"]))
 
         async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as tasks:
@@ -324,7 +328,6 @@ async def test_whoever_is_killed_at_whichever_step_nothing_is_lost_and_nothing_p
         await market.agree()
     await market.order(1)
     cost = await market.agree()
-
     before = market.claims()
     with chain.without_mining():  # a claim is on its way
         await market.account("seller", ask="claim", amount=cost)
@@ -356,6 +359,7 @@ async def test_a_seller_that_has_lost_its_ledger_is_given_back_channel_and_vouch
         file.unlink()
     await market.up("seller")
     await market.again("buyer")  # so that it connects anew
+    await market.funded()
     assert await market.agree(cost) == cost
     await market.account("seller", ask="claim", amount=cost)
     await market.sees("seller", settled=cost, effect=None)
