@@ -161,8 +161,9 @@ class WalletDoor:
         return {"bonds": [_bond(bond, stake) for bond, stake in await self._wallet.bonds()]}
 
     async def find_bonds(self, _request: web.Request) -> dict[str, Any]:
-        """Look through the chain for bonds that the ledger has lost."""
-        return {"bonds": [_bond(bond) for bond in await self._wallet.find_bonds()]}
+        """Look through the chain for bonds that the ledger has lost; asked again while it goes on."""
+        found = await self._wallet.find_bonds(_FIND_S)
+        return {"searching": found is None, "bonds": [_bond(bond) for bond in found or ()]}
 
     async def lock(self, request: web.Request) -> dict[str, Any]:
         """Lock so much in all: with `arbiter`s in the bond that has such terms, else in `bond`."""

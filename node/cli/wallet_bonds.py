@@ -40,7 +40,9 @@ def bond(
     Example: idlemesh wallet bond 100usd --arbiter 0x12... --arbiter 0x34...
     """
     if find:
-        found = post(home, "find-bonds", [])
+        while (found := post(home, "find-bonds", []))["searching"]:
+            if not as_json:
+                typer.echo("still searching ...", err=True)
         print_json(found) if as_json else typer.echo(f"Found {len(found['bonds'])} that the ledger did not know.")
         return
     if amount is None:

@@ -65,6 +65,7 @@ class OwnBonds:
         self._held: dict[bytes, int] = {}  # for slashes, when it was seen last
         self._pledged: Bond | None = None
         self._lock = asyncio.Lock()
+        self._search: asyncio.Task[list[OwnBond]] | None = None
 
     @staticmethod
     async def open(book: Book, bonds: Bonds, owner: bytes, token: bytes, chosen: bytes | None) -> "OwnBonds":
@@ -115,8 +116,20 @@ class OwnBonds:
                 await self._keep(bond, total)
         return bond, await self.lock(bond, total, wait)
 
-    async def recover(self) -> list[OwnBond]:
-        """Find bonds on the chain that the journal has lost; those that were new. Slow: all blocks are read."""
+    async def recover(self, wait_s: float) -> list[OwnBond] | None:
+        """Bonds on the chain that the journal has lost, taken up again; None: the search goes on, ask once more.
+
+        All blocks are read, which takes minutes on a chain that is old.
+        """
+        if self._search is None:
+            self._search = asyncio.create_task(self._recover())
+        await asyncio.wait([self._search], timeout=wait_s)
+        if not self._search.done():
+            return None
+        done, self._search = self._search, None
+        return done.result()
+
+    async def _recover(self) -> list[OwnBond]:
         found = []
         for terms in await self._bonds.find():
             serial = next((n for n in range(1, _MAX_SERIAL) if salt_of(self._book.me, n) == terms.salt), None)
@@ -157,9 +170,13 @@ class OwnBonds:
 
     async def run(self) -> None:
         """Look every now and then, until cancelled."""
-        while True:
-            await self.look()
-            await asyncio.sleep(_LOOK_S)
+        try:
+            while True:
+                await self.look()
+                await asyncio.sleep(_LOOK_S)
+        finally:
+            if self._search is not None:
+                self._search.cancel()
 
     async def look(self) -> None:
         """See what is in the bonds; of one that cannot be seen, what was seen before stands."""

@@ -146,8 +146,7 @@ class Wallet:
             if key.rail == RAIL and key.payee == self._book.me and peer in (None, key.payer) and account.unsettled
         ]
         if not due:
-            whom = "no channel" if peer is None else f"no channel of {peer}"
-            raise NothingThere(f"there is nothing to claim from {whom}")
+            raise NothingThere("there is nothing to claim" + (f" from {peer}" if peer is not None else ""))
         slots = asyncio.Semaphore(_AT_ONCE)
         refused: list[EffectRefused] = []
 
@@ -213,9 +212,9 @@ class Wallet:
             done = await self._own.lock(found, value, self._wait)
         return found, await self._followed(done)
 
-    async def find_bonds(self) -> list[OwnBond]:
-        """Bonds on the chain that the ledger has lost; those that were new."""
-        return await self._own.recover()
+    async def find_bonds(self, wait_s: float) -> list[OwnBond] | None:
+        """Bonds on the chain that the ledger has lost; None: the search goes on."""
+        return await self._own.recover(wait_s)
 
     async def ask_back(self, bond: str, amount: Amount | None) -> tuple[OwnBond, Done]:
         """Begin the notice for a part of a bond, or for all of it."""

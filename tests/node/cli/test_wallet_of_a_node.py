@@ -124,8 +124,9 @@ def test_owners_lock_stakes_and_fill_channels_and_take_both_back(
         home = Home(tmp_path / "buyer")
         for lost in (home.ledger, *home.chain.iterdir()):
             lost.unlink()
-        with up(loop, tmp_path / "buyer", bought, [(seller.did, seller.url)]):
+        with up(loop, tmp_path / "buyer", bought, [(seller.did, seller.url)]) as buyer:
             a_channel_is_found_again(tmp_path / "buyer", seller.did, idlemesh)
+            what_was_earned_is_claimed(tmp_path, buyer.did, idlemesh)
         the_stake_is_taken_back(tmp_path / "seller", going, idlemesh)
 
 
@@ -139,6 +140,7 @@ def the_stake_is_locked(folder: Path, idlemesh: Idlemesh) -> None:
     locked = idlemesh("wallet", "bond", "100usd", *named, "--notice", 2, *home, "--json").json()
     assert (locked["act"], locked["state"], locked["quorum"]) == ("lock", "settled", 2)
     assert idlemesh("wallet", "bond", "100usd", *home).out.startswith("lock, bond 0x")
+    assert "Found 0" in idlemesh("wallet", "bond", "--find", *home).out
     (row,) = idlemesh("wallet", "bond", *home, "--json").json()["bonds"]
     assert (row["bond"], row["locked"], row["counts"]) == (locked["bond"], "100.000000usd", "100.000000usd")
 
@@ -201,6 +203,28 @@ def a_channel_is_found_again(folder: Path, them: str, idlemesh: Idlemesh) -> Non
     assert (row["deposited"], row["gone_back"], row["free"]) == ("2.000000usd", "0.500000usd", "1.500000usd")
 
 
+def what_was_earned_is_claimed(tmp_path: Path, buyer: str, idlemesh: Idlemesh) -> None:
+    home = "--home", tmp_path / "seller"
+    answer = ("ask", "Tell me a story.", "--route", "peers", "--max-tokens", 16, "--home", tmp_path / "buyer", "--json")
+    until(lambda: idlemesh(*answer), lambda said: bool(said.status == 0 and "did:key" in said.json()["route"]))
+
+    def channel() -> Any:
+        (row,) = idlemesh("wallet", "channels", *home, "--json").json()["channels"]
+        return row
+
+    # 7 tokens of a prompt at a millionth of a dollar, 16 of an answer at two.
+    earned = until(channel, lambda row: bool(row["to_claim"] == row["owed"] == "0.000039usd"))
+    (claimed,) = idlemesh("wallet", "claim", *home, "--json").json()["effects"]
+    assert (claimed["kind"], claimed["amount"], claimed["peer"]) == ("claim", earned["owed"], buyer)
+    until(channel, lambda row: bool(row["paid"] == earned["owed"] and row["effect"] is None))
+    back = idlemesh("wallet", "withdraw", buyer, "0.1usd", "--give-back", *home)
+    assert f"refund of 0.100000usd, they pay {buyer}" in back.out
+    until(channel, lambda row: row["effect"] is None)
+    (closed,) = idlemesh("wallet", "claim", buyer, "--close", *home, "--json").json()["effects"]
+    assert closed["kind"] == "close"
+    until(channel, lambda row: row["free"] == "0.000000usd")
+
+
 def the_stake_is_taken_back(folder: Path, chain: Anvil, idlemesh: Idlemesh) -> None:
     home = "--home", folder
     assert idlemesh("wallet", "unbond", "40usd", *home, "--json").json()["state"] == "settled"
@@ -212,7 +236,7 @@ def the_stake_is_taken_back(folder: Path, chain: Anvil, idlemesh: Idlemesh) -> N
     assert "done" in idlemesh("wallet", "unbond", *home).out
     chain.pass_time(2 * DAY_S)
     assert "done" in idlemesh("wallet", "unbond", "--take", *home).out
-    assert idlemesh("wallet", "address", *home, "--json").json()["dollars"] == "200.000000usd"
+    assert idlemesh("wallet", "address", *home, "--json").json()["dollars"] == "200.000039usd"
 
 
 def test_a_node_without_a_wallet_says_so(nodes: Nodes, idlemesh: Idlemesh) -> None:
