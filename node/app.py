@@ -200,7 +200,7 @@ async def _open_money(
 
     bond = bytes.fromhex(config.sell.bond[2:]) if config.sell.bond is not None else None
     money = await open_money(stack, home, config.stablecoin, book, lines.get, bond)
-    return money, await open_purses(book, entropy, money.chain, money.chain.network)
+    return money, await open_purses(book, entropy, money.chain, money.chain.network, money.chain.place.contract)
 
 
 def _doors(ground: Ground, buying: Buying, seller: Seller | None, keys: Keys) -> web.Application:

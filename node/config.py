@@ -286,6 +286,8 @@ class RemoteSettings(Section):
             raise ValueError(
                 'max_payment, max_per_day, max_deposit and pay_to are of requests that are paid: write pay = "x402"'
             )
+        if self.pay is not None and not self.price.output and self.max_payment is None:
+            raise ValueError("say how much may be paid: write what a million tokens cost as price, or max_payment")
         if self.pay is not None and self.price.unit != "uusd":
             raise ValueError("x402 is paid in dollars: write the price in usd")
         if self.sell and self.tokenizer is None:

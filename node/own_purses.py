@@ -1,15 +1,16 @@
 """The purses of the owner's remote backends that are paid by x402: their limits, one wallet, one journal."""
 
+from collections.abc import Collection
 from typing import Final
 
 from ledger.rails.stablecoin.networks import Network, checksummed
-from node.config import RemoteSettings
+from node.config import BadConfig, RemoteSettings
 from node.engine.paying import Payer
 from node.exchange.book import Book
 from node.gateway.paying.fates import Sweeper
-from node.gateway.paying.limits import PayLimits
+from node.gateway.paying.limits import PayLimits, Scheme
 from node.gateway.paying.purse import Purse
-from node.gateway.paying.signing import Signing, Wallet
+from node.gateway.paying.signing import CHANNELS, Signing, Wallet
 from node.gateway.paying.terms import Coin
 from node.gateway.paying.till import Till
 from node.ports import Entropy
@@ -18,16 +19,22 @@ from node.ports import Entropy
 class Purses:
     """Who pays each remote."""
 
-    def __init__(self, till: Till, signing: Signing) -> None:
-        self._till, self._signing = till, signing
+    def __init__(self, till: Till, signing: Signing, schemes: Collection[Scheme]) -> None:
+        self._till, self._signing, self._schemes = till, signing, schemes
         self.sweep: Final = Sweeper(till, signing).sweep
 
     def payer_of(self, settings: RemoteSettings) -> Payer:
-        """The payer of a remote that is paid by x402."""
+        """The payer of a remote that is paid by x402. Raises BadConfig."""
+        schemes = tuple(scheme for scheme in settings.schemes if scheme in self._schemes)
+        if not schemes:
+            raise BadConfig(
+                f"the remote {settings.name} is paid from channels, which are in x402's own contract: "
+                "take [stablecoin] contract out, or add exact to its schemes"
+            )
         limits = PayLimits(
             settings.name,
             settings.price,
-            settings.schemes,
+            schemes,
             settings.max_payment,
             settings.max_per_day,
             settings.max_deposit,
@@ -36,10 +43,15 @@ class Purses:
         return Purse(limits, self._signing, self._till)
 
 
-async def open_purses(book: Book, entropy: Entropy, wallet: Wallet, network: Network) -> Purses:
-    """What an earlier run left unknown is taken up: call it before other services start. Call `sweep` now and then."""
+async def open_purses(book: Book, entropy: Entropy, wallet: Wallet, network: Network, channels: bytes) -> Purses:
+    """What an earlier run left unknown is taken up: call it before other services start. Call `sweep` now and then.
+
+    `channels` is the contract that this node's channels are in.
+    """
     token = network.token
     till = Till(book, entropy)
     await till.open()
     coin = Coin(network.caip2, checksummed(token.address), token.name, token.version)
-    return Purses(till, Signing(wallet, book.identity, coin))
+    # In another contract its channels would be none that the rail sees, or takes money back from.
+    schemes: tuple[Scheme, ...] = ("exact", "batch-settlement") if channels == CHANNELS else ("exact",)
+    return Purses(till, Signing(wallet, book.identity, coin), schemes)

@@ -34,6 +34,8 @@ _DOMAIN: Final = (
     ("chainId", "uint256"),
     ("verifyingContract", "address"),
 )
+# The contract that x402's clients sign for.
+CHANNELS: Final = bytes.fromhex(BATCH_SETTLEMENT_ADDRESS.removeprefix("0x"))
 # The external signer's patience is its own; this ends a wait for a loop that has gone away.
 _WALLET_S: Final = 900.0
 
@@ -139,8 +141,7 @@ class Signing:
 
     async def holds(self, channel: bytes) -> tuple[int, int]:
         """What was put into a channel and did not go back, and what the seller has claimed of it. Raises ChainError."""
-        contract = bytes.fromhex(BATCH_SETTLEMENT_ADDRESS.removeprefix("0x"))
-        balance, claimed = await self._wallet.read(contract, "channels", channel)
+        balance, claimed = await self._wallet.read(CHANNELS, "channels", channel)
         return int(balance), int(claimed)
 
 
