@@ -162,6 +162,7 @@ async def _open_ground(
     """Ledger, models, lines to peers, and money."""
     book = await _open_book(stack, config.ledger.place(home.ledger), home.identity(entropy), clock)
     book.token_ids_s = config.retention.token_ids_s
+    book.rails.prefer(config.buy.rails)
     tokenizers = await _open_tokenizers(stack, home)
     watch = _idle_watch(stack, config)  # before the models are read: what others use shows over a time
     own = await open_models(home, config, tokenizers, _catalogue(config), load_engine, say)

@@ -177,6 +177,8 @@ class BuySettings(Section):
     min_reputation: Annotated[float, Field(ge=0, le=1)] = 0.0
     allowed_peers: tuple[DidText, ...] | None = None
     arbiters: tuple[AddressText, ...] = ()  # trusted to judge sellers' bonds; other parts of a bond count for nothing
+    # How sellers are paid, the preferred way first: a channel once there is money in it, else on credit.
+    rails: Annotated[tuple[Literal["stablecoin", "credit"], ...], Field(min_length=1)] = ("stablecoin", "credit")
     busy_wait: Annotated[float, Field(ge=0, le=600)] = 2.0  # seconds
     patience: Annotated[float, Field(gt=0, le=600)] = 60.0  # seconds without a token
     weighing: WeightSettings = Field(default=WeightSettings(), alias="weights")

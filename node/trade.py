@@ -132,7 +132,7 @@ async def open_buying(stack: contextlib.AsyncExitStack, ground: Ground) -> Buyin
         buyer.take_grant,
         partial(_meet, opening, reconciler),
         reconciler.heads.may_work_with,
-        book.rails.names,
+        book.rails.buying,
     )
     remotes = Remotes([remote.backend for remote in ground.elsewhere], ground.clock)
     supply = Supply(book, [_local(model) for model in own.models], own.catalogue, peers, buyer, remotes, bonded)

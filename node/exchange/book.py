@@ -94,7 +94,7 @@ class Book:
 
     def ways_to_pay(self, seller: str, offered: Sequence[str], unit: Unit) -> tuple[Way, ...]:
         """How this node could pay a seller that takes these rails, the preferred way first."""
-        common = [rail for rail in self.rails.names if rail in offered and counts_in(rail, unit)]
+        common = [rail for rail in self.rails.buying if rail in offered and counts_in(rail, unit)]
         return ways_to_pay(self.debt_to(seller, unit, rail) for rail in common)
 
     async def post(

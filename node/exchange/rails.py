@@ -1,6 +1,6 @@
 """The rails that a node pays and is paid on, and which of them an order takes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from attrs import define
@@ -39,11 +39,21 @@ class Rails:
 
     def __init__(self, rails: Iterable[Rail] = (credit,)) -> None:
         self._rails = {rail.name: rail for rail in rails}
+        self._buying: tuple[str, ...] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
         """As they stand in offers and orders."""
         return tuple(self._rails)
+
+    @property
+    def buying(self) -> tuple[str, ...]:
+        """Those by which this node would pay, the preferred one first."""
+        return self.names if self._buying is None else tuple(name for name in self._buying if name in self._rails)
+
+    def prefer(self, names: Sequence[str]) -> None:
+        """Pay by these alone, in this order."""
+        self._buying = tuple(names)
 
     def add(self, rail: Rail) -> None:
         """One more, before those that are here: what stands behind its debts is more than trust."""

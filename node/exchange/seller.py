@@ -144,7 +144,7 @@ class Seller:
         """How sales in a unit may be paid; on credit only where some is given."""
         given = unit in self._credit
         able = [rail for rail in self._book.rails.names if given and counts_in(rail, unit)]
-        return tuple(rail for rail in able if rail != CREDIT or self._credit[unit].limit.value)
+        return tuple(rail for rail in able if rail != CREDIT or self._credit[unit].limit.value) or (CREDIT,)
 
     async def grant(self, buyer: str, unit: str, rail: str = CREDIT) -> bytes:
         """How much credit, and how large a window, a buyer has here on a rail. Asking changes nothing."""

@@ -85,6 +85,7 @@ def test_every_setting_can_be_written(write: Write) -> None:
             max_per_day = "3usd"
             min_reputation = 0.3
             allowed_peers = ["{DID}"]
+            rails = ["credit"]
             busy_wait = 0
             patience = 30
             [buy.weights]
@@ -123,6 +124,7 @@ def test_every_setting_can_be_written(write: Write) -> None:
     limits = config.buy.limits()
     assert (limits.max_per_day, limits.min_reputation) == (Amount(3_000_000, "uusd"), 0.3)
     assert limits.allowed == frozenset({DID})
+    assert config.buy.rails == ("credit",)
     assert config.buy.weights == Weights(cost=3.0, reputation=0.0)
     assert [did_of(peer) for peer in config.peers] == [DID]
     schedule = parse_schedule("mon-fri 18:00-08:00, sat-sun")

@@ -89,6 +89,17 @@ async def test_what_the_channel_does_not_bear_goes_on_credit(trade: Trade) -> No
     assert trade.store.owed_by(trade.customer.did).authorized == 2 * AN_ORDER
 
 
+async def test_the_owner_chooses_how_sellers_are_paid(trade: Trade) -> None:
+    await trade.fund(10_000)
+    await trade.meet()
+    trade.customer.book.rails.prefer(["credit", RAIL])
+    assert await trade.order() == "credit"
+    trade.customer.book.rails.prefer([RAIL])
+    assert await trade.order() == RAIL
+    with pytest.raises(NotPlaced, match="its channel does not bear the order"):
+        await trade.order(max_tokens=10_000)
+
+
 async def test_without_channel_and_credit_there_is_one_refusal(tokenizer: Tokenizer, clock: ManualClock) -> None:
     store = await Store.open(tokenizer, clock, credit={"uusd": evolve(CREDIT, limit=uusd(0))})
     customer = await Customer.open(tokenizer, clock)
