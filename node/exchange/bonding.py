@@ -170,6 +170,9 @@ class OwnBonds:
 
     async def run(self) -> None:
         """Look every now and then, until cancelled."""
+        if self._chosen is not None and self._chosen not in self._own:
+            lost = f"0x{self._chosen.hex()}"
+            _log.warning("[sell] bond %s is not in the ledger: `idlemesh wallet bond --find` looks for it", lost)
         try:
             while True:
                 await self.look()

@@ -161,6 +161,12 @@ class KnownBonds:
             raise BondRefused(f"it is in another token (0x{bond.token.hex()}) than the dollar known here")
         terms = terms_of(bond, did)
         check_terms(terms)
+        # The seller may be behind any other address, and would lose no more than the damage.
+        if terms.sink != NOBODY and terms.sink not in self.arbiters:
+            raise BondRefused(
+                f"what exceeds the damage goes to 0x{terms.sink.hex()}, who may be the seller: it counts where that is "
+                "burned, or goes to an arbiter in [buy] arbiters"
+            )
         trusted = trusted_of(terms.arbiters, self.arbiters)
         if trusted < terms.quorum:
             raise BondRefused(

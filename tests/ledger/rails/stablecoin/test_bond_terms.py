@@ -110,6 +110,17 @@ def test_a_bond_elsewhere_counts_for_nothing(known: KnownBonds, why: str) -> Non
         known.check(named(TERMS, PLACE, 1, 100), SELLER)
 
 
+def test_what_exceeds_the_damage_must_not_come_back_to_the_seller() -> None:
+    known = KnownBonds(PLACE, DOLLAR, set(ARBITERS))
+    for sink, counts in ((bytes(20), True), (ARBITERS[0], True), (b"\x51" * 20, False)):
+        bond = named(evolve(TERMS, sink=sink), PLACE, 1, 100)
+        if counts:
+            assert known.check(bond, SELLER).sink == sink
+        else:
+            with pytest.raises(BondRefused, match="who may be the seller"):
+                known.check(bond, SELLER)
+
+
 amounts = st.integers(0, 2**60)
 
 
