@@ -1,6 +1,6 @@
 """A node that asks, with whatever neighbours a test gives it: gateway, buyer and book are the real ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ledger.identity import Did, Identity
@@ -42,6 +42,7 @@ class Household:
         policy: Policy | None = None,
         patience_s: float = 5.0,
         remotes: Sequence[Backend] = (),
+        bonded: Callable[[Did], int] = lambda _: 0,
     ) -> None:
         identity = Identity((2).to_bytes(32, "little"))
         self.tokenizer = tokenizers.open_own(digest)
@@ -60,7 +61,8 @@ class Household:
         self.settler = Settler(self.book, entropy, auditor, NO_AUDITS, self.neighbours.get)
         self.buyer = Buyer(self.book, entropy, self.settler.settle, patience_s, self.settler)
         self.peers = NamedPeers(identity.did, self.neighbours, tokenizers, clock, self.buyer.take_grant)
-        self.supply = supply = Supply(self.book, local, catalogue, self.peers, self.buyer, Remotes(remotes, clock))
+        elsewhere = Remotes(remotes, clock)
+        self.supply = supply = Supply(self.book, local, catalogue, self.peers, self.buyer, elsewhere, bonded)
         self.gateway = Gateway(supply, entropy, policy or Policy(busy_wait_s=0.05))
 
     async def meet(self) -> None:

@@ -496,6 +496,16 @@ async def test_the_owners_weights_decide(
     assert (await household.told())[0].route == {"cheap": cheap.did, "proven": proven.did}[favourite]
 
 
+async def test_a_stake_that_counts_here_decides_between_equals(
+    speaking: Tokenizer, clock: ManualClock, move_in: Move
+) -> None:
+    one, other = [await store(speaking, clock, seed=seed) for seed in (1, 3)]
+    for bonded in (one, other):
+        stakes = {bonded.did: 100_000_000}
+        household = await move_in({}, one.seller, other.seller, bonded=lambda did, at=stakes: at.get(did, 0))
+        assert (await household.told())[0].route == bonded.did
+
+
 # Degraded, and saying so.
 
 
