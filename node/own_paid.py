@@ -4,30 +4,25 @@ import contextlib
 import logging
 import socket
 from collections.abc import Sequence
-from typing import Final
 
 from attrs import frozen
-from x402.http import FacilitatorConfig, HTTPFacilitatorClient
-from x402.mechanisms.evm.batch_settlement.constants import BATCH_SETTLEMENT_ADDRESS
 
-from ledger.rails.stablecoin.networks import address
 from node.api.connections import Bounds, serving
 from node.api.paid import PaidDoor
+from node.api.server import is_loopback
 from node.exchange.sale import Ware
 from node.exchange.tabs import Tabs
 from node.gateway.shop import Shop
 from node.listening import listen
 from node.own_money import Money, NoMoney
-from node.paid.bank import WAIT_S, Bank, Facilitator
+from node.paid.bank import WAIT_S, Bank, facilitator_at
 from node.paid.refunds import Refunds
-from node.paid.terms import Scheme, Terms
+from node.paid.terms import X402_CONTRACT, Scheme, Terms
 from node.paid.till import Till
 from node.stablecoin_settings import PaidSettings
 from node.trade import Ground
 
 _log = logging.getLogger(__name__)
-# A facilitator answers once its transaction is mined; what it has not said by then is asked of the chain.
-_FACILITATOR_S: Final = 60.0
 
 
 @frozen
@@ -50,7 +45,9 @@ async def open_paid(stack: contextlib.AsyncExitStack, ground: Ground, money: Mon
     listener = stack.enter_context(contextlib.closing(listen(paid.host, paid.port)))
     tabs = Tabs(ground.book, ground.entropy)
     await tabs.sweep()
-    facilitator = await _facilitator(stack, paid)
+    facilitator = None
+    if paid.facilitator is not None:
+        facilitator = await stack.enter_async_context(facilitator_at(paid.facilitator.get_secret_value()))
     bank = Bank(ground.book, tabs, money.chain, facilitator, WAIT_S)
     terms = Terms(
         money.chain.place,
@@ -65,22 +62,13 @@ async def open_paid(stack: contextlib.AsyncExitStack, ground: Ground, money: Mon
     shop = Shop(_wares(ground, paid), ground.book.me, ground.may_sell, ground.config.api.max_tokens)
     refunds = Refunds(ground.book, tabs, till, bank.gas, ground.effects.ask)
     door = PaidDoor(shop, till, refunds, ground.clock, ground.entropy)
-    await stack.enter_async_context(serving(door.app(), listener, Bounds()))
+    await stack.enter_async_context(serving(door.app(), listener, Bounds(trusted=is_loopback)))
     return OpenDoor(listener, shop, tabs, bank)
-
-
-async def _facilitator(stack: contextlib.AsyncExitStack, paid: PaidSettings) -> Facilitator | None:
-    if paid.facilitator is None:
-        return None
-    # It writes each address that it asks into the log, and this one may hold a key.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    settings = FacilitatorConfig(paid.facilitator.get_secret_value(), _FACILITATOR_S)
-    return await stack.enter_async_context(HTTPFacilitatorClient(settings))
 
 
 def _schemes(money: Money, paid: PaidSettings) -> Sequence[Scheme]:
     """x402's clients sign for one channels contract, and know no other. Raises NoMoney."""
-    if money.chain.place.contract == address(BATCH_SETTLEMENT_ADDRESS):
+    if money.chain.place.contract == X402_CONTRACT:
         return paid.schemes
     left: list[Scheme] = [scheme for scheme in paid.schemes if scheme != "batch-settlement"]
     if not left:

@@ -9,15 +9,12 @@ are for wallets that have paid by transfers: who asks signs a transfer of one un
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from typing import Final
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
-from x402.mechanisms.evm.batch_settlement.errors import ERR_INVALID_PAYLOAD_TYPE
-from x402.mechanisms.evm.constants import ERR_SETTLEMENT_PENDING
-from x402.schemas import PaymentRequirements, SettleResponse
 
 from ledger.database import LedgerError
 from ledger.money import Amount
@@ -25,14 +22,14 @@ from node.api import chat
 from node.api.answers import Responder
 from node.api.errors import FAILURES, ApiError, busy, told
 from node.api.requests import Wishes, parse
-from node.api.server import Encoded, Handler, errors
+from node.api.server import Encoded, Handler, errors, is_loopback
 from node.exchange.book import NO_LEDGER
 from node.exchange.rates import Rates
 from node.gateway.shop import Counter, Shop
 from node.paid.paid import Paid
 from node.paid.presented import BadPayment, Payment, RefundAsked, SignedTransfer, read_payment
 from node.paid.refunds import Refunds
-from node.paid.terms import PAYMENT_SIGNATURE, PaymentRefused, header_of, required
+from node.paid.terms import PAYMENT_SIGNATURE, PENDING, UNREADABLE, Asked, PaymentRefused, Settled, header_of, required
 from node.paid.till import Till
 from node.ports import Clock, Entropy
 
@@ -73,7 +70,9 @@ class PaidDoor:
     def _guard(self) -> Middleware:
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-            if self._rates.charge(request.remote or "") < 0:
+            # This machine's own programs, and what it has before the door, may ask as often as they like.
+            address = request.remote or ""
+            if not is_loopback(address) and self._rates.charge(address) < 0:
                 raise busy("too many requests from your address: slow down", 1)
             if self._requests >= MAX_REQUESTS:
                 raise busy("too many requests are at work here: try again in a second", 1)
@@ -168,7 +167,7 @@ class PaidDoor:
         try:
             return _settled(await self._refunds.channel(payment.signed))
         except PaymentRefused as refused:
-            if refused.code == ERR_SETTLEMENT_PENDING:
+            if refused.code == PENDING:
                 return self._pending(refused)
             raise self._asked(request, accepts(refused.state), refused) from None
 
@@ -182,7 +181,7 @@ class PaidDoor:
         try:
             return _settled(await self._refunds.prepaid(wallet))
         except PaymentRefused as refused:
-            if refused.code == ERR_SETTLEMENT_PENDING:
+            if refused.code == PENDING:
                 return self._pending(refused)
             raise ApiError(409, str(refused), code=refused.code) from None
 
@@ -202,29 +201,21 @@ class PaidDoor:
         return payment.signed.authorization.payer
 
     def _pending(self, refused: PaymentRefused) -> web.Response:
-        said = SettleResponse(
-            success=False,
-            error_reason=refused.code,
-            error_message=refused.why,
-            transaction="",
-            network=self._till.terms.place.network,
-        )
+        said = refused.response(self._till.terms.place.network)
         return web.json_response({"state": "pending", "message": refused.why}, status=202, headers=header_of(said))
 
     # Payments
 
-    def _payment(self, request: web.Request, accepts: Callable[[], Sequence[PaymentRequirements]]) -> Payment:
+    def _payment(self, request: web.Request, accepts: Callable[[], Asked]) -> Payment:
         header = request.headers.get(PAYMENT_SIGNATURE)
         if header is None:
             raise self._asked(request, accepts())
         try:
             return read_payment(header)
         except BadPayment as error:
-            raise self._asked(request, accepts(), PaymentRefused(ERR_INVALID_PAYLOAD_TYPE, str(error))) from None
+            raise self._asked(request, accepts(), PaymentRefused(UNREADABLE, str(error))) from None
 
-    def _asked(
-        self, request: web.Request, accepts: Sequence[PaymentRequirements], refused: PaymentRefused | None = None
-    ) -> ApiError:
+    def _asked(self, request: web.Request, accepts: Asked, refused: PaymentRefused | None = None) -> ApiError:
         """The 402 that asks for a payment, or for another one."""
         headers = header_of(required(accepts, str(request.url.with_query(None)), refused))
         if refused is not None and refused.settled is not None:
@@ -245,7 +236,7 @@ async def _ended(paid: Paid, counter: Counter) -> Mapping[str, str]:
     return header_of(paid.response()) | {"x-idlemesh-cost": str(Amount(paid.tab.charged or 0, "uusd"))}
 
 
-def _settled(said: SettleResponse) -> web.Response:
+def _settled(said: Settled) -> web.Response:
     return web.json_response({"refunded": said.amount, "unit": "uusd"}, headers=header_of(said))
 
 

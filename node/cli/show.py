@@ -31,6 +31,9 @@ def started(node: Node, config: Config) -> None:
         typer.echo(_reach(config.node.host, node.url))
         if config.idle.enabled:
             typer.echo("It sells while this machine is idle: `idlemesh status` says whether it does now.")
+    if config.paid is not None and config.paid.port:
+        where = f"{config.paid.host}:{config.paid.port}"
+        typer.echo(f"Anyone who pays by x402 is answered at {where}, by this machine's models alone.")
     for remote in config.remotes:
         typer.echo(f"It may ask the remote {remote.name} at {remote.url}, with prompts up to {remote.privacy}.")
     for peer in config.peers:

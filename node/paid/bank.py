@@ -11,6 +11,7 @@ import logging
 from typing import Final, Protocol
 
 from attrs import frozen
+from x402.http import FacilitatorConfig, HTTPFacilitatorClient
 from x402.mechanisms.evm.batch_settlement.errors import (
     ERR_DEPOSIT_TRANSACTION_FAILED,
     ERR_INVALID_RECEIVE_AUTHORIZATION_SIGNATURE,
@@ -38,6 +39,8 @@ from node.paid.terms import TIMEOUT_S, PaymentRefused
 # How long a request waits for the chain; what it waited for goes on without it.
 WAIT_S: Final = 120.0
 _POLL_S: Final = 1.0
+# A facilitator answers once its transaction is mined; what it has not said by then is asked of the chain.
+_FACILITATOR_S: Final = 60.0
 # A block's time may lie behind the clock, and one that is not deep yet may still hold a transfer.
 _LATE_S: Final = 600
 # A transfer was presented no longer before its end than this, and was not used then.
@@ -61,6 +64,13 @@ class Facilitator(Protocol):
     async def settle(self, payload: PaymentPayload, requirements: PaymentRequirements) -> SettleResponse:
         """Carry a payment out, once."""
         ...
+
+
+def facilitator_at(url: str) -> HTTPFacilitatorClient:
+    """x402's client of a facilitator; a context that closes it."""
+    # It writes each address that it asks into the log, and this one may hold a key.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    return HTTPFacilitatorClient(FacilitatorConfig(url, _FACILITATOR_S))
 
 
 class Bank:

@@ -5,17 +5,22 @@ from typing import Any, Final, Literal
 
 from attrs import define, field, frozen
 from x402.http.utils import encode_payment_required_header, encode_payment_response_header
-from x402.mechanisms.evm.batch_settlement.constants import SCHEME_BATCH_SETTLEMENT
-from x402.mechanisms.evm.constants import SCHEME_EXACT
+from x402.mechanisms.evm.batch_settlement.constants import BATCH_SETTLEMENT_ADDRESS, SCHEME_BATCH_SETTLEMENT
+from x402.mechanisms.evm.batch_settlement.errors import ERR_INVALID_PAYLOAD_TYPE
+from x402.mechanisms.evm.constants import ERR_SETTLEMENT_PENDING, SCHEME_EXACT
 from x402.schemas import PaymentRequired, PaymentRequirements, ResourceInfo, SettleResponse
 
 from ledger.rails.stablecoin.digests import Place
-from ledger.rails.stablecoin.networks import Token, checksummed
+from ledger.rails.stablecoin.networks import Token, address, checksummed
 from node.paid.presented import Payment
 
 Scheme = Literal["exact", "batch-settlement"]
 # A wallet's signature is good for so long: enough for a deposit to become deep on any network.
 TIMEOUT_S: Final = 300
+# The channels contract that x402's clients sign for; they know no other.
+X402_CONTRACT: Final = address(BATCH_SETTLEMENT_ADDRESS)
+PENDING: Final = ERR_SETTLEMENT_PENDING
+UNREADABLE: Final = ERR_INVALID_PAYLOAD_TYPE
 PAYMENT_REQUIRED: Final = "PAYMENT-REQUIRED"
 PAYMENT_SIGNATURE: Final = "PAYMENT-SIGNATURE"
 PAYMENT_RESPONSE: Final = "PAYMENT-RESPONSE"
@@ -34,6 +39,12 @@ class PaymentRefused(Exception):
 
     def __str__(self) -> str:
         return self.why
+
+    def response(self, network: str) -> SettleResponse:
+        """The same as x402's `PAYMENT-RESPONSE`."""
+        return SettleResponse(
+            success=False, error_reason=self.code, error_message=self.why, transaction="", network=network
+        )
 
 
 @frozen
@@ -102,6 +113,10 @@ def matching(payment: Payment, accepts: Sequence[PaymentRequirements]) -> Paymen
         if same and (said.asset.lower(), said.pay_to.lower()) == (asked.asset.lower(), asked.pay_to.lower()):
             return asked
     raise PaymentRefused("no_matching_requirements", "the payment is for another price, network or wallet")
+
+
+Asked = Sequence[PaymentRequirements]
+Settled = SettleResponse
 
 
 def required(
