@@ -15,14 +15,16 @@ from typing import Any, Final
 import aiohttp
 import pytest
 from attrs import astuple, define, evolve, field
+from coincurve import PrivateKey
 from eth_utils.crypto import keccak
 
 from ledger.identity import Did, Identity
 from ledger.rails.stablecoin.books import Deposit
 from ledger.rails.stablecoin.channels import open_channel, salt_of
 from ledger.rails.stablecoin.contracts import CONFIG
-from ledger.rails.stablecoin.digests import Place, config_of
+from ledger.rails.stablecoin.digests import ChannelConfig, Place, authorization, config_of, deposit_nonce, domain
 from ledger.rails.stablecoin.keys import create_keystore
+from ledger.rails.stablecoin.networks import network
 from ledger.rails.stablecoin.vouchers import account_name, signed, voucher_key
 from ledger.records import Acknowledgement, Channel, ChannelTerms, Signed, Voucher, open_record, sign
 from node.demo.owner import Owner
@@ -46,6 +48,7 @@ class Paying:
 
     home: Home
     wallet: str
+    key: bytes
     port: int = field(factory=free_port)
     pid: int = 0
     _reader: asyncio.StreamReader | None = None
@@ -114,7 +117,7 @@ class Market:
         wallet = self.chain.wallet(dollars, ether)
         (folder / "passphrase").write_text(PASSPHRASE + "\n")
         create_keystore(folder / "wallet.json", PASSPHRASE, secret=bytes(wallet.key), cost=2)
-        self.nodes[name] = Paying(Home(folder), wallet.address)
+        self.nodes[name] = Paying(Home(folder), wallet.address, bytes(wallet.key))
 
     def configure(self) -> None:
         """Write the settings of both."""
@@ -184,6 +187,15 @@ class Market:
     @property
     def place(self) -> Place:
         return Place(CHAIN_ID, bytes.fromhex(self.chain.deployed.channels[2:]))
+
+    def deposit(self, config: ChannelConfig, amount: int) -> Deposit:
+        """One that the buyer's wallet has signed."""
+        token, channel, salt = network("anvil").token, self.place.channel_id(config), b"\5" * 32
+        domain_of = domain(token.name, token.version, CHAIN_ID, config.token)
+        collector, until_s = bytes.fromhex(self.chain.deployed.erc3009_collector[2:]), self.chain.time + 600
+        nonce = deposit_nonce(channel, salt)
+        digest = authorization(domain_of, config.payer, collector, amount, 0, until_s, nonce)
+        return Deposit(channel, amount, 0, until_s, salt, signed(PrivateKey(self.nodes["buyer"].key), digest))
 
     async def post(self, path: str, body: bytes | None = None) -> tuple[int, bytes]:
         """Ask the seller's door for peers; without a body, by GET."""
@@ -414,6 +426,14 @@ async def test_a_seller_takes_no_channel_voucher_or_deposit_that_is_not_good(mar
     assert "are not brought" in await market.refused("deposits", encode_bringing(good.raw, small.encode()))
     assert chain.block == block  # nothing was sent for them
 
+    # One that is good moves its money once, however often it comes.
+    deposit = market.deposit(config_of(said), amount := 500_000)
+    for _ in range(2):
+        await market.post("deposits", encode_bringing(good.raw, deposit.encode()))
+    await market.sees("seller", funded=DEPOSIT + amount)
+    chain.mine(5)
+    assert chain.dollars(buyer.wallet) == MONEY - DEPOSIT - amount
+
     await market.order(1)
     cost = await market.agree()
     before = await market.account("seller")
@@ -430,7 +450,7 @@ async def test_a_seller_takes_no_channel_voucher_or_deposit_that_is_not_good(mar
         (evolve(paid, signature=signed(key, Place(1, place.contract).voucher(channel, cost))), "signature is not"),
         (evolve(paid, signature=signed(key, Place(CHAIN_ID, bytes(20)).voucher(channel, cost))), "signature is not"),
         (evolve(paid, signature=signed(key, place.voucher(another, cost))), "signature is not that of"),
-        (evolve(paid, total=DEPOSIT + 1, signature=signed(key, place.voucher(channel, DEPOSIT + 1))), "channel bears"),
+        (evolve(paid, total=MONEY, signature=signed(key, place.voucher(channel, MONEY))), "the channel bears"),
     ):
         lie = sign(evolve(acknowledged, reason="again", voucher=sign(voucher, buyer.identity).raw), buyer.identity)
         assert why in await market.refused("acknowledgements", lie.raw)
