@@ -48,7 +48,9 @@ async def open_paid(stack: contextlib.AsyncExitStack, ground: Ground, money: Mon
     facilitator = None
     if paid.facilitator is not None:
         facilitator = await stack.enter_async_context(facilitator_at(paid.facilitator.get_secret_value()))
-    bank = Bank(ground.book, tabs, money.chain, facilitator, WAIT_S)
+    where = money.chain.network
+    deep_s = where.confirmations * where.block_s
+    bank = Bank(ground.book, tabs, money.chain, facilitator, max(WAIT_S, 2 * deep_s))
     terms = Terms(
         money.chain.place,
         money.chain.network.token,

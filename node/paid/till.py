@@ -154,7 +154,8 @@ class Till:
         if sight is not None:
             account, tracked = self._tabs.account(key), self._book.journal.books.effects.get(key)
             changes: tuple[Change, ...] = seen(account, self._book.me, tracked, sight)
-            await self._book.post(*(AccountChanged(key, change) for change in changes))
+            if changes:
+                await self._book.post(*(AccountChanged(key, change) for change in changes))
         if voucher.total > (bears := self._rail.capacity(self._tabs.account(key))):
             raise _lacking(bears)
 

@@ -375,7 +375,7 @@ class TestExpiring:
 
 
 class TestCapacity:
-    @pytest.mark.parametrize("rail", ["lightning", "stablecoin"])
+    @pytest.mark.parametrize("rail", ["lightning", "stablecoin", "prepaid"])
     def test_deposits_bear_the_work_until_they_go_back(self, rail: str) -> None:
         account = Account(evolve(KEY, rail=rail))
         for change in (Granted(0, 1000, 1), Funded(100, 1), Withdrawn(30, 1)):
