@@ -281,6 +281,8 @@ class RemoteSettings(Section):
         there = urlsplit(self.url)
         if keyed and there.scheme == "http" and self.hardware == "cloud" and there.hostname not in _LOOPBACK:
             raise ValueError("the key would travel for all to read: use https")
+        if self.pay and there.scheme == "http" and self.hardware == "cloud" and there.hostname not in _LOOPBACK:
+            raise ValueError("where its money goes could be changed on the way: use https")
         if self.server == UNDECLARED:
             raise ValueError("say which server it is, as in server = 'llama-server b9960 f16', or nothing")
         of_pay = [self.max_payment, self.max_per_day, self.max_deposit, self.pay_to]

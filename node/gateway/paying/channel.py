@@ -20,7 +20,7 @@ from ledger.account import Account
 from node.engine.paying import SIGNATURE, Demand
 from node.engine.streaming import RemoteBusy
 from node.gateway.paying.fates import LATE_S, fate_of
-from node.gateway.paying.limits import Charged, OtherChannel, PayLimits, PaymentPending, TurnedDown
+from node.gateway.paying.limits import Charged, OtherChannel, PayLimits, PaymentPending, TooPoor, TurnedDown
 from node.gateway.paying.signing import Signing, header_of, held_voucher
 from node.gateway.paying.terms import Terms, decoded, error_of, response_of, shown_in
 from node.gateway.paying.till import Till
@@ -74,6 +74,8 @@ class ChannelPayment:
             raise PaymentPending(self._limits.name, "a deposit into its channel is under way, and covers less")
         else:
             funds = self._limits.deposit(missing, terms.amount, terms.least_deposit, self._demand)
+            if (has := await self._signing.has()) < funds:
+                raise TooPoor(self._limits.name, has, funds)
             payload, _ = await self._signing.deposit(terms, self._config, funds, total)
         self._header = header_of(terms, payload)
         voucher = held_voucher(self._config, payload["voucher"])

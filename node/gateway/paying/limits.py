@@ -78,6 +78,13 @@ class CannotSign(PaymentRefused):
         super().__init__(name, f"cannot be paid now: {why}")
 
 
+class TooPoor(CannotSign):
+    """The wallet has less than is to leave it: what is signed would be refused, and wait for its end."""
+
+    def __init__(self, name: str, has: int, needed: int) -> None:
+        super().__init__(name, f"the wallet has {_dollars(has)}, and {_dollars(needed)} is to leave it")
+
+
 class TurnedDown(RemoteFailed):
     """The server does not take a payment. `error` is its code for why, if it gave a plain one."""
 

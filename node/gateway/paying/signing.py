@@ -133,11 +133,14 @@ class Signing:
 
     async def is_used(self, authorization: Authorization, *, deep: bool = False) -> bool:
         """Whether its money has moved, as far as the chain tells now. Raises ChainError."""
-        token = bytes.fromhex(self.coin.address.removeprefix("0x"))
-        (used,) = await self._wallet.read(
-            token, "authorizationState", self._wallet.address, authorization.nonce, deep=deep
-        )
+        asked = self._wallet.address, authorization.nonce
+        (used,) = await self._wallet.read(_raw(self.coin.address), "authorizationState", *asked, deep=deep)
         return bool(used)
+
+    async def has(self) -> int:
+        """How many units of its coin the wallet has. Raises ChainError."""
+        (found,) = await self._wallet.read(_raw(self.coin.address), "balanceOf", self._wallet.address)
+        return int(found)
 
     async def holds(self, channel: bytes) -> tuple[int, int]:
         """What was put into a channel and did not go back, and what the seller has claimed of it. Raises ChainError."""

@@ -12,7 +12,7 @@ from x402.http.utils import decode_payment_signature_header
 
 from node.engine.paying import SIGNATURE, Demand
 from node.gateway.paying.fates import LATE_S, fate_of
-from node.gateway.paying.limits import PayLimits, PaymentPending, TurnedDown
+from node.gateway.paying.limits import PayLimits, PaymentPending, TooPoor, TurnedDown
 from node.gateway.paying.signing import Signing, exact_authorization, header_of
 from node.gateway.paying.terms import Terms, decoded, error_of, response_of
 from node.gateway.paying.till import Pending, Till
@@ -45,6 +45,8 @@ class TransferPayment:
             return
         terms = self._terms
         self._limits.check(terms.amount, self._demand, self._till.spent_today(self._signing.coin.network, terms.pay_to))
+        if (has := await self._signing.has()) < terms.amount:
+            raise TooPoor(self._limits.name, has, terms.amount)
         payload, _ = await self._signing.exact(terms)
         self._header = header_of(terms, payload)
         self._order = await self._till.plan(self._key, terms.amount, terms.amount, terms.valid_s, self._header)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import define, field
+from attrs import define, evolve, field
 
 from ledger.account import Account, AccountKey
 from ledger.changes import (
@@ -225,6 +225,13 @@ class TestWhenMoneyMoves:
         await house.book.post(AccountChanged(OWING, Granted(0, 1_000, 1)))
         await house.rounds(5)
         assert house.account(OWING).funded == house.bank.purse(OWING).funded == 300
+
+    async def test_a_seller_that_is_no_node_is_paid_within_limits_of_its_own(self) -> None:
+        house = await House.open(Policy(move_at=1, top_up_below=100, top_up_to=300))
+        seller = evolve(OWING, payee=f"did:pkh:eip155:8453:0x{'12' * 20}#0x{'34' * 32}")
+        await house.book.post(AccountChanged(seller, Granted(0, 1_000, 1)))
+        await house.rounds(5)
+        assert house.account(seller).funded == 0
 
     async def test_a_rail_of_trust_alone_is_never_asked(self) -> None:
         house = await House.open()

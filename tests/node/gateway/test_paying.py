@@ -33,6 +33,7 @@ from node.gateway.paying.limits import (
     OtherPayee,
     PayLimits,
     PaymentPending,
+    TooPoor,
 )
 from node.gateway.paying.purse import Purse
 from node.gateway.paying.signing import Signing
@@ -67,7 +68,11 @@ class OpenWallet:
         return bytes(self._account.sign_message(encode_typed_data(full_message=dict(typed))).signature)
 
     async def read(self, to: bytes, name: str, *values: Any, deep: bool = False) -> tuple[Any, ...]:
-        shapes = {"authorizationState": ("(address,bytes32)", "bool"), "channels": ("(bytes32)", "uint128,uint128")}
+        shapes = {
+            "authorizationState": ("(address,bytes32)", "bool"),
+            "balanceOf": ("(address)", "uint256"),
+            "channels": ("(bytes32)", "uint128,uint128"),
+        }
         arguments, returns = shapes[name]
         found = self._chain.call("0x" + to.hex(), name + arguments, *values, returns=returns)
         return found if isinstance(found, tuple) else (found,)
@@ -414,6 +419,31 @@ async def test_a_channel_s_terms_cannot_be_changed_to_draw_another_deposit(batch
         await buyer.ask(batch, buyer.purse())
 
     assert len(buyer.wallet.signed) == 1
+
+
+async def test_what_a_seller_says_of_a_channel_counts_by_our_own_signature_alone(
+    batch: X402Seller, buyer: Buyer
+) -> None:
+    await buyer.ask(batch, buyer.purse())
+    channel = only_account(buyer, batch).key.payee.partition("#")[2]
+    kept = batch.batch.get_storage().get(channel)
+    assert kept is not None
+    kept.charged_cumulative_amount = kept.signed_max_claimable = "9000"
+    batch.batch.get_storage().update_channel(channel, lambda _: kept)
+
+    with pytest.raises(Charged, match="promised what it was not"):
+        await buyer.ask(batch, buyer.purse())
+
+    assert only_account(buyer, batch).owed == 1_000
+
+
+async def test_an_empty_wallet_signs_nothing(chain: Anvil, batch: X402Seller, exact: X402Seller, buyer: Buyer) -> None:
+    wallet = "0x" + buyer.wallet.address.hex()
+    chain.send(chain.deployed.dollar, "transfer(address,uint256)", exact.address, DOLLARS, sender=wallet)
+    for seller, name in ((batch, "one"), (exact, "other")):
+        with pytest.raises(TooPoor):
+            await buyer.ask(seller, buyer.purse(name=name))
+    assert buyer.wallet.signed == []
 
 
 async def test_no_more_counts_than_was_promised(batch: X402Seller, buyer: Buyer) -> None:
