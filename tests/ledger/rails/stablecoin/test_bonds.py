@@ -117,6 +117,29 @@ async def test_a_lock_that_is_asked_for_twice_before_it_is_mined_happens_once(ch
     assert (await seller.bonds.stake(seller.id)).locked == 100 * DOLLAR
 
 
+async def test_a_node_that_ends_amid_a_lock_and_a_chain_that_forgets_it_lock_it_once(
+    chain: Anvil, seller: Seller, opens: Opens
+) -> None:
+    view = await opens(seller.wallet, folder="kept")
+    with chain.without_mining():
+        approved = await Bonds(view, seller.bonds.place.contract).lock(seller.terms, 100 * DOLLAR, view.outcome)
+        assert approved.act == "approve"
+        chain.mine()
+        sent = await Bonds(view, seller.bonds.place.contract).lock(seller.terms, 100 * DOLLAR, view.outcome)
+        await view.close()
+        view = await opens(seller.wallet, folder="kept")
+        again = await Bonds(view, seller.bonds.place.contract).lock(seller.terms, 100 * DOLLAR, view.outcome)
+        assert (again.act, again.key, again.outcome.hash) == ("lock", sent.key, sent.outcome.hash)
+        chain.mine()
+        chain.reorganise(1)
+        assert (await seller.bonds.stake(seller.id)).locked == 0
+        await view.tend()
+        chain.mine(3)
+    assert (await seller.bonds.stake(seller.id)).locked == 100 * DOLLAR
+    await view.tend()
+    assert (await view.outcome(sent.key)).state == "settled"
+
+
 async def test_an_act_waits_for_the_end_of_the_one_before_it(chain: Anvil, seller: Seller) -> None:
     await seller.bonds.lock(seller.terms, 100 * DOLLAR, seller.wait)
     chain.mine()
