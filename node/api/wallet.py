@@ -77,16 +77,19 @@ class WalletDoor:
         return handler
 
     async def holdings(self, _request: web.Request) -> dict[str, Any]:
-        """What is in it, outside of channels and bonds."""
-        found = await self._wallet.holdings()
-        return {
-            "address": checksummed(found.address),
+        """What is in it, outside of channels and bonds; without the chain, where it is."""
+        where = {
+            "address": checksummed(self._wallet.address),
             "network": self._network.caip2,
             "network_name": self._network.name,
             "token": checksummed(self._network.token.address),
-            "dollars": str(Amount(found.dollars, UNIT)),
-            "coin": f"{found.coin // _WEI}.{found.coin % _WEI:018}",
         }
+        try:
+            found = await self._wallet.holdings()
+        except ChainError as error:
+            return {**where, "dollars": None, "coin": None, "trouble": str(error)}
+        coin = f"{found.coin // _WEI}.{found.coin % _WEI:018}"
+        return {**where, "dollars": str(Amount(found.dollars, UNIT)), "coin": coin, "trouble": None}
 
     async def channels(self, _request: web.Request) -> dict[str, Any]:
         """Each channel, and what is under way on it."""

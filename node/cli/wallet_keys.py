@@ -123,7 +123,7 @@ def address(home: HomeOption = None, as_json: JsonOption = False) -> None:
         body: dict[str, Any] = {"address": _checksummed(_own_address(where))}
     else:
         body = call(where, lambda client: client.get(AT))
-    print_json(body) if as_json else print_facts(body)
+    print_json(body) if as_json else print_facts({name: fact for name, fact in body.items() if fact is not None})
 
 
 def _own_address(home: Home) -> bytes:

@@ -97,6 +97,11 @@ class Wallet:
         self._channel_id = channel_id
         self._bonds = bonds
 
+    @property
+    def address(self) -> bytes:
+        """Where to send money to."""
+        return self._funds.address
+
     async def holdings(self) -> Holdings:
         """What it has, at the head."""
         dollars, coin = await asyncio.gather(self._funds.tokens(), self._funds.ether())

@@ -15,7 +15,7 @@ from node.app import run_node
 from node.config import load_config
 from node.home import Home, Running
 from tests.chain import ETHER, Anvil
-from tests.integration.network import PRICE, Sections, write_config
+from tests.integration.network import PRICE, Sections, free_port, write_config
 from tests.integration.paying_node import PACE, load_wide
 from tests.node.cli.conftest import Idlemesh, Nodes
 
@@ -237,6 +237,21 @@ def the_stake_is_taken_back(folder: Path, chain: Anvil, idlemesh: Idlemesh) -> N
     chain.pass_time(2 * DAY_S)
     assert "done" in idlemesh("wallet", "unbond", "--take", *home).out
     assert idlemesh("wallet", "address", *home, "--json").json()["dollars"] == "200.000039usd"
+
+
+def test_the_address_is_told_while_the_chain_is_silent(tmp_path: Path, idlemesh: Idlemesh) -> None:
+    folder = tmp_path / "owner"
+    folder.mkdir()
+    (folder / "passphrase").write_text(PASSPHRASE + "\n")
+    address = create_keystore(folder / "wallet.json", PASSPHRASE, secret=b"\x11" * 32, cost=2)
+    nobody = f"http://127.0.0.1:{free_port()}"
+    chain = {"network": "anvil", "rpc": [nobody], "passphrase_file": str(folder / "passphrase")}
+    with background() as loop, up(loop, folder, {"stablecoin": chain}):
+        said = idlemesh("wallet", "address", "--home", folder, "--json").json()
+        assert (said["address"].lower(), said["dollars"]) == (f"0x{address.hex()}", None)
+        assert "no RPC endpoint answers" in said["trouble"]
+        assert "no contract of bonds is known here" in idlemesh("wallet", "bond", "--home", folder).err
+        assert "There are no channels" in idlemesh("wallet", "channels", "--home", folder).out
 
 
 def test_a_node_without_a_wallet_says_so(nodes: Nodes, idlemesh: Idlemesh) -> None:
