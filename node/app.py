@@ -4,18 +4,17 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-import aiohttp
 from aiohttp import web
 from attrs import field, frozen
 
 from ledger.account import AccountKey
-from ledger.database import Database, LedgerError, Place
-from ledger.identity import Did, Identity
+from ledger.database import LedgerError
+from ledger.identity import Did
 from ledger.rails import credit
 from ledger.rails.port import Rail
 from node.api.connections import Bounds, serving
@@ -26,37 +25,30 @@ from node.api.openai import OpenAiDoor
 from node.api.owner import OwnerDoor
 from node.api.server import Keys, build_app, is_loopback, is_wildcard
 from node.api.settlements import SettlementsDoor
-from node.config import Config, did_of
+from node.config import Config
 from node.engine.hardware import Plan
 from node.engine.llamacpp import LlamaEngine
-from node.engine.load import Sensors
 from node.engine.port import Engine
 from node.exchange.book import Book
 from node.exchange.effects import EffectDriver
-from node.exchange.idling import IdleWatch, reader, selling_now
+from node.exchange.idling import selling_now
 from node.exchange.opening import Opening
 from node.exchange.pacing import Pace
 from node.exchange.seller import Seller
 from node.exchange.settler import Settler
 from node.gateway.gateway import Gateway
+from node.ground import SWEEP_S, Ground, open_ground
 from node.home import Home, Running
 from node.listening import api_key, listen, url_of
 from node.mesh.static import NamedPeers
-from node.models.catalogue import Catalogue, Entry, shipped
 from node.models.manifest import Manifest
-from node.models.template import TemplateRenderer
-from node.models.tokenizers import Tokenizers
-from node.own_models import LoadEngine, OwnModels, Say, open_models
-from node.own_remotes import no_payer, open_remotes
+from node.own_models import LoadEngine, OwnModels, Say
 from node.own_wallet import add_wallet
 from node.ports import Clock, Entropy, SystemClock, SystemEntropy
-from node.trade import SWEEP_S, Buying, Ground, open_buying, open_seller, open_till
-from node.wire.client import HttpPeer
+from node.trade import Buying, open_buying, open_seller, open_till
 
 if TYPE_CHECKING:
-    from node.own_money import Money
     from node.own_paid import OpenDoor
-    from node.own_purses import Purses
 
 # What was open at a stop is settled once the peers have answered, or after so long.
 _PEERS_ANSWER_S: Final = 15.0
@@ -117,7 +109,7 @@ async def run_node(
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(home.lock())
         listener = stack.enter_context(contextlib.closing(listen(config.node.host, config.node.port)))
-        ground = await _open_ground(stack, home, config, load_engine, clock, entropy, say, rails, pace)
+        ground = await open_ground(stack, home, config, load_engine, clock, entropy, say, rails, pace)
         buying = await open_buying(stack, ground)
         everywhere = is_wildcard(config.node.host)
         seller = await open_seller(ground, buying, "" if everywhere else url_of(config.node.host, listener))
@@ -146,62 +138,6 @@ async def run_node(
             ground.own,
             keys.token,
         )
-
-
-async def _open_ground(
-    stack: contextlib.AsyncExitStack,
-    home: Home,
-    config: Config,
-    load_engine: LoadEngine,
-    clock: Clock,
-    entropy: Entropy,
-    say: Say,
-    rails: Sequence[Rail],
-    pace: Pace | None,
-) -> Ground:
-    """Ledger, models, lines to peers, and money."""
-    book = await _open_book(stack, config.ledger.place(home.ledger), home.identity(entropy), clock)
-    book.token_ids_s = config.retention.token_ids_s
-    book.rails.prefer(config.buy.rails)
-    tokenizers = await _open_tokenizers(stack, home)
-    watch = _idle_watch(stack, config)  # before the models are read: what others use shows over a time
-    own = await open_models(home, config, tokenizers, _catalogue(config), load_engine, say)
-    stack.push_async_callback(own.pool.close)
-    say(f"Loading {own.models[0].name}…")
-    await own.load_first()
-    session = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
-    names = [model.name for model in own.models]
-    sold = [model.engine.manifest.digest for model in own.models if model.price is not None]
-    lines = {did_of(peer): HttpPeer(session, peer.url) for peer in config.peers}
-    money, purses = await _open_money(stack, home, config, book, entropy, lines)
-    policies = {money.rail.name: money.policy} if money is not None else {}
-    rails = [*rails, *money.rails] if money is not None else rails
-    payer_of = purses.payer_of if purses is not None else no_payer
-    elsewhere = await open_remotes(config, home, session, tokenizers, names, sold, payer_of)
-    effects = EffectDriver(book, entropy, rails, policies, pace)
-    return Ground(
-        home, config, book, clock, entropy, tokenizers, own, elsewhere, session, lines, effects, money, purses, watch
-    )
-
-
-async def _open_money(
-    stack: contextlib.AsyncExitStack,
-    home: Home,
-    config: Config,
-    book: Book,
-    entropy: Entropy,
-    lines: Mapping[Did, HttpPeer],
-) -> "tuple[Money | None, Purses | None]":
-    """What the section [stablecoin] says; nothing without one."""
-    if config.stablecoin is None:
-        return None, None
-    # Not before it is known that they are needed: they take longer to import than the rest of a node to start.
-    from node.own_money import open_money
-    from node.own_purses import open_purses
-
-    bond = bytes.fromhex(config.sell.bond[2:]) if config.sell.bond is not None else None
-    money = await open_money(stack, home, config.stablecoin, book, lines.get, bond)
-    return money, await open_purses(book, entropy, money.chain, money.chain.network, money.chain.place.contract)
 
 
 def _doors(ground: Ground, buying: Buying, seller: Seller | None, keys: Keys) -> web.Application:
@@ -259,38 +195,6 @@ def _start(
 def _hand_back(sides: Sequence[Callable[[], None]]) -> None:
     for hand_back in sides:
         hand_back()
-
-
-async def _open_book(stack: contextlib.AsyncExitStack, place: Place, identity: Identity, clock: Clock) -> Book:
-    database = await Database.open(place, identity.did)
-    stack.push_async_callback(database.close)
-    return await Book.open(database, identity, clock)
-
-
-async def _open_tokenizers(stack: contextlib.AsyncExitStack, home: Home) -> Tokenizers:
-    renderer = TemplateRenderer()
-    stack.push_async_callback(renderer.close)
-    await renderer.start()
-    tokenizers = Tokenizers(home.tokenizers, renderer)
-    stack.push_async_callback(tokenizers.close)
-    return tokenizers
-
-
-def _catalogue(config: Config) -> Catalogue:
-    catalogue = shipped()
-    for name, digest in config.catalogue.items():
-        catalogue = catalogue.add(bytes.fromhex(digest), Entry(name, name, ""))
-    return catalogue
-
-
-def _idle_watch(stack: contextlib.AsyncExitStack, config: Config) -> IdleWatch | None:
-    """The watch over the owner's machine, if something is sold by a rule."""
-    rule = config.idle.rule()
-    if not (config.prices or config.paid) or rule is None:
-        return None
-    sensors = Sensors()
-    stack.callback(sensors.close)
-    return IdleWatch(rule, reader(sensors))
 
 
 async def _no_offers() -> list[bytes]:

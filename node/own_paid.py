@@ -13,6 +13,7 @@ from node.api.server import is_loopback
 from node.exchange.sale import Ware
 from node.exchange.tabs import Tabs
 from node.gateway.shop import Shop
+from node.ground import Ground
 from node.listening import listen
 from node.own_money import Money, NoMoney
 from node.paid.bank import WAIT_S, Bank, facilitator_at
@@ -20,7 +21,6 @@ from node.paid.refunds import Refunds
 from node.paid.terms import X402_CONTRACT, Scheme, Terms
 from node.paid.till import Till
 from node.stablecoin_settings import PaidSettings
-from node.trade import Ground
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from ledger.account import AccountKey
 from node.api.errors import ApiError
-from node.trade import Ground
+from node.ground import Ground
 
 if TYPE_CHECKING:
     from node.exchange.opening import Opening

@@ -1,26 +1,20 @@
 """The services that buy, sell and settle, joined as the configuration has it."""
 
 import contextlib
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final
 
-import aiohttp
 from attrs import frozen
 
 from ledger.identity import Did
 from ledger.money import Amount
-from ledger.records import Bond, Offer, Signed
+from ledger.records import Offer, Signed
 from node.config import Config, default_credit
 from node.engine.calibration import CalibrationFiles
 from node.exchange.auditor import Auditor
-from node.exchange.book import NO_LEDGER, Book
 from node.exchange.buyer import Buyer
 from node.exchange.claims import Claims
 from node.exchange.disputes import Disputes
-from node.exchange.effects import EffectDriver
-from node.exchange.idling import IdleWatch
 from node.exchange.netting import Netter
 from node.exchange.opening import Opening
 from node.exchange.panel import Market, Panel
@@ -36,53 +30,11 @@ from node.gateway.gateway import Gateway
 from node.gateway.question import Policy
 from node.gateway.remotes import Remotes
 from node.gateway.supply import Local, Supply
-from node.home import Home
+from node.ground import Ground
 from node.mesh.static import NamedPeers
 from node.models.tokenizer import Tokenizer
-from node.models.tokenizers import Tokenizers
 from node.own_models import OwnModel, OwnModels
-from node.own_remotes import OwnRemote
-from node.ports import Clock, Entropy
-from node.wire.client import HttpPeer
 from node.wire.messages import Refused
-
-if TYPE_CHECKING:  # what is in them takes seconds to import, and most nodes have no money on a chain
-    from node.own_money import Money
-    from node.own_purses import Purses
-
-# How often what is past its time is dropped; until then a ledger in trouble is not tried again.
-SWEEP_S: Final = 60.0
-
-
-@frozen
-class Ground:
-    """What trading stands on; all of it is open by then."""
-
-    home: Home
-    config: Config
-    book: Book
-    clock: Clock
-    entropy: Entropy
-    tokenizers: Tokenizers
-    own: OwnModels
-    elsewhere: Sequence[OwnRemote]
-    session: aiohttp.ClientSession
-    lines: Mapping[Did, HttpPeer]
-    effects: EffectDriver
-    money: "Money | None"
-    purses: "Purses | None"
-    watch: IdleWatch | None
-
-    def pledged(self) -> Bond | None:
-        """The stake that this node's offers name."""
-        own = self.money.own_bonds if self.money is not None else None
-        return own.pledged if own is not None else None
-
-    def may_sell(self) -> Refused | None:
-        """Why nothing may be sold now, as buyers are told it."""
-        if self.book.trouble is not None:
-            return Refused("not_selling", NO_LEDGER, math.ceil(SWEEP_S))
-        return self.watch.may_sell() if self.watch is not None else None
 
 
 @frozen
