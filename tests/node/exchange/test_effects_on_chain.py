@@ -139,6 +139,7 @@ async def test_a_withdrawal_forces_a_claim_that_is_not_worth_its_fee_else(
 
     back = one.effect("refund", FUNDS - 2 * alone, 0)
     assert (await one.buyer.rail.perform(back)).fate == "unknown"
+    chain.mine()
     if seen == "at once":
         payee.clock.advance(5)
         assert (await payee.driver.look(one.key)).available == 0
