@@ -50,6 +50,7 @@ FUNCTIONS: Final[Mapping[str, tuple[list[str], list[str]]]] = {
     "decimals": ([], ["uint8"]),
     "authorizationState": (["address", "bytes32"], ["bool"]),
     "getL1FeeUpperBound": (["uint256"], ["uint256"]),
+    "tryAggregate": (["bool", "(address,bytes)[]"], ["(bool,bytes)[]"]),
 }
 
 # Events, of x402's own contract as well; that of a claim has other fields there, and is not read.

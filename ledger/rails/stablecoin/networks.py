@@ -11,7 +11,8 @@ from importlib.resources import files
 from typing import Any, Final, Self
 
 from attrs import define, evolve, frozen
-from eth_utils.address import to_checksum_address
+
+from ledger.rails.stablecoin.digests import keccak
 
 ADDRESS_BYTES: Final = 20
 DECIMALS: Final = 6  # one unit of the token is a millionth of a dollar, as the ledger counts
@@ -58,7 +59,12 @@ def address(text: str) -> bytes:
 
 def checksummed(raw: bytes) -> str:
     """An address as people and wallets write it (EIP-55)."""
-    return str(to_checksum_address(raw))
+    digits = raw.hex()
+    cased = (
+        digit.upper() if int(mask, 16) >= 8 else digit
+        for digit, mask in zip(digits, keccak(digits.encode()).hex(), strict=False)
+    )
+    return f"0x{''.join(cased)}"
 
 
 @frozen

@@ -16,6 +16,10 @@ from ledger.rails.stablecoin.rpc import Endpoint, Endpoints, Head, Said, head, h
 # An endpoint whose head is that old has stopped, if another's is not.
 _STOPPED_S: Final = 900
 
+# It makes several calls at one block, and is at this address on every chain (Multicall3).
+MULTICALL: Final = bytes.fromhex("ca11bde05977b3631167028862be2a173976ca11")
+_STATE: Final = ("channels", "pendingWithdrawals", "refundNonce")
+
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -76,7 +80,7 @@ class Reading:
 
     async def read(self, to: bytes, name: str, *values: Any, deep: bool = False) -> tuple[Any, ...]:
         """A function of `contracts.FUNCTIONS`. Raises Unreachable, Disagreement, NoContract (none that has it)."""
-        question = {"to": hexed(to), "data": hexed(encoded(name, *values))}
+        question = _call(to, encoded(name, *values))
         found = await self.agreed("eth_call", question, parse=octets, what=name, deep=deep)
         try:
             return answered(name, found)
@@ -95,19 +99,32 @@ class Reading:
 
 
 async def _state(endpoint: Endpoint, contract: bytes, channel: bytes, block: int) -> ChannelState | None:
-    """None: there is no contract."""
-
-    async def read(name: str) -> tuple[Any, ...]:
-        question = {"to": hexed(contract), "data": hexed(encoded(name, channel))}
-        return await endpoint.ask("eth_call", question, hexed(block), parse=lambda found: _answered(name, found))
-
-    names = ("channels", "pendingWithdrawals", "refundNonce")
-    money, withdrawal, nonce = await asyncio.gather(*map(read, names))
-    if not (money and withdrawal and nonce):
+    """In one question where there is a contract for that, in three elsewhere. None: there are no channels."""
+    questions = [encoded(name, channel) for name in _STATE]
+    together = encoded("tryAggregate", False, [(contract, question) for question in questions])
+    answers = await endpoint.ask("eth_call", _call(MULTICALL, together), hexed(block), parse=_apart)
+    if answers is None:
+        asked = (endpoint.ask("eth_call", _call(contract, each), hexed(block), parse=octets) for each in questions)
+        answers = await asyncio.gather(*asked)
+    if not all(answers):
+        return None
+    try:
+        money, withdrawal, nonce = (answered(name, raw) for name, raw in zip(_STATE, answers, strict=True))
+    except Malformed:
         return None
     return ChannelState(money[0], money[1], withdrawal[0], withdrawal[1], nonce[0])
 
 
-def _answered(name: str, found: Any) -> tuple[Any, ...]:
+def _call(to: bytes, data: bytes) -> dict[str, str]:
+    return {"to": hexed(to), "data": hexed(data)}
+
+
+def _apart(found: Any) -> list[bytes] | None:
+    """What each of several calls returned, empty if it reverted; None: there is nobody to make them."""
     raw = octets(found)
-    return answered(name, raw) if raw else ()
+    if not raw:
+        return None
+    (results,) = answered("tryAggregate", raw)
+    if len(results) != len(_STATE):
+        raise Malformed("not an answer to each call")
+    return [each if succeeded else b"" for succeeded, each in results]

@@ -9,9 +9,10 @@ from ledger.rails.stablecoin import contracts
 from ledger.rails.stablecoin.chain import Chain
 from ledger.rails.stablecoin.errors import ChannelUnknown, NoContract, NoEther, Refused, TooDear
 from ledger.rails.stablecoin.networks import checksummed, network
-from tests.chain import Anvil
+from tests.chain import MULTICALL, Anvil
 from tests.ledger.rails.stablecoin.channels import DELAY_S, Pair, key
 from tests.ledger.rails.stablecoin.conftest import Opens
+from tests.ledger.rails.stablecoin.endpoints import between
 
 DEPOSIT = 10_000_000
 
@@ -124,6 +125,23 @@ async def test_a_wrong_address_is_told_and_is_no_endpoints_fault(chain: Anvil, p
     with pytest.raises(NoContract, match="channels contract"):
         await looked.look(pair.config)
     assert looked.endpoints.usable[0].aside_until == 0
+
+
+async def test_a_look_asks_little_and_needs_nobody_who_calls_for_others(chain: Anvil, pair: Pair, opens: Opens) -> None:
+    payer = await opens(pair.payer)
+    await pair.deposit(payer, payer, DEPOSIT)
+    async with between(chain.url) as (address, asked):
+        looked = await opens(rpc=(address,))
+        seen = await looked.look(pair.config)
+        asked.clear()
+        assert await looked.look(pair.config) == seen
+        assert asked == ["eth_getBlockByNumber"]
+        chain.mine()
+        await looked.look(pair.config)
+        assert asked.count("eth_call") == 2
+        chain.rpc("anvil_setCode", MULTICALL, "0x")
+        chain.mine()
+        assert (await looked.look(pair.config)).balance == DEPOSIT
 
 
 async def test_what_the_network_below_takes_for_bytes_is_told(chain: Anvil, tmp_path: Path) -> None:

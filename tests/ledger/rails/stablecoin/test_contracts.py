@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from eth_abi.abi import encode
+from eth_utils.address import to_checksum_address
 from x402.mechanisms.evm.batch_settlement import constants
 from x402.mechanisms.evm.default_assets import DEFAULT_ASSETS
 
@@ -23,7 +24,15 @@ from ledger.rails.stablecoin.networks import (
 )
 
 ABI = Path(__file__).parents[4] / "contracts" / "abi"
-OF_OTHERS = {"approve", "allowance", "balanceOf", "decimals", "authorizationState", "getL1FeeUpperBound"}
+OF_OTHERS = {
+    "approve",
+    "allowance",
+    "balanceOf",
+    "decimals",
+    "authorizationState",
+    "getL1FeeUpperBound",
+    "tryAggregate",
+}
 EIP3009 = {"eip155:8453", "eip155:84532", "eip155:42161", "eip155:137"}
 
 
@@ -88,6 +97,12 @@ def test_networks_have_the_token_and_the_contracts_that_x402_has() -> None:
         assert deployment.erc3009_collector is not None
         assert checksummed(deployment.erc3009_collector) == constants.ERC3009_DEPOSIT_COLLECTOR_ADDRESS
     assert network("base") is network("eip155:8453")
+
+
+def test_addresses_are_written_as_wallets_write_them() -> None:
+    for number in range(300):
+        raw = keccak(bytes(f"{number}", "ascii"))[:20]
+        assert checksummed(raw) == to_checksum_address(raw)
 
 
 def test_unknown_names_and_contracts_are_told() -> None:

@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from eth_abi.abi import encode
 
 from ledger.rails.stablecoin import contracts, rpc
-from ledger.rails.stablecoin.contracts import DEPOSITED, encoded
+from ledger.rails.stablecoin.contracts import DEPOSITED, FUNCTIONS, answered
 from ledger.rails.stablecoin.errors import Disagreement, Unreachable
-from ledger.rails.stablecoin.rpc import hexed
+from ledger.rails.stablecoin.reading import MULTICALL
+from ledger.rails.stablecoin.rpc import hexed, octets
 from tests.chain import Anvil
 from tests.ledger.rails.stablecoin.channels import Pair, key
 from tests.ledger.rails.stablecoin.conftest import Opens
-from tests.ledger.rails.stablecoin.endpoints import between, honest, plain, serving
+from tests.ledger.rails.stablecoin.endpoints import Twist, between, honest, plain, serving
 
 DEPOSIT = 10_000_000
 TOKEN = "secret-access-token"
@@ -126,21 +128,23 @@ async def test_one_that_invents_or_hides_events_is_not_believed(chain: Anvil, op
                 await alone.look(pair.config)
 
 
+def instead(which: int, raw: bytes) -> Twist:
+    """Another answer to one of the calls that tell a channel's state."""
+
+    def twist(method: str, parameters: list[Any], found: Any) -> Any:
+        if method != "eth_call" or parameters[0]["to"] != hexed(MULTICALL):
+            return found
+        results = list(answered("tryAggregate", octets(found))[0])
+        results[which] = (True, raw)
+        return hexed(encode(FUNCTIONS["tryAggregate"][1], [results]))
+
+    return twist
+
+
 async def test_one_that_hides_a_withdrawal_is_overruled_and_a_false_balance_counts_for_nothing(
     chain: Anvil, opens: Opens, pair: Pair
 ) -> None:
-    def hide(method: str, parameters: list[Any], found: Any) -> Any:
-        if method == "eth_call" and parameters[0]["data"].startswith(
-            hexed(encoded("pendingWithdrawals", bytes(32))[:4])
-        ):
-            return hexed(bytes(64))
-        return found
-
-    def double(method: str, parameters: list[Any], found: Any) -> Any:
-        if method == "eth_call" and parameters[0]["data"].startswith(hexed(encoded("channels", bytes(32))[:4])):
-            return hexed(2 * DEPOSIT).replace("0x", "0x" + "0" * (64 - len(f"{2 * DEPOSIT:x}"))) + "0" * 64
-        return found
-
+    hide, double = instead(1, bytes(64)), instead(0, encode(["uint128", "uint128"], [2 * DEPOSIT, 0]))
     payer, payee = await opens(pair.payer), await opens(pair.receiver)
     await pair.deposit(payee, payer, DEPOSIT)
     chain.mine(2)
