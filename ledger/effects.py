@@ -279,13 +279,25 @@ def free_collateral(account: Account) -> int:
     return max(account.capacity - max(account.owed + account.reserved, account.authorized), 0)
 
 
+def claimable(account: Account, leaving: int) -> int:
+    """What a payee can have now of what is unsettled: where deposits stand behind it, no more than lies there.
+
+    `leaving` is what of the collateral its payer has begun to take back, which can still be claimed.
+    """
+    if not account.on_deposit:
+        return account.unsettled
+    lies = account.funded - account.withdrawn + leaving - account.settled
+    return max(min(account.unsettled, lies), 0)
+
+
 def counted_at_once(effect: Effect, account: Account) -> tuple[Change, ...]:
     """What planning an effect changes in its account, in the same entry."""
     # Counted on from the last sight of the collateral; the next one goes on from there.
     sequence = account.withdrawn_sequence + 1
     match effect.kind:
         case "claim":
-            return (Claimed(effect.total),)
+            # Less than before, where what was to be claimed has left meanwhile.
+            return (Claimed(effect.total),) if effect.total > account.claimed else ()
         case "refund":
             return (Withdrawn(effect.total, sequence),)
         case "close":

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 from attrs import frozen
 
 from ledger.account import Account
-from ledger.effects import Kind, free_collateral
+from ledger.effects import Kind, claimable, free_collateral
 from ledger.money import MAX_AMOUNT
 
 _WHOLE: Final = 1_000_000  # parts of a million
@@ -68,10 +68,10 @@ def wanted(account: Account, me: str, able: Set[Kind], policy: Policy, age_s: fl
     """What should move on an account, if anything; a payee's small sums are a wish that is not ripe.
 
     `able` is what its rail can do, `age_s` for how long something has been unsettled, and `leaving` what of the
-    collateral its payer has begun to take back. A payee claims what it can while it can.
+    collateral its payer has begun to take back. A payee claims what it can while it can, and no more than lies there.
     """
     kind: Kind = "pay" if account.key.payer == me else "claim"
-    due = account.unsettled
+    due = claimable(account, leaving) if kind == "claim" else account.unsettled
     urgent = kind == "claim" and leaving > 0
     ripe = urgent or due >= policy.move_at or age_s >= policy.move_after_s
     if due and kind in able and (ripe or kind == "claim"):

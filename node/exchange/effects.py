@@ -22,7 +22,7 @@ from attrs import evolve
 
 from ledger.account import Account, AccountError, AccountKey
 from ledger.changes import InvalidChange
-from ledger.effects import EffectUnknown, Kind, Tracked
+from ledger.effects import EffectUnknown, Kind, Tracked, claimable
 from ledger.rails.policy import Policy, Wish
 from ledger.rails.port import Rail
 from node.exchange.book import Book
@@ -95,7 +95,13 @@ class EffectDriver:
             await self._make_way(rail, key)
             account = self._book.journal.books.account(key)
             try:
-                effect = self._mover.draw_up(account, Wish(kind, account.unsettled if kind == "close" else amount))
+                if kind == "close":
+                    amount = account.unsettled
+                elif kind == "claim":
+                    amount = min(amount, self._due(account, kind))
+                    if account.unsettled and not amount:
+                        raise NotNow("nothing of what is owed lies in the channel any more: its payer deposits first")
+                effect = self._mover.draw_up(account, Wish(kind, amount))
                 if effect.asked_by_payer not in (None, key.payer == self._book.me):
                     raise CannotMove(key.rail, kind)
                 await self._mover.plan(effect, account)
@@ -240,9 +246,13 @@ class EffectDriver:
 
     async def _begin(self, key: AccountKey, rail: Rail, wish: Wish) -> bool:
         account = self._book.journal.books.account(key)
-        amount = wish.amount if wish.kind == "top_up" else account.unsettled
+        amount = wish.amount if wish.kind == "top_up" else self._due(account, wish.kind)
         await self._mover.begin(rail, account, evolve(wish, amount=amount))
         return False
+
+    def _due(self, account: Account, kind: Kind) -> int:
+        """What is to be paid or claimed now of what is unsettled."""
+        return claimable(account, self._mover.wait(account.key).leaving) if kind == "claim" else account.unsettled
 
     def _is_to_be_confirmed(self, tracked: Tracked, rail: Rail) -> bool:
         """When some time has passed, or something else waits for it."""

@@ -102,6 +102,12 @@ class TestStates:
         with pytest.raises(EffectUnderWay):
             follow(Tracked(effect("pay"), 5, "failed"), again, OWING)
 
+    def test_a_claim_may_be_planned_anew_for_less_and_what_was_to_be_claimed_stays_counted(self) -> None:
+        before = apply(OWING, *counted_at_once(effect(), OWING))
+        less = effect(amount=50, key=OTHER)
+        assert follow(Tracked(effect(), 5, "failed"), EffectPlanned(less, 6), before) is not None
+        assert (counted_at_once(less, before), before.claimed) == ((), 60)
+
 
 class TestCounting:
     def test_no_more_is_counted_than_was_asked_for(self) -> None:

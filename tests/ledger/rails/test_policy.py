@@ -81,3 +81,11 @@ def test_what_a_payee_is_due_is_a_wish_from_the_first_unit_and_ripe_by_amount_or
     assert wanted(account, "payee", ALL, policy, 10, 0) == Wish("claim", 60)
     assert wanted(account, "payee", ALL, policy, 0, 1) == Wish("claim", 60, urgent=True)
     assert wanted(account, "payer", ALL, policy, 9, 1) is None
+
+
+def test_of_a_deposit_that_left_unseen_what_still_lies_there_is_claimed() -> None:
+    """Its payer was promised for 80 of 100, and took 50 back while nobody looked; then 20 more are leaving."""
+    account = evolve(Account(KEY), funded=100, withdrawn=50, earned=80, authorized=80)
+    assert wanted(account, "payee", ALL, Policy(), 0, 0) == Wish("claim", 50, ripe=False)
+    assert wanted(evolve(account, settled=50), "payee", ALL, Policy(), 0, 0) is None
+    assert wanted(evolve(account, withdrawn=70), "payee", ALL, Policy(), 0, 20) == Wish("claim", 50, urgent=True)
