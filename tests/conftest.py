@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+import ledger.rails.stablecoin  # noqa: F401 - it undoes what the libraries of chains do to the depth of recursion
 from ledger.database import upgrade_tables
 from tests import chain as chains
 from tests.postgres import NotInstalled, Server, running
