@@ -13,13 +13,14 @@ from ledger.rails.stablecoin.bonds import Done
 from ledger.rails.stablecoin.errors import ChainError
 from ledger.rails.stablecoin.networks import Network, address, checksummed
 from ledger.records import MAX_ARBITERS
+from node.api.channel_rows import channel_row
 from node.api.effects import effect_row
 from node.api.errors import ApiError
 from node.exchange.bonding import Conditions, OwnBond
 from node.exchange.effects import EffectRefused
 from node.exchange.finding import Finding, Found
 from node.exchange.opening import OpeningError
-from node.exchange.wallet import UNIT, ChannelRow, Wallet
+from node.exchange.wallet import UNIT, Wallet
 from node.exchange.wallet_refusals import WalletRefused
 
 _STATUS: Final = 409
@@ -93,28 +94,7 @@ class WalletDoor:
 
     async def channels(self, _request: web.Request) -> dict[str, Any]:
         """Each channel, and what is under way on it."""
-        return {"channels": [self._channel(row) for row in self._wallet.channels()]}
-
-    def _channel(self, row: ChannelRow) -> dict[str, Any]:
-        account, key = row.account, row.account.key
-        money = {
-            "deposited": account.funded,
-            "gone_back": account.withdrawn,
-            "owed": account.owed,
-            "promised": account.authorized,
-            "paid": account.settled,
-            "to_claim": account.unsettled,
-            "free": row.free,
-            "at_risk": row.at_risk,
-        }
-        return {
-            "peer": key.payee if key.payer == self._me else key.payer,
-            "direction": "we pay" if key.payer == self._me else "they pay",
-            "by": "x402" if row.x402 else "node",
-            "channel": None if row.id is None else f"0x{row.id.hex()}",
-            **{name: str(Amount(value, UNIT)) for name, value in money.items()},
-            "effect": None if row.effect is None else effect_row(row.effect, self._me),
-        }
+        return {"channels": [channel_row(row, self._me) for row in self._wallet.channels()]}
 
     async def find(self, _request: web.Request) -> dict[str, Any]:
         """Look for channels on the chain that the ledger has lost; asked again while it goes on."""

@@ -1,35 +1,59 @@
 """Commands on channels: channels, deposit, claim, withdraw."""
 
+import asyncio
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
+from ledger.database import Database
+from node.api.channel_rows import channel_row
 from node.cli.client import call
+from node.cli.ledger import ledger_place
 from node.cli.options import HomeOption, JsonOption
 from node.cli.output import CommandFailed, print_json, print_table, short
 from node.cli.wallet_calls import AT, STATES, in_path, post
-from node.home import open_home
+from node.exchange.book import Book
+from node.exchange.channel_rows import channel_rows
+from node.home import Home, NotRunning, open_home
+from node.ports import SystemClock, SystemEntropy
 
 PeerArgument = Annotated[str, typer.Argument(help="The peer's did:key; `idlemesh peers` lists the named ones.")]
 DepositArgument = Annotated[str, typer.Argument(help="The amount with its unit: 5usd.")]
 
 
 def channels(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Show each channel: what was put in, what is owed and promised, what can be claimed or go back.
+    """Show each channel: what was put in, is owed, promised, can go back. Works without a running node, by its ledger.
 
     What is at risk: what the payer has signed beyond what it owes. Between nodes that is nothing, but for vouchers that
     a restored ledger had lost; clients that pay by x402 sign a request's maximum before it is answered.
 
     Example: idlemesh wallet channels
     """
-    body = call(open_home(home), lambda client: client.get(f"{AT}/channels"))
+    where = open_home(home)
+    try:
+        where.running()
+    except NotRunning:
+        body = asyncio.run(_from_disk(where))
+    else:
+        body = call(where, lambda client: client.get(f"{AT}/channels"))
     if as_json:
         print_json(body)
         return
     columns = ("peer", "direction", "put in", "gone back", "owed", "promised", "paid out", "free", "at risk", "now")
     rows = [_channel_row(row) for row in body["channels"]]
     print_table("Channels", columns, rows, "There are no channels: `idlemesh wallet deposit` opens one.")
+
+
+async def _from_disk(home: Home) -> dict[str, Any]:
+    place = ledger_place(home)
+    if isinstance(place, Path) and not place.exists():
+        raise CommandFailed(f"there is no ledger in {home.folder} yet: start a node with `idlemesh up`")
+    identity = home.identity(SystemEntropy())
+    with home.lock():
+        async with await Database.open(place, identity.did) as database:
+            book = await Book.open(database, identity, SystemClock())
+            return {"channels": [channel_row(row, book.me) for row in channel_rows(book, lambda _: None)]}
 
 
 _FOUND: Final = {

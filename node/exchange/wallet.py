@@ -19,8 +19,8 @@ from ledger.rails.stablecoin.bonds import Done
 from ledger.rails.stablecoin.chain import Outcome
 from node.exchange.bonding import Conditions, OwnBond, OwnBonds
 from node.exchange.book import Book
+from node.exchange.channel_rows import ChannelRow, channel_rows
 from node.exchange.effects import EffectDriver, EffectRefused
-from node.exchange.strangers import PREPAID_RAIL, channel_of, is_stranger
 from node.exchange.wallet_refusals import NoBonds, NotDollars, NothingThere, TooLittle
 
 RAIL: Final = "stablecoin"
@@ -60,22 +60,6 @@ class Holdings:
     coin: int
 
 
-@frozen
-class ChannelRow:
-    """One channel as the books have it, or what was paid in advance by x402. `free` covers nothing and can go back.
-
-    `x402`: one of the two is no node. `at_risk` is what the payer has paid or signed beyond what it owes: nothing
-    between nodes, a request's maximum or a balance where it is by x402.
-    """
-
-    account: Account
-    x402: bool
-    id: bytes | None
-    free: int
-    at_risk: int
-    effect: Tracked | None
-
-
 class Wallet:
     """What the owner can see and do. Acts raise WalletRefused, EffectRefused, ChainError, and what `open_channel` does.
 
@@ -110,29 +94,8 @@ class Wallet:
     # Channels
 
     def channels(self) -> list[ChannelRow]:
-        """All accounts on channels, and those paid in advance by x402; what this node pays comes first."""
-        books = self._book.journal.books
-        # One that was opened just now has an effect on its way, and no account yet.
-        keys = [key for key in {**books.accounts, **books.effects} if key.rail in (RAIL, PREPAID_RAIL)]
-        return [self._row(books.account(key)) for key in sorted(keys, key=lambda key: key.payer != self._book.me)]
-
-    def _row(self, account: Account) -> ChannelRow:
-        key = account.key
-        stranger = next((did for did in (key.payer, key.payee) if is_stranger(did)), None)
-        number = self._channel_id(key) if stranger is None else channel_of(stranger)
-        effect = self._book.journal.books.effects.get(key)
-        return ChannelRow(
-            account, stranger is not None, number, free_collateral(account), self._at_risk(account), effect
-        )
-
-    def _at_risk(self, account: Account) -> int:
-        key, owed = account.key, account.owed
-        if key.rail == PREPAID_RAIL:
-            return max(account.funded - account.withdrawn - owed, 0)
-        if is_stranger(key.payee):
-            return account.reserved  # what was signed for the request under way
-        held = self._book.strangers.voucher(key) if is_stranger(key.payer) else None
-        return max(account.authorized - owed, held.total - owed if held is not None else 0, 0)
+        """All channels; see `channel_rows`."""
+        return channel_rows(self._book, self._channel_id)
 
     async def deposit(self, peer: Did, amount: Amount) -> Tracked | None:
         """Put money into the channel from which a peer is paid; opened, if there is none."""

@@ -96,7 +96,7 @@ def test_with_a_signer_there_is_no_key_to_make(home: Path, passphrase: Path, idl
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("channels",),
+        ("find",),
         ("deposit", "did:key:z6Mk", "1usd"),
         ("claim",),
         ("withdraw", "did:key:z6Mk"),

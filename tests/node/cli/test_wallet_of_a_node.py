@@ -122,6 +122,7 @@ def test_owners_lock_stakes_and_fill_channels_and_take_both_back(
             what_cannot_be_moved_says_what_to_do(tmp_path / "buyer", seller.did, idlemesh)
             a_channel_is_filled_and_emptied(tmp_path / "buyer", seller.did, idlemesh)
         home = Home(tmp_path / "buyer")
+        what_is_in_channels_is_told_from_the_ledger(home.folder, seller.did, idlemesh)
         for lost in (home.ledger, *home.chain.iterdir()):
             lost.unlink()
         with up(loop, tmp_path / "buyer", bought, [(seller.did, seller.url)]) as buyer:
@@ -191,6 +192,11 @@ def a_channel_is_filled_and_emptied(folder: Path, them: str, idlemesh: Idlemesh)
     back = idlemesh("wallet", "withdraw", them, "0.5usd", *home, "--json").json()["effects"]
     assert [(one["kind"], one["amount"]) for one in back] == [("refund", "0.500000usd")]
     assert channel()["gone_back"] == "0.500000usd"
+
+
+def what_is_in_channels_is_told_from_the_ledger(folder: Path, them: str, idlemesh: Idlemesh) -> None:
+    (row,) = idlemesh("wallet", "channels", "--home", folder, "--json").json()["channels"]
+    assert (row["peer"], row["deposited"], row["gone_back"]) == (them, "2.000000usd", "0.500000usd")
 
 
 def a_channel_is_found_again(folder: Path, them: str, idlemesh: Idlemesh) -> None:
