@@ -56,11 +56,10 @@ class Chooser:
 
     async def _fees(self, rail: Rail, kind: Kind, accounts: int) -> Fees | None:
         accounts = min(accounts, _TOGETHER)
-        one = await self.fee(rail, kind, 1)
-        many = one if accounts == 1 else await self.fee(rail, kind, accounts)
+        one = await self._fee(rail, kind, 1)
+        many = one if accounts == 1 else await self._fee(rail, kind, accounts)
         return None if one is None or many is None else Fees.between(one, many, accounts)
 
-    async def fee(self, rail: Rail, kind: Kind, accounts: int) -> int | None:
-        """What a rail says that moving so many accounts costs now, in its unit; None: it cannot tell."""
+    async def _fee(self, rail: Rail, kind: Kind, accounts: int) -> int | None:
         fee = await self._mover.bounded(rail, rail.fee(kind, accounts))
         return fee if type(fee) is int and fee >= 0 else None

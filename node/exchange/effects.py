@@ -124,11 +124,6 @@ class EffectDriver:
                     await self._mover.look(key, rail)
         return self._book.journal.books.account(key)
 
-    async def fee(self, rail: str, kind: Kind, accounts: int = 1) -> int | None:
-        """What a rail says that moving so many accounts costs now, in its unit; None: it cannot tell."""
-        found = self._rails.get(rail)
-        return None if found is None else await self._chooser.fee(found, kind, accounts)
-
     async def dismiss(self, key: bytes) -> None:
         """The owner has seen an effect that failed or was contradicted, and gives it up. Raises EffectRefused.
 
@@ -240,7 +235,7 @@ class EffectDriver:
         elif tracked.state == "settled":
             if self._is_to_be_confirmed(tracked, rail):
                 await self._mover.confirm(rail, tracked)
-        elif self._is_pressing(tracked):
+        elif self._mover.is_pressing(tracked):
             await self._mover.retry(rail, tracked)
         return False
 
@@ -259,13 +254,6 @@ class EffectDriver:
         wish = self._chooser.wish(tracked.effect.account, rail)
         heard_s = self._book.now() - tracked.heard
         return (wish is not None and wish.ripe) or not 0 <= heard_s < self._pace.confirm_s
-
-    def _is_pressing(self, tracked: Tracked) -> bool:
-        """Whether a claim that was contradicted cannot wait for its owner: its collateral is leaving.
-
-        It may be retried without a risk, for under its key it is paid once; but not for ever.
-        """
-        return tracked.effect.kind == "claim" and self._mover.wait(tracked.effect.account).press()
 
     def _lock(self, key: AccountKey) -> asyncio.Lock:
         return self._locks.setdefault(key, asyncio.Lock())

@@ -141,6 +141,13 @@ class Mover:
         await self.tell(tracked, "retried", why=tracked.why)
         await self.find_out(rail, tracked)
 
+    def is_pressing(self, tracked: Tracked) -> bool:
+        """Whether a claim that was contradicted cannot wait for its owner: its collateral is leaving.
+
+        It may be retried without a risk, for under its key it is paid once; but not for ever.
+        """
+        return tracked.effect.kind == "claim" and self.wait(tracked.effect.account).press()
+
     async def tell(self, tracked: Tracked, news: News, moved: int = 0, why: str = "") -> None:
         """Write one piece of news, and in the same entry what it settles. Raises AccountError, NotNow."""
         effect = tracked.effect
