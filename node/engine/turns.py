@@ -7,7 +7,8 @@ work, and what they have at hand they finish. So that two busy models do not tak
 least time once it was loaded (from an owner's claim only if the owner uses it), and is not taken at a short pause
 between two uses. Who was sent away and told to come again keeps the claim for a while. Models that do not get done
 within a bounded time take work again, for the least time at least, and the claim goes to the end of the line; so they
-do where nobody comes for the room that they have made.
+do where nobody comes for the room that they have made. What is loaded before its turn, because there was room for it
+just then, has no least time: else small models could keep a large one waiting for ever.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
@@ -95,8 +96,9 @@ class Turns(Generic[K]):
             stay.used, stay.owners = now, stay.owners or not sold
 
     def loaded(self, one: K, now: float) -> None:
-        """A model has had its turn: it is in memory."""
-        self._stays[one] = _Stay(now, now, owners=self._for_owner(one))
+        """A model is in memory, by its turn or because there was room."""
+        since = now if self._first() in (one, None) else now - self._pace.residence
+        self._stays[one] = _Stay(since, now, owners=self._for_owner(one))
         for sold in (False, True):
             claim = self._claims.get((one, sold))
             if claim is not None:

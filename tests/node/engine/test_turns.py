@@ -62,6 +62,22 @@ def test_two_busy_models_take_turns_of_the_least_time() -> None:
     assert [later - earlier for earlier, later in pairwise(changes)] == [PACE.residence] * 9
 
 
+def test_what_is_loaded_before_its_turn_keeps_nobody_waiting() -> None:
+    turns: Turns[str] = Turns(PACE)
+    turns.loaded("small", 0)
+    turns.use("small", False, 0)
+    turns.wait("large", False, 0)
+    turns.wait("other", False, 9)
+    turns.loaded("other", 10)
+    turns.use("other", False, 10)
+    turns.leave("other", False, 10, comes_back=False)
+    made: list[str | None] = []
+    for now in (29, 30):
+        turns.look(now, {"large": 2}, [("small", 1), ("other", 1)])
+        made.append(turns.next)
+    assert (made, turns.leaves("other")) == ([None, "large"], True)
+
+
 def test_who_waited_longest_is_first_and_the_owner_before_all() -> None:
     room = Room()
     room.load("a", 0)
