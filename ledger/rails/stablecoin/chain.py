@@ -241,7 +241,7 @@ class Chain:
         sending = self._sending()
         if sending.outcome(key).state in ("waiting", "mined"):
             with contextlib.suppress(Unreachable):
-                await sending.tend()
+                await sending.tend(key)
         return sending.outcome(key)
 
     async def settled(self, key: bytes) -> Outcome:

@@ -7,6 +7,7 @@ from attrs import frozen
 
 from ledger.rails.stablecoin.contracts import Call, answered, encoded
 from ledger.rails.stablecoin.digests import keccak
+from ledger.rails.stablecoin.errors import Unreachable
 from ledger.rails.stablecoin.networks import Network, checksummed
 from ledger.rails.stablecoin.rpc import Endpoints, Said, head, hexed, octets, quantity
 
@@ -39,7 +40,10 @@ async def gas_price(endpoints: Endpoints, network: Network) -> GasPrice:
     """
     heads = await endpoints.ask_all("eth_getBlockByNumber", "latest", False, parse=head)
     tips = await endpoints.ask_all("eth_maxPriorityFeePerGas", parse=quantity)
-    base = _middle([each.base_fee for _, each in heads if not isinstance(each, Said)])
+    bases = [each.base_fee for _, each in heads if not isinstance(each, Said)]
+    if not bases:
+        raise Unreachable("none gives the last block")
+    base = _middle(bases)
     tip = _middle([each for _, each in tips if not isinstance(each, Said)])
     return GasPrice(base + tip, 2 * base + tip, tip, await _l1_byte(endpoints, network))
 

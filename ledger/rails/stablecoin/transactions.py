@@ -185,12 +185,13 @@ class Transactions:
 
     # Afterwards
 
-    async def tend(self) -> None:
-        """Bring everything that waits one step further. Raises Unreachable."""
+    async def tend(self, only: bytes | None = None) -> None:
+        """Bring everything that waits one step further, or the one of a key. Raises Unreachable."""
         heads = [each for _, each in await self._endpoints.ask_all("eth_blockNumber", parse=quantity)]
         deep = min((each for each in heads if not isinstance(each, Said)), default=0) - self._network.confirmations
         async with self._tending:
-            for sent in sorted(self._outbox.waiting.values(), key=lambda each: each.nonce):
+            waiting = [each for each in self._outbox.waiting.values() if only in (None, each.key)]
+            for sent in sorted(waiting, key=lambda each: each.nonce):
                 self._sent_at.setdefault(sent.key, time.monotonic())
                 await self._tend(sent, deep)
         async with self._tended:

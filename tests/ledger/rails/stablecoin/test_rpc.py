@@ -191,6 +191,21 @@ async def test_one_that_lags_lowers_what_is_seen_and_shows_nothing_false(
         assert (seen.block, seen.deposited, seen.balance) == (int(old["number"], 16), 0, DEPOSIT)
 
 
+async def test_one_that_stopped_long_ago_holds_nobody_up(chain: Anvil, opens: Opens, pair: Pair) -> None:
+    payer = await opens(pair.payer)
+    old = chain.rpc("eth_getBlockByNumber", "latest", False)
+    old["timestamp"] = hexed(int(old["timestamp"], 16) - 86_400)
+
+    def stopped(method: str, parameters: list[Any], found: Any) -> Any:
+        return old if (method, parameters[:1]) == ("eth_getBlockByNumber", ["latest"]) else found
+
+    await pair.deposit(payer, payer, DEPOSIT)
+    chain.mine(2)
+    async with between(chain.url, stopped) as (address, _):
+        looked = await opens(rpc=(address, chain.url))
+        assert (await looked.look(pair.config)).deposited == DEPOSIT
+
+
 async def test_every_endpoint_is_told_what_it_serves_before_it_counts(chain: Anvil, opens: Opens) -> None:
     async with between(chain.url, honest) as (address, asked):
         looked = await opens(rpc=(address,))
