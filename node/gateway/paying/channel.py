@@ -146,7 +146,7 @@ class ChannelPayment:
         for account in self._till.accounts_with(self._signing.coin.network, self._terms.pay_to):
             other = account.key.rail == self._key.rail and account.key != self._key
             if other and account.funded - account.withdrawn > account.owed:
-                raise OtherChannel(self._limits.name, "receiverAuthorizer or withdrawDelay")
+                raise OtherChannel(self._limits.name)
 
     async def _pending_deposit(self) -> dict[str, Any] | None:
         """The payload of a deposit of which it is not known that it came; None if there is none any more."""

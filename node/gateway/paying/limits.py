@@ -44,8 +44,12 @@ class OtherPayee(PaymentRefused):
 class OtherChannel(PaymentRefused):
     """The terms are for another channel than the one that has the money."""
 
-    def __init__(self, name: str, what: str) -> None:
-        super().__init__(name, f"wants another channel than the one that holds its money ({what} has changed)")
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            name,
+            "wants another channel than the one that holds its money (its receiverAuthorizer or withdrawDelay has "
+            "changed, or this node's wallet): take that back first, by `idlemesh wallet withdraw`",
+        )
 
 
 class AsksTooMuch(PaymentRefused):

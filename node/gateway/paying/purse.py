@@ -83,8 +83,8 @@ class Purse:
             else:
                 payment = ChannelPayment(limits, self._signing, till, terms, demand)
             with _telling(limits.name):
-                await till.pin(limits.name, terms.pay_to)
                 await payment.plan()
+                await till.pin(limits.name, terms.pay_to)
             try:
                 yield _Guarded(payment, limits.name)
             finally:

@@ -386,6 +386,7 @@ async def test_what_is_beyond_the_limits_is_refused_unsigned(
 
     assert (buyer.wallet.signed, exact.presented) == ([], [])
     assert not buyer.till.accounts_with(NETWORK, exact.address)
+    assert buyer.till.pay_to("shop") is None
 
 
 async def test_the_money_goes_where_it_went_first(exact: X402Seller, chain: Anvil, buyer: Buyer) -> None:
