@@ -114,7 +114,8 @@ def _settled(home: Home, peer: str, amount: str, yes: bool) -> Any:
             raise
         if not sys.stdin.isatty():
             raise CommandFailed(f"{error}: --yes asks all the same") from None
-        if not typer.confirm(f"{plain(str(error))[:1].upper()}{plain(str(error))[1:]}. Ask all the same?"):
+        said = plain(str(error))
+        if not typer.confirm(f"{said[:1].upper()}{said[1:]}. Ask all the same?", err=True):
             raise CommandFailed("nothing was asked") from None
         return _post(home, peer, amount, "ask?in_advance=1")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,7 +160,9 @@ def test_what_cannot_be_let_go_is_refused_with_advice(
     assert complaint in said.err
 
 
-def test_two_owners_come_to_owe_each_other_nothing(idlemesh: Idlemesh, owners: Nodes) -> None:
+def test_two_owners_come_to_owe_each_other_nothing(
+    idlemesh: Idlemesh, owners: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A dispute is resolved, a debt forgiven, mutual debts are set off, and the rest is settled."""
     assert "costs 0.000060usd" in idlemesh("resolve", ORDER.digest.hex()[:12], *theirs(owners)).out
     assert "Nothing is in dispute" in idlemesh("disputes", *ours(owners)).out
@@ -174,6 +177,10 @@ def test_two_owners_come_to_owe_each_other_nothing(idlemesh: Idlemesh, owners: N
     assert idlemesh("net", THEM.did, *ours(owners), "--json").json()["netted"] == ["0.000050usd"]
     refused = idlemesh("settle", THEM.did, "0.000011usd", *ours(owners))
     assert (refused.status, "only 0.000010usd is owed" in refused.err, "--yes" in refused.err) == (1, True, True)
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    asked = idlemesh("settle", THEM.did, "0.000011usd", *ours(owners))
+    assert (asked.status, "Ask all the same? [y/N]" in asked.err, "nothing was asked" in asked.err) == (1, True, True)
     assert "Asked." in idlemesh("settle", THEM.did, "0.000011usd", *ours(owners), "--yes").out
     said = idlemesh("settle", THEM.did, "0.000010usd", *ours(owners)).out
     assert "takes the place of the 0.000011usd" in said
