@@ -19,7 +19,16 @@ _LEAST_DELAY_S: Final = 15 * 60
 _LONGEST_DELAY_S: Final = 30 * 86_400
 DEFAULT_PAID_PORT: Final = 8402
 
-AddressText = Annotated[str, Field(pattern=r"^0x[0-9a-fA-F]{40}$")]
+
+def _without_slips(text: str) -> str:
+    """An address whose checksum fits, if it is written in mixed case."""
+    from ledger.rails.stablecoin.networks import typed_address  # what is imported with it, most nodes do without
+
+    typed_address(text)
+    return text
+
+
+AddressText = Annotated[str, Field(pattern=r"^0x[0-9a-fA-F]{40}$"), AfterValidator(_without_slips)]
 Bytes32Text = Annotated[str, Field(pattern=r"^0x[0-9a-fA-F]{64}$")]
 _Folder = Annotated[Path, AfterValidator(Path.expanduser)]
 

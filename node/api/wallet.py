@@ -11,7 +11,7 @@ from ledger.money import Amount, MoneyError, parse_amount
 from ledger.rails.stablecoin.bond_terms import BondRefused, Stake
 from ledger.rails.stablecoin.bonds import Done
 from ledger.rails.stablecoin.errors import ChainError
-from ledger.rails.stablecoin.networks import Network, address, checksummed
+from ledger.rails.stablecoin.networks import Network, checksummed, typed_address
 from ledger.records import MAX_ARBITERS
 from node.api.channel_rows import channel_row
 from node.api.effects import effect_row
@@ -190,9 +190,10 @@ def _conditions(request: web.Request) -> Conditions | None:
 
 def _address(text: str, param: str) -> bytes:
     try:
-        return address(text)
-    except ValueError:
-        raise ApiError(400, f"{text[:80]!r} is no address: it is 0x and 40 hexadecimal digits", param=param) from None
+        return typed_address(text)
+    except ValueError as error:
+        why = str(error) if "checksum" in str(error) else f"{text[:80]!r} is no address: it is 0x and 40 digits"
+        raise ApiError(400, why, param=param) from None
 
 
 def _number(request: web.Request, name: str, default: int) -> int:

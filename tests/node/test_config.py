@@ -472,6 +472,14 @@ top_up_below = "0.2usd"
 """
 
 
+def test_a_mistyped_address_is_told_at_the_start(write: Write) -> None:
+    right = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed"
+    section = '[buy]\narbiters = ["{}"]\n'
+    assert load_config(write(section.format(right)), {}).buy.arbiters == (right,)
+    with pytest.raises(BadConfig, match=r"buy\.arbiters\.0: the checksum of 0x5AAeb.* a digit was mistyped"):
+        load_config(write(section.format(right.replace("5aA", "5AA"))), {})
+
+
 def test_money_on_a_chain_is_off_until_its_section_is_written(write: Write) -> None:
     assert load_config(None, {}).stablecoin is None
     chain = load_config(write(CHAIN), {}).stablecoin

@@ -57,6 +57,15 @@ def address(text: str) -> bytes:
     return raw
 
 
+def typed_address(text: str) -> bytes:
+    """An address that somebody typed: in mixed case its checksum (EIP-55) has to fit. Raises ValueError."""
+    raw = address(text)
+    digits = text.removeprefix("0x")
+    if digits not in (digits.lower(), digits.upper()) and digits != checksummed(raw).removeprefix("0x"):
+        raise ValueError(f"the checksum of {text} is wrong (EIP-55): a digit was mistyped, copy it again")
+    return raw
+
+
 def checksummed(raw: bytes) -> str:
     """An address as people and wallets write it (EIP-55)."""
     digits = raw.hex()

@@ -169,6 +169,7 @@ def what_cannot_be_moved_says_what_to_do(folder: Path, them: str, idlemesh: Idle
         (("unbond",), "this node has locked no bond yet"),
         (("bond", "5usd", "--quorum", "1"), "name each with --arbiter"),
         (("bond", "5usd", "--arbiter", "0x12"), "is no address"),
+        (("bond", "5usd", "--arbiter", f"0xA{'a' * 39}"), "a digit was mistyped"),
     ):
         said = idlemesh("wallet", *arguments, "--home", folder)
         assert said.status == 1

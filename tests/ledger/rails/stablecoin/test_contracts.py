@@ -21,6 +21,7 @@ from ledger.rails.stablecoin.networks import (
     checksummed,
     network,
     networks,
+    typed_address,
 )
 
 ABI = Path(__file__).parents[4] / "contracts" / "abi"
@@ -127,3 +128,20 @@ def test_bytes_that_are_no_answer_are_refused() -> None:
     for raw in (b"", b"\xff" * 31, b"\xff" * 32):
         with pytest.raises(Malformed):
             decoded(["uint128"], raw)
+
+
+# The examples of EIP-55.
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0x52908400098527886E0F7030069857D2E4169EE7",
+        "0xde709f2102306220921060314715629080e2fb77",
+        "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed",
+        "0xD1220A0cf47c7B9Be7A2E6BA89F429762e7b9aDb",
+    ],
+)
+def test_an_address_that_was_mistyped_shows_by_its_checksum(text: str) -> None:
+    assert typed_address(text) == typed_address(text.lower()) == bytes.fromhex(text[2:])
+    if text[2:] not in (text[2:].upper(), text[2:].lower()):
+        with pytest.raises(ValueError, match="a digit was mistyped"):
+            typed_address(text[:-1] + text[-1].swapcase() if text[-1].isalpha() else text.swapcase())
