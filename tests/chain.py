@@ -158,7 +158,8 @@ class Anvil:
                 self.kill()
                 self.start()
                 self.rpc("anvil_loadState", state)
-                self.mine(_DEEP)  # it keeps no state of blocks from before
+            # Of older blocks it has the state no longer: after a start none, and else of some hundred, undone ones too.
+            self.mine(_DEEP)
 
     # Asking it
 
