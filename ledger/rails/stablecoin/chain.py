@@ -105,6 +105,7 @@ class Chain:
             self._tending.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._tending
+        await self._watch.close()
         await self.endpoints.close()
 
     async def check(self) -> None:

@@ -74,6 +74,7 @@ class Watch:
         self._turn = 0  # whose events are read
         self._lock = asyncio.Lock()
         self._adopting = asyncio.Semaphore(_ADOPTED_AT_ONCE)
+        self._adoptions: dict[bytes, asyncio.Task[None]] = {}
 
     async def look(self, config: ChannelConfig) -> ChannelView:
         """A channel now. Raises Unreachable, Disagreement, ChannelUnknown."""
@@ -170,8 +171,28 @@ class Watch:
                 raise Unreachable("a channel was opened too long ago to look for its events")
         return found
 
+    async def close(self) -> None:
+        """Read no further."""
+        for task in (under_way := list(self._adoptions.values())):
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+
     async def _adopt(self, channel: bytes, now: Head) -> None:
-        """Add up a channel's past, back to where it was opened; meanwhile others are looked at."""
+        """Add up a channel's past, once for all who wait for it; it goes on when they no longer do."""
+        task = self._adoptions.get(channel)
+        if task is None:
+            task = asyncio.create_task(self._add_up(channel, now))
+            self._adoptions[channel] = task
+            task.add_done_callback(lambda done: self._is_adopted(channel, done))
+        await asyncio.shield(task)
+
+    def _is_adopted(self, channel: bytes, done: asyncio.Task[None]) -> None:
+        del self._adoptions[channel]
+        if not done.cancelled() and done.exception() is not None:
+            _log.debug("a channel's past could not be read: %s", done.exception())
+
+    async def _add_up(self, channel: bytes, now: Head) -> None:
+        """Back to where it was opened; meanwhile others are looked at."""
         states = await self._states(channel, now.number)
         if all(each == ChannelState(0, 0) for each in states) or len(self._sights.sums) >= _MAX_CHANNELS:
             raise ChannelUnknown(channel)

@@ -17,14 +17,21 @@ def honest(method: str, parameters: list[Any], found: Any) -> Any:
 
 
 @asynccontextmanager
-async def between(url: str, twist: Twist = honest) -> AsyncIterator[tuple[str, list[str]]]:
-    """An endpoint in front of a chain; its address, and the methods that it was asked for."""
+async def between(
+    url: str, twist: Twist = honest, before: Callable[[str], Awaitable[None]] | None = None
+) -> AsyncIterator[tuple[str, list[str]]]:
+    """An endpoint in front of a chain; its address, and the methods that it was asked for.
+
+    It waits for `before`, of a method, until it asks the chain.
+    """
     asked: list[str] = []
     async with ClientSession() as session:
 
         async def answer(request: web.Request) -> web.Response:
             question = await request.json()
             asked.append(question["method"])
+            if before is not None:
+                await before(question["method"])
             async with session.post(url, json=question) as response:
                 found = await response.json()
             if "result" in found:

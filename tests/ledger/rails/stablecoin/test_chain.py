@@ -144,6 +144,31 @@ async def test_a_look_asks_little_and_needs_nobody_who_calls_for_others(chain: A
         assert (await looked.look(pair.config)).balance == DEPOSIT
 
 
+async def test_a_long_past_is_read_to_its_end_though_nobody_waits_for_it(
+    chain: Anvil, pair: Pair, opens: Opens
+) -> None:
+    payer = await opens(pair.payer)
+    await pair.deposit(payer, payer, DEPOSIT)
+    chain.mine(2)
+    reading, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly(method: str) -> None:
+        if method == "eth_getLogs":
+            reading.set()
+            await go_on.wait()
+
+    async with between(chain.url, before=slowly) as (address, asked):
+        looked = await opens(rpc=(address,))
+        looking = asyncio.create_task(looked.look(pair.config))
+        await reading.wait()
+        looking.cancel()
+        again = asyncio.create_task(looked.look(pair.config))
+        go_on.set()
+        assert (await again).deposited == DEPOSIT
+        # Its past once, and once more what came after it.
+        assert asked.count("eth_getLogs") == 2
+
+
 async def test_what_the_network_below_takes_for_bytes_is_told(chain: Anvil, tmp_path: Path) -> None:
     # Returns 7 * 1024 whatever it is asked: a stand-in for the oracle of an OP stack chain.
     chain.rpc("anvil_setCode", "0x" + "0f" * 20, "0x611c0060005260206000f3")
