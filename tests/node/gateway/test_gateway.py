@@ -398,6 +398,16 @@ async def test_a_stream_that_breaks_off_says_so_and_keeps_what_was_shown(
     assert (lost.route, lost.order is not None, lost.cost) == (seller.did, True, uusd(0))
 
 
+async def test_whoever_is_told_that_nobody_can_answer_learns_what_a_lost_answer_was(
+    speaking: Tokenizer, clock: ManualClock, move_in: Move
+) -> None:
+    seller = await store(speaking, clock)
+    household = await move_in({}, CutLine(seller.seller, after=6))
+    with pytest.raises(Unservable) as caught:
+        await household.told(streaming=False)
+    assert [(lost.route, lost.order is not None) for lost in caught.value.lost] == [(seller.did, True)]
+
+
 async def test_a_cut_answer_with_a_receipt_is_not_passed_off_as_whole(
     speaking: Tokenizer, clock: ManualClock, move_in: Move
 ) -> None:
