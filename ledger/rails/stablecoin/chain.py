@@ -105,6 +105,8 @@ class Chain:
             self._tending.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._tending
+        if self._transactions is not None:
+            await self._transactions.close()
         await self._watch.close()
         await self.endpoints.close()
 

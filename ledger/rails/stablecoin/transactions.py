@@ -87,6 +87,7 @@ class Transactions:
         self._stuck_s = stuck_s
         self._sent_at: dict[bytes, float] = {}
         self._submitting = asyncio.Lock()
+        self._submissions: dict[bytes, asyncio.Task[Outcome]] = {}
         self._tending = asyncio.Lock()
         self._tended = asyncio.Condition()
 
@@ -106,10 +107,30 @@ class Transactions:
             return self.outcome(key)
 
     async def submit(self, key: bytes, call: Call) -> Outcome:
-        """Send it, if its key was not sent before. Whatever is raised, it was not and will not be sent.
+        """Send it, if its key was not sent before. What is raised says that it was not and will not be sent.
 
-        Raises Refused, TooDear, NoEther, SignerFailed, OutboxFull, Unreachable.
+        Who stops waiting stops nothing: someone may have to press a button at the signer. Raises Refused, TooDear,
+        NoEther, SignerFailed, OutboxFull, Unreachable.
         """
+        task = self._submissions.get(key)
+        if task is None:
+            task = asyncio.create_task(self._submit(key, call))
+            self._submissions[key] = task
+            task.add_done_callback(lambda done: self._is_submitted(key, done))
+        return await asyncio.shield(task)
+
+    def _is_submitted(self, key: bytes, done: asyncio.Task[Outcome]) -> None:
+        del self._submissions[key]
+        if not done.cancelled() and done.exception() is not None:
+            _log.debug("a transaction was not sent: %s", done.exception())
+
+    async def close(self) -> None:
+        """Sign nothing more; what is in the outbox is sent after the next start."""
+        for task in (under_way := list(self._submissions.values())):
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+
+    async def _submit(self, key: bytes, call: Call) -> Outcome:
         async with self._submitting:
             if self.outcome(key).state != "absent":
                 return self.outcome(key)

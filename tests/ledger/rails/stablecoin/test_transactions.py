@@ -1,13 +1,18 @@
 """Transactions arrive once: through time-outs, crashes, replaced blocks and forgetful chains."""
 
+import asyncio
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from attrs import define, field
 
 from ledger.rails.stablecoin import contracts
 from ledger.rails.stablecoin.contracts import Call
 from ledger.rails.stablecoin.errors import ChainError, Refused, Unreachable
+from ledger.rails.stablecoin.keys import Key
 from ledger.rails.stablecoin.networks import checksummed
 from ledger.rails.stablecoin.outbox import OutboxUnreadable
 from tests.chain import ETHER, Anvil
@@ -38,6 +43,50 @@ async def test_one_key_is_sent_once_however_often_it_is_asked_for(chain: Anvil, 
     assert (found.state, found.gas) == ("settled", 21_000)
     assert await sender.submit(b"1", gift()) == found
     assert given(chain) == 1
+
+
+@define
+class Deliberate:
+    """A signer that takes its time."""
+
+    key: Key
+    asked: asyncio.Event = field(factory=asyncio.Event)
+    agreed: asyncio.Event = field(factory=asyncio.Event)
+
+    @property
+    def address(self) -> bytes:
+        return self.key.address
+
+    async def sign(self, digest: bytes, shown: Mapping[str, Any]) -> bytes:
+        self.asked.set()
+        await self.agreed.wait()
+        return self.key.signature(digest)
+
+
+async def test_who_stops_waiting_for_a_signature_stops_nothing(chain: Anvil, opens: Opens) -> None:
+    signer = Deliberate(key(chain))
+    sender = await opens(signer)
+    waiting = asyncio.create_task(sender.submit(b"1", gift()))
+    await signer.asked.wait()
+    waiting.cancel()
+    assert (await sender.outcome(b"1")).state == "absent"
+    again = asyncio.create_task(sender.submit(b"1", gift()))
+    signer.agreed.set()
+    assert (await again).state == "waiting"
+    chain.mine(3)
+    assert (await sender.outcome(b"1")).state == "settled"
+    assert given(chain) == 1
+
+
+async def test_a_node_that_ends_while_it_waits_for_a_signature_sends_nothing(chain: Anvil, opens: Opens) -> None:
+    signer = Deliberate(key(chain))
+    sender = await opens(signer, folder="same")
+    waiting = asyncio.create_task(sender.submit(b"1", gift()))
+    await signer.asked.wait()
+    await sender.close()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert (await (await opens(signer, folder="same")).outcome(b"1")).state == "absent"
 
 
 async def test_what_was_sent_before_a_crash_is_known_after_it(chain: Anvil, opens: Opens) -> None:
