@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from attrs import define
+
 from ledger.account import Account, AccountKey
 from ledger.changes import VoucherReceived
 from ledger.effects import Effect, Kind
@@ -28,11 +30,24 @@ from ledger.rails.stablecoin.deposits import Deposits
 from ledger.rails.stablecoin.digests import ChannelConfig, Place
 from ledger.rails.stablecoin.errors import ChainError, ChannelUnknown, Disagreement, Unreachable
 from ledger.rails.stablecoin.gas import in_uusd, needed
+from ledger.rails.stablecoin.networks import checksummed
 from ledger.rails.stablecoin.returns import Returns
 from ledger.rails.stablecoin.sending import Act, TriedOften, waits
 from ledger.records import Signed, Voucher
 
 _log = logging.getLogger(__name__)
+
+
+@define
+class AnotherWallet(Exception):
+    """The channel is not the open wallet's."""
+
+    needed: bytes
+    found: bytes
+
+    def __str__(self) -> str:
+        needed, found = checksummed(self.needed), checksummed(self.found)
+        return f"the channel is the wallet's {needed}, and {found} is open: start the node with the other one's key"
 
 
 class Stablecoin:
@@ -145,10 +160,11 @@ class Stablecoin:
         if isinstance(found, Answer):
             return found
         try:
+            self._check_wallet(effect)
             return await found()
         except (Unreachable, Disagreement) as error:
             return Answer("unknown", why=str(error))
-        except (ChainError, TriedOften) as error:
+        except (ChainError, TriedOften, AnotherWallet) as error:
             return Answer("failed", why=str(error))
 
     async def fate(self, effect: Effect) -> Answer:
@@ -162,6 +178,13 @@ class Stablecoin:
     async def bring(self, key: AccountKey, deposit: Deposit) -> None:
         """Bring a payer's signed deposit to the chain, at this payee's expense. Raises DepositRefused, ChainError."""
         await self._deposits.bring(key, self._channel(key), deposit)
+
+    def _check_wallet(self, effect: Effect) -> None:
+        """Whether the open wallet can move this channel's money for this node. Raises AnotherWallet, NoWallet."""
+        config, has = self._channel(effect.account), self._chain.address
+        by_payer = effect.account.payer == self._me
+        if has not in ((config.payer,) if by_payer else (config.receiver, config.receiver_authorizer)):
+            raise AnotherWallet(config.payer if by_payer else config.receiver, has)
 
     async def _next(self, effect: Effect) -> Answer | Act:
         """What became of an effect, or what is to be done next for it. Raises ChainError."""

@@ -259,6 +259,18 @@ async def test_a_withdrawal_goes_on_after_everything_but_the_keys_and_the_journa
     assert chain.channel(one.seller.rail.place.channel_id(one.config)) == (6_000_000, 0)
 
 
+async def test_another_wallet_than_the_channel_s_moves_nothing(chain: Anvil, opens: Opens) -> None:
+    one = await trade(chain, opens)
+    await one.fund(FUNDS)
+    one.pay(3_000_000)
+    for node, effect in ((one.seller, one.effect("claim", 3_000_000, 0)), (one.buyer, one.effect("top_up", 1, FUNDS))):
+        node.wallet = key(chain)
+        await node.forgetful(opens)
+        answer = await node.rail.perform(effect)
+        assert (answer.fate, "start the node with the other one's key" in answer.why) == ("failed", True)
+        assert chain.pending() == []
+
+
 # What is not known
 
 
