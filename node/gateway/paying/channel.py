@@ -40,7 +40,6 @@ class ChannelPayment:
         self._channel = signing.channel_id(self._config)
         self._key = till.channel_to(signing.coin.network, terms.pay_to, self._channel)
         self._order = b""
-        self._base = 0
         self._header = ""
         self._corrected = False
         self.charged = 0
@@ -61,11 +60,12 @@ class ChannelPayment:
         terms, network = self._terms, self._signing.coin.network
         deposit = await self._pending_deposit()
         account = await self._account()
-        # One that nothing was heard of does not count beside the one that takes its place.
-        open_amount = account.reserved
-        self._limits.check(terms.amount, self._demand, self._till.spent_today(network, terms.pay_to) - open_amount)
-        self._base = account.owed
-        total, funds = self._base + terms.amount, 0
+        # What nothing was heard of may have been charged all the same, up to the higher of the two totals.
+        unheard = account.reserved
+        promised = terms.amount if self._corrected else max(terms.amount, unheard)
+        spent = self._till.spent_today(network, terms.pay_to) - unheard + promised - terms.amount
+        self._limits.check(terms.amount, self._demand, spent)
+        total, funds = account.owed + terms.amount, 0
         missing = total - account.capacity
         if missing <= 0:
             payload = self._signing.voucher(self._config, total)
@@ -81,7 +81,7 @@ class ChannelPayment:
         voucher = held_voucher(self._config, payload["voucher"])
         # A deposit has to be sent again until it is known to have come; a voucher is followed by the next.
         again = self._header if payload.get("type") == "deposit" else ""
-        self._order = await self._till.plan(self._key, terms.amount, funds, terms.valid_s, again, voucher)
+        self._order = await self._till.plan(self._key, promised, funds, terms.valid_s, again, voucher)
 
     async def taken(self, response: str) -> None:
         """See `Payment.taken`."""

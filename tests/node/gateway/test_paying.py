@@ -1,11 +1,12 @@
 """Buying from sellers that are x402's own server code, on a real chain: what is promised, taken, lost and refused."""
 
 import contextlib
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 import pytest
@@ -313,6 +314,44 @@ async def test_a_channel_that_the_journal_has_lost_is_found_on_the_chain(
         found = only_account(anew, batch)
     assert (found.funded, found.owed) == (10_000, 600)
     assert buyer.wallet.signed == ["ReceiveWithAuthorization"]
+
+
+# Whatever happens
+
+
+@pytest.mark.parametrize("scheme", ["exact", "batch-settlement"])
+async def test_books_and_seller_never_differ_by_more_than_what_is_open(
+    chain: Anvil, buyer: Buyer, scheme: Literal["exact", "batch-settlement"]
+) -> None:
+    rng = random.Random(scheme)
+    async with selling(chain, scheme) as seller:
+
+        def taken() -> int:
+            if scheme == "exact":
+                return chain.dollars(seller.address)
+            kept = seller.batch.get_storage().get(only_account(buyer, seller).key.payee.partition("#")[2])
+            return int(kept.charged_cumulative_amount) if kept is not None else 0
+
+        for step in range(40):
+            seller.breaks, seller.loses = rng.random() < 0.2, rng.random() < 0.3
+            seller.amount = rng.choice((400, 700, 1_000))
+            seller.charge = None if scheme == "exact" else rng.randint(0, seller.amount)
+            if rng.random() < 0.3:  # the node starts again
+                buyer.till = Till(buyer.book, SeededEntropy(1_000 + step))
+                await buyer.till.open()
+            with contextlib.suppress(RemoteFailed):
+                await buyer.ask(seller, buyer.purse())
+            account = only_account(buyer, seller)
+            assert account.owed <= taken() <= account.owed + account.reserved <= account.capacity
+        seller.breaks = seller.loses = False
+        with contextlib.suppress(PaymentPending):
+            await buyer.ask(seller, buyer.purse())
+        buyer.clock.advance(3_600)
+        await Sweeper(buyer.till, buyer.signing).sweep()
+        account = only_account(buyer, seller)
+        assert (account.owed, account.reserved) == (taken(), 0)
+        spent = DOLLARS - chain.dollars("0x" + buyer.wallet.address.hex())
+        assert account.capacity == spent
 
 
 # A node's own door
