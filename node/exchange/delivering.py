@@ -124,7 +124,8 @@ class Delivering:
             client=self.sale.buyer,
             sold=True,
         )
-        work = Work(self.sale.stand.ware.engine, job, self.sale.stand.ware.tokenizer.eog)
+        ware = self.sale.stand.ware
+        work = Work(ware.engine, job, ware.tokenizer.eog, ware.miss)
         try:
             async with (
                 contextlib.aclosing(work.pieces()) as pieces,

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
 from attrs import evolve
@@ -28,8 +28,11 @@ class Work:
     Seed and positions are the same as without a rest, so the tokens are those that would have come anyway.
     """
 
-    def __init__(self, engine: Engine, job: Job, end_ids: frozenset[int]) -> None:
-        self._engine, self._job, self._end_ids = engine, job, end_ids
+    def __init__(
+        self, engine: Engine, job: Job, end_ids: frozenset[int], miss: Callable[[], None] = lambda: None
+    ) -> None:
+        """`miss` is told, again and again, while no slot is free after a rest."""
+        self._engine, self._job, self._end_ids, self._miss = engine, job, end_ids, miss
         self.patience_s = _PATIENCE_S  # how long to look for a slot after a rest
         self._given: tuple[int, ...] = ()
         self._running: AsyncGenerator[Piece, None] | None = None
@@ -57,6 +60,7 @@ class Work:
                 self._running = None
             if loop.time() >= until:
                 raise NoSlotLeft
+            self._miss()
             await asyncio.sleep(_AGAIN_S)
 
     async def _asked(self) -> Piece | None:

@@ -34,7 +34,9 @@ from ledger.records import (
     sign,
 )
 from node.engine.memory import FINGERPRINT, MemoryEngine, memory_manifest
+from node.engine.pool import Pool, PooledEngine
 from node.engine.port import Engine
+from node.engine.stock import Stock
 from node.exchange.auditor import Auditor
 from node.exchange.book import Book
 from node.exchange.buyer import Buyer
@@ -43,6 +45,7 @@ from node.exchange.purchase import Ask, Purchase
 from node.exchange.sale import Elsewhere, Ware
 from node.exchange.seller import PATIENCE_S, Credit, Seller
 from node.exchange.settler import AuditPolicy, Settler
+from node.models.known import FileIdentity
 from node.models.manifest import Manifest
 from node.models.tokenizer import Tokenizer
 from node.ports import Clock, Entropy, ManualClock, SeededEntropy
@@ -101,6 +104,19 @@ def engine_of(
         eog=tokenizer.eog,
         **settings,
     )
+
+
+def pooled(pool: Pool, folder: Path, name: str, make: Callable[[], MemoryEngine]) -> PooledEngine:
+    """An engine in a pool of which it fills the most."""
+    (folder / name).touch()
+
+    async def load() -> Engine:
+        return make()
+
+    engine = make()
+    identity = FileIdentity.of(folder / name)
+    stock = Stock(name, folder / name, identity, engine.manifest, FINGERPRINT, engine.context, 1, 60, load)
+    return pool.add(stock)
 
 
 @define

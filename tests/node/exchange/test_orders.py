@@ -1,7 +1,7 @@
 """What a seller refuses, with which reason, and that it serves the next buyer as if nothing had happened."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,29 @@ from ledger.commitments import SALT_BYTES
 from ledger.identity import Identity
 from ledger.journal import Entry, MemoryJournal
 from ledger.records import CLOCK_SKEW_S, Order, Receipt, open_record, sign
-from node.engine.memory import FINGERPRINT, MemoryEngine
-from node.engine.pool import Pool, PooledEngine
-from node.engine.port import Engine, Job
-from node.engine.stock import Stock
+from node.engine.memory import MemoryEngine
+from node.engine.pool import Pool
+from node.engine.port import Job
 from node.engine.turns import Pace
 from node.exchange.stands import OFFER_LIFETIME_S
-from node.models.known import FileIdentity
 from node.models.tokenizer import Tokenizer
 from node.ports import ManualClock
 from node.wire.frames import ReceiptFrame
 from node.wire.messages import MAX_SEALED, RefusalCode, Refused
 from node.wire.sealing import KeyPair
-from tests.node.trading import CREDIT, HOT, Draft, Store, draft_order, engine_of, frames_of, ids_of, price_of, uusd
+from tests.node.trading import (
+    CREDIT,
+    HOT,
+    Draft,
+    Store,
+    draft_order,
+    engine_of,
+    frames_of,
+    ids_of,
+    pooled,
+    price_of,
+    uusd,
+)
 from tests.node.trading import refusal_of as refused
 
 BUYER = Identity(bytes([2]) * 32)
@@ -197,19 +207,6 @@ async def test_an_order_while_every_slot_is_taken(tokenizer: Tokenizer, clock: M
     assert refusal.code == "busy"
     assert refusal.retry_after is not None
     await first.aclose()
-
-
-def pooled(pool: Pool, folder: Path, name: str, make: Callable[[], MemoryEngine]) -> PooledEngine:
-    """An engine in a pool of which it fills the most."""
-    (folder / name).touch()
-
-    async def load() -> Engine:
-        return make()
-
-    engine = make()
-    identity = FileIdentity.of(folder / name)
-    stock = Stock(name, folder / name, identity, engine.manifest, FINGERPRINT, engine.context, 1, 60, load)
-    return pool.add(stock)
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["named", "unknown"])

@@ -2,13 +2,17 @@
 
 import asyncio
 from contextlib import aclosing
+from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from node.engine.memory import MemoryEngine
+from node.engine.pool import Pool
 from node.engine.port import EngineBusy, Job
+from node.engine.turns import Pace
 from node.exchange.work import NoSlotLeft, Work
-from tests.node.trading import HOT, until
+from tests.node.trading import HOT, pooled, until
 from verify.steering import Steering
 
 PROMPT = (11, 12, 13)
@@ -67,6 +71,27 @@ async def test_a_rest_gives_the_slot_back_and_it_is_asked_for_again_until_it_is_
     assert (await following).ids
     await pieces.aclose()
     await until(lambda: engine.free_slots() == 1)
+
+
+async def test_work_whose_model_was_dropped_while_it_rested_gets_it_back_in_its_turn(tmp_path: Path) -> None:
+    pool = Pool(100, pace=Pace(after=0, residence=0.05, pause=0))
+    engine = pooled(pool, tmp_path, "mine", lambda: MemoryEngine(eog=NEVER))
+    other = pooled(pool, tmp_path, "other", lambda: MemoryEngine(eog=NEVER))
+    work = Work(engine, job(40), NEVER, engine.miss)
+    pieces = work.pieces()
+    ids = list((await anext(pieces)).ids)
+    await work.aclose()
+    running = other.generate(evolve(job(30), sold=True))
+    await anext(running)
+    following = asyncio.ensure_future(anext(pieces))
+    await until(lambda: not other.free_slots() and engine.state == "on disk")
+    late = asyncio.ensure_future(anext(other.generate(evolve(job(30), sold=True))))
+    await running.aclose()
+    ids += (await following).ids
+    ids += [token async for piece in pieces for token in piece.ids]
+    assert (await late).ids
+    await pool.close()
+    assert ids == await done(Work(MemoryEngine(eog=NEVER), job(40), NEVER))
 
 
 async def test_work_that_finds_no_slot_after_a_rest_says_so() -> None:
