@@ -109,6 +109,9 @@ def test_the_tokenizer_of_an_offer_is_what_its_digest_says(node: RunningNode) ->
         ("grants/did:key:z6Mknobody/uusd", 400, "malformed"),
         (f"grants/{STRANGER.did}/eur", 402, "credit"),
         (f"grants/{STRANGER.did}/msat", 402, "credit"),
+        (f"grants/{STRANGER.did}/uusd/stablecoin", 403, "rail"),
+        (f"grants/{STRANGER.did}/uusd/" + "x" * 999, 403, "rail"),
+        ("channel-terms", 403, "rail"),
         ("tokenizers/" + "ab" * 32, 404, "unknown_offer"),
         ("tokenizers/" + "ab" * 31, 400, "malformed"),
         ("tokenizers/..%2f..%2fidentity.key", 400, "malformed"),
@@ -123,6 +126,11 @@ def test_questions_about_what_is_not_there_get_a_typed_refusal(
     node: RunningNode, path: str, status: int, code: str
 ) -> None:
     assert refusal_of(request(node, "GET", f"/mesh/v1/{path}"), status).code == code
+
+
+@pytest.mark.parametrize("path", ["channels", "deposits"])
+def test_a_node_without_a_wallet_is_paid_by_no_channel(node: RunningNode, path: str) -> None:
+    assert refusal_of(request(node, "POST", f"/mesh/v1/{path}", b"\xa0"), 403).code == "rail"
 
 
 @pytest.mark.parametrize("path", ["orders", "acknowledgements", "cancels"])
