@@ -75,7 +75,7 @@ class OpenAiDoor:
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """Answer a conversation."""
         async with self._at_work():
-            asked = parse(chat.ChatRequest, await _body(request))
+            asked = parse(chat.ChatRequest, await read_body(request))
             work = partial(chat.ask, asked, request.headers, self._default, self._entropy)
             # Grammars of large schemas take a while, in which others are answered.
             asking = await asyncio.to_thread(work) if asked.has_schemas else work()
@@ -84,7 +84,7 @@ class OpenAiDoor:
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """Go on with prompts."""
         async with self._at_work():
-            asked = parse(completions.CompletionRequest, await _body(request))
+            asked = parse(completions.CompletionRequest, await read_body(request))
             return await self._responder.respond(
                 request, completions.ask(asked, request.headers, self._default, self._entropy)
             )
@@ -92,7 +92,7 @@ class OpenAiDoor:
     async def embed(self, request: web.Request) -> web.Response:
         """Texts as vectors."""
         async with self._at_work():
-            asked = parse(EmbeddingRequest, await _body(request))
+            asked = parse(EmbeddingRequest, await read_body(request))
             try:
                 embedded = await self._gateway.embed(asked.model, asked.inputs())
             except FAILURES as error:
@@ -114,9 +114,10 @@ class OpenAiDoor:
             self._requests -= 1
 
 
-async def _body(request: web.Request) -> bytes:
+async def read_body(request: web.Request, within_s: float = _READ_S) -> bytes:
+    """A request's body. Raises ApiError."""
     try:
-        async with asyncio.timeout(_READ_S):
+        async with asyncio.timeout(within_s):
             return await request.read()
     except TimeoutError:
-        raise ApiError(408, f"the body did not arrive within {_READ_S:.0f} seconds", code="timeout") from None
+        raise ApiError(408, f"the body did not arrive within {within_s:.0f} seconds", code="timeout") from None

@@ -21,6 +21,7 @@ from ledger.money import Amount
 from node.api import chat
 from node.api.answers import Responder
 from node.api.errors import FAILURES, ApiError, busy, told
+from node.api.openai import read_body
 from node.api.requests import Wishes, parse
 from node.api.server import Encoded, Handler, errors, is_loopback
 from node.exchange.book import NO_LEDGER
@@ -110,7 +111,7 @@ class PaidDoor:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """Answer a conversation that is paid for."""
-        asked = parse(chat.ChatRequest, await _body(request))
+        asked = parse(chat.ChatRequest, await read_body(request, _READ_S))
         work = partial(chat.ask, asked, {}, _WISHES, self._entropy)
         asking = await asyncio.to_thread(work) if asked.has_schemas else work()
         try:
@@ -238,11 +239,3 @@ async def _ended(paid: Paid, counter: Counter) -> Mapping[str, str]:
 
 def _settled(said: Settled) -> web.Response:
     return web.json_response({"refunded": said.amount, "unit": "uusd"}, headers=header_of(said))
-
-
-async def _body(request: web.Request) -> bytes:
-    try:
-        async with asyncio.timeout(_READ_S):
-            return await request.read()
-    except TimeoutError:
-        raise ApiError(408, f"the body did not arrive within {_READ_S:.0f} seconds", code="timeout") from None
