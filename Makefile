@@ -1,5 +1,6 @@
 # make run     set up .venv, then watch three nodes buy, sell, check and pay for inference
 # make test    set up .venv with the tools of the tests, then run the whole suite
+# make chain   start a chain of your own, to try money on; needs Node with npm
 # make contracts  compile the Solidity contracts anew and run forge's tests of them; needs Node with npm
 # make slither    look for known mistakes in them, with slither in an environment of its own
 # make format  put the code into its one format
@@ -12,7 +13,7 @@ recent = -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python $(recent) 2>/dev/null && echo $$python && break; done)
 
-.PHONY: run test format lock contracts slither setup setup-dev python
+.PHONY: run test format lock chain contracts slither setup setup-dev python
 
 run: setup
 	@.venv/bin/idlemesh demo $(ARGS)
@@ -23,6 +24,9 @@ test: setup-dev
 format: setup-dev
 	.venv/bin/ruff check --fix-only --quiet
 	.venv/bin/ruff format
+
+chain: setup
+	@.venv/bin/python -m tools.chain $(ARGS)
 
 contracts: python
 	@"$(PYTHON)" -m tools.contracts $(ARGS)
