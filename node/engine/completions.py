@@ -23,6 +23,8 @@ _BUSY: Final = frozenset({429, 503, 529})
 # Where only the server can count: few tokens have less than three bytes.
 _TOKEN_BYTES: Final = 3
 _MESSAGE_TOKENS: Final = 8
+# What a server that wants to be paid may say in a header: it lists all ways, and what else it offers.
+_MAX_TERMS: Final = 64 * 1024
 # What comes between the end of an answer and the end of its stream: counts, and what was paid.
 _MAX_TAIL: Final = 16
 
@@ -120,7 +122,12 @@ class CompletionsClient:
             headers["Authorization"] = f"Bearer {endpoint.key}"
         timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_S, sock_read=self._stall_s)
         return self._session.post(
-            endpoint.url + path, json=sent, headers=headers, timeout=timeout, allow_redirects=False
+            endpoint.url + path,
+            json=sent,
+            headers=headers,
+            timeout=timeout,
+            allow_redirects=False,
+            max_field_size=_MAX_TERMS if self.pays else None,
         )
 
     def _wants_pay(self, response: aiohttp.ClientResponse) -> str | None:

@@ -134,8 +134,8 @@ class X402Seller:
 
 
 @contextlib.asynccontextmanager
-async def selling(chain: Anvil, scheme: str) -> AsyncIterator[X402Seller]:
-    """A seller by one scheme, which brings its money to the chain by itself."""
+async def selling(chain: Anvil, scheme: str, ways: int = 1) -> AsyncIterator[X402Seller]:
+    """A seller by one scheme, which brings its money to the chain by itself; it lists so many ways to pay."""
     wallet = chain.wallet()
     seller = X402Seller(chain, scheme, wallet.address)
     signer = FacilitatorWeb3Signer(wallet.key.hex(), chain.url)
@@ -151,7 +151,7 @@ async def selling(chain: Anvil, scheme: str) -> AsyncIterator[X402Seller]:
     for one in schemes:
         resource.register(NETWORK, one)
     option = PaymentOption(scheme, wallet.address, seller.price, NETWORK, 300)
-    seller.server = x402HTTPResourceServer(resource, {f"POST {PATH}": RouteConfig(accepts=option)})
+    seller.server = x402HTTPResourceServer(resource, {f"POST {PATH}": RouteConfig(accepts=[option] * ways)})
     await asyncio.to_thread(seller.server.initialize)
     app = web.Application()
     app.router.add_post(PATH, seller.answer)

@@ -399,6 +399,14 @@ async def test_a_node_s_balance_pays_for_the_next_requests(
     assert (ours.funded - ours.withdrawn, ours.reserved) == (500, 0)
 
 
+async def test_terms_may_be_long_within_bounds(chain: Anvil, buyer: Buyer) -> None:
+    async with selling(chain, "exact", ways=30) as talkative:
+        assert await buyer.ask(talkative, buyer.purse()) == "Once upon"
+    async with selling(chain, "exact", ways=300) as endless:
+        with pytest.raises(RemoteFailed):
+            await buyer.ask(endless, buyer.purse(name="other"))
+
+
 # What is refused before anything is signed
 
 
