@@ -5,6 +5,7 @@ written to the outbox, and only then sent, to every endpoint: so a key moves mon
 time-outs alike, and an error of `submit` says that nothing was sent. From then on it is tended:
 
     in a block deep enough, as every endpoint that answers says    it is through: settled, or failed if it reverted
+    so too as some say, and all say that its nonce is used         the same: others may keep no receipts
     in a block                                                     wait
     in none (never, or its block was replaced)                     send it again, the same bytes
     in none for too long                                           replace it: same nonce, 12.5% more
@@ -18,7 +19,7 @@ follows each other closely never collides; another program with the same key may
 import asyncio
 import logging
 import time
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 from attrs import evolve, frozen
 
@@ -36,6 +37,9 @@ _MAX_FORMS: Final = 32  # of one transaction: each offers 12.5% more, so the las
 # Between estimate and block the state may change: a first claim of a receiver writes words that later ones do not.
 _MAX_GAS: Final = 10_000_000  # a claim of 50 takes less than a million
 _SPARE_NUMERATOR, _SPARE_DENOMINATOR, _SPARE_GAS = 5, 4, 20_000
+
+# Who has a transaction's receipt; `several` have different ones.
+_Word: TypeAlias = Literal["all", "some", "several", "none"]
 
 _log = logging.getLogger(__name__)
 
@@ -180,7 +184,7 @@ class Transactions:
         return max([min(counts), *(sent.nonce + 1 for sent in self._outbox.waiting.values())])
 
     async def _is_used(self, nonce: int, block: int) -> bool:
-        return min(await self._nonces(hexed(block)), default=0) > nonce
+        return block >= 0 and min(await self._nonces(hexed(block)), default=0) > nonce
 
     async def _nonces(self, block: str) -> list[int]:
         """The nonce after a block, as every endpoint that answers has it."""
@@ -219,23 +223,25 @@ class Transactions:
             self._tended.notify_all()
 
     async def _tend(self, sent: Sent, deep: int) -> None:
-        found, agreed = await self._receipts(sent)
-        if found is not None:
+        found, word = await self._receipts(sent)
+        is_stuck = time.monotonic() - self._sent_at[sent.key] >= self._stuck_s
+        is_used = word != "all" and (word != "none" or is_stuck) and await self._is_used(sent.nonce, deep)
+        if found is not None and found.block <= deep and (word == "all" or (word == "some" and is_used)):
+            state: Any = "settled" if found.succeeded else "failed"
+            self._through(sent, Outcome(state, found.hash, found.block, found.gas, found.fee))
+        elif word == "all" or (word != "none" and (is_used or not is_stuck)):
             self._outbox.mark(sent.key, True)
-            if agreed and found.block <= deep:
-                state: Any = "settled" if found.succeeded else "failed"
-                self._through(sent, Outcome(state, found.hash, found.block, found.gas, found.fee))
-            return
-        self._outbox.mark(sent.key, False)
-        if time.monotonic() - self._sent_at[sent.key] < self._stuck_s:
-            await self._send(sent)
-        elif deep >= 0 and await self._is_used(sent.nonce, deep):
-            await self._anew(sent)
         else:
-            await self._replace(sent)
+            self._outbox.mark(sent.key, False)
+            if not is_stuck:
+                await self._send(sent)
+            elif is_used:
+                await self._anew(sent)
+            else:
+                await self._replace(sent)
 
-    async def _receipts(self, sent: Sent) -> tuple[_Receipt | None, bool]:
-        """The receipt of whichever form was mined; and whether everyone who answers says so."""
+    async def _receipts(self, sent: Sent) -> tuple[_Receipt | None, _Word]:
+        """The receipt of whichever form was mined, and who says so."""
         everyone: dict[Any, set[_Receipt]] = {}
         for hash_ in sent.hashes:
             for endpoint, each in await self._endpoints.ask_all(
@@ -246,9 +252,11 @@ class Transactions:
                     heard.add(each)
         places = {(each.hash, each.block_hash, each.succeeded) for heard in everyone.values() for each in heard}
         if not places:
-            return None, False
+            return None, "none"
         found = next(each for heard in everyone.values() for each in heard)
-        return found, len(places) == 1 and all(everyone.values())
+        if len(places) > 1:
+            return found, "several"
+        return found, "all" if all(everyone.values()) else "some"
 
     async def _anew(self, sent: Sent) -> None:
         """Its nonce went to something else. The receipt is asked once more, for it may just have come."""

@@ -160,18 +160,41 @@ async def test_one_that_hides_a_withdrawal_is_overruled_and_a_false_balance_coun
 
 
 async def test_a_transaction_is_through_when_everyone_says_so(chain: Anvil, opens: Opens, pair: Pair) -> None:
-    lying = True
+    hidden = {"eth_getTransactionReceipt": None, "eth_getTransactionCount": "0x0"}
 
     def hide(method: str, parameters: list[Any], found: Any) -> Any:
-        return None if method == "eth_getTransactionReceipt" and lying else found
+        return hidden.get(method, found)
 
     async with between(chain.url, hide) as (liar, _):
         sender = await opens(key(chain), rpc=(chain.url, liar))
         await pair.submit(sender, b"1", contracts.approve(pair.config.token, pair.receiver.address, 1))
         chain.mine(2)
         assert (await sender.outcome(b"1")).state == "mined"
-        lying = False
+        hidden.pop("eth_getTransactionCount")  # it keeps no receipts, and says at least that the nonce is used
         assert (await sender.outcome(b"1")).state == "settled"
+
+
+async def test_one_that_invents_a_receipt_keeps_no_transaction_from_being_replaced(
+    chain: Anvil, opens: Opens, pair: Pair
+) -> None:
+    def invent(method: str, parameters: list[Any], found: Any) -> Any:
+        if method != "eth_getTransactionReceipt":
+            return found
+        receipt = {"blockNumber": "0x1", "blockHash": hexed(bytes(32)), "status": "0x1", "gasUsed": "0x1"}
+        return {"transactionHash": parameters[0], "effectiveGasPrice": "0x1"} | receipt
+
+    async with between(chain.url, invent) as (liar, _):
+        sender = await opens(key(chain), rpc=(liar, chain.url), stuck_s=0)
+        with chain.without_mining():
+            await sender.submit(b"1", contracts.approve(pair.config.token, pair.receiver.address, 1))
+            (first,) = chain.pending()
+            assert (await sender.outcome(b"1")).state == "waiting"
+            (second,) = chain.pending()
+            assert (await sender.outcome(b"1")).state == "waiting"
+            (third,) = chain.pending()
+            assert len({first, second, third}) == 3
+            chain.mine(3)
+        assert (await sender.outcome(b"1")).state == "mined"
 
 
 async def test_one_that_lags_lowers_what_is_seen_and_shows_nothing_false(
