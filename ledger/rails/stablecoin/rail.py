@@ -20,7 +20,7 @@ from ledger.account import Account, AccountKey
 from ledger.changes import VoucherReceived
 from ledger.effects import Effect, Kind
 from ledger.identity import Identity
-from ledger.rails.port import Answer, Sight
+from ledger.rails.port import Answer, Fate, Sight
 from ledger.rails.stablecoin import vouchers
 from ledger.rails.stablecoin.books import Books, Deposit
 from ledger.rails.stablecoin.chain import Chain
@@ -209,7 +209,10 @@ class Stablecoin:
                 case "pay":
                     return Answer("failed", why="what is owed on a channel is claimed by its payee")
         except ChannelUnknown as error:
-            return Answer("absent" if effect.kind == "claim" else "failed", why=str(error))
+            # A channel that was emptied before anything was claimed is as one that never was.
+            fate: dict[Kind, Fate] = {"claim": "absent", "refund": "settled"}
+            found = fate.get(effect.kind, "failed")
+            return Answer(found, effect.amount if found == "settled" else 0, str(error))
         except TriedOften as error:
             return Answer("failed", why=str(error))
 

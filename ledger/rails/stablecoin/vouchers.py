@@ -90,6 +90,7 @@ def _recovered(digest: bytes, signature: bytes) -> PublicKey | None:
     if int.from_bytes(signature[32:64], "big") > _HALF_ORDER:
         return None
     try:
+        # Recovered and not only verified: the contracts recover as well, and a wrong v gives them another key.
         return PublicKey.from_signature_and_message(signature[:64] + bytes((signature[64] - 27,)), digest, hasher=None)
     except Exception:  # noqa: BLE001 - libsecp256k1's door raises bare ones for what is no signature
         return None

@@ -259,6 +259,24 @@ async def test_a_withdrawal_goes_on_after_everything_but_the_keys_and_the_journa
     assert chain.channel(one.seller.rail.place.channel_id(one.config)) == (6_000_000, 0)
 
 
+async def test_an_emptied_channel_s_withdrawal_is_over_and_it_can_be_paid_into_again(
+    chain: Anvil, opens: Opens
+) -> None:
+    one = await trade(chain, opens)
+    await one.fund(FUNDS)
+    refund = one.effect("refund", FUNDS, 0)
+    await one.buyer.rail.perform(refund)
+    chain.mine(DEPTH)
+    chain.pass_time(DELAY_S)
+    await one.buyer.rail.perform(refund)
+    chain.mine(DEPTH)
+    await one.buyer.forgetful(opens)
+    assert (await one.buyer.rail.fate(refund)).fate == "settled"
+    assert (await one.look()).funded - one.account.withdrawn == one.account.capacity == 0
+    await one.fund(FUNDS)
+    assert one.account.capacity == FUNDS
+
+
 async def test_another_wallet_than_the_channel_s_moves_nothing(chain: Anvil, opens: Opens) -> None:
     one = await trade(chain, opens)
     await one.fund(FUNDS)

@@ -208,6 +208,12 @@ def test_a_signature_for_another_chain_contract_or_channel_is_worth_nothing(
         check(changed(signature=elsewhere))
 
 
+def test_a_signature_whose_v_is_the_other_one_is_the_contract_s_refusal_later_and_ours_now() -> None:
+    good = voucher().record.signature or b""
+    with pytest.raises(NotTheAuthorizers):
+        check(changed(signature=good[:64] + bytes((27 + 28 - good[64],))))
+
+
 def test_a_channel_whose_wallet_signs_vouchers_itself_counts_for_nothing() -> None:
     own = evolve(CONFIG, payer_authorizer=NOBODY)
     assert not is_promised(PLACE, own, PLACE.channel_id(own), 1, voucher(1).record.signature or b"")
