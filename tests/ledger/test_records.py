@@ -18,6 +18,7 @@ from ledger.records import (
     CLOCK_SKEW_S,
     KINDS,
     Acknowledgement,
+    ChannelTerms,
     Expired,
     Grant,
     Offer,
@@ -210,10 +211,11 @@ TIMED = pytest.mark.parametrize(
         (partial(retimed, Offer), 24 * 3600),
         (partial(retimed, Order), 600),
         (partial(retimed, Grant), 30 * 24 * 3600),
+        (partial(retimed, ChannelTerms), 24 * 3600),
     ],
-    ids=["offer", "order", "grant"],
+    ids=["offer", "order", "grant", "terms"],
 )
-Make = Callable[[int, int], Offer | Order | Grant]
+Make = Callable[[int, int], Offer | Order | Grant | ChannelTerms]
 NOW = 1_800_000_000
 
 
