@@ -18,7 +18,12 @@ from x402.mechanisms.evm.batch_settlement.errors import (
     ERR_RPC_READ_FAILED,
     ERR_VALID_BEFORE_EXPIRED,
 )
-from x402.mechanisms.evm.constants import ERR_NONCE_ALREADY_USED, ERR_SETTLEMENT_PENDING, ERR_TRANSACTION_FAILED
+from x402.mechanisms.evm.constants import (
+    ERR_INSUFFICIENT_BALANCE,
+    ERR_NONCE_ALREADY_USED,
+    ERR_SETTLEMENT_PENDING,
+    ERR_TRANSACTION_FAILED,
+)
 from x402.schemas import PaymentPayload, PaymentRequirements, SettleResponse
 
 from ledger.rails.stablecoin.books import Deposit
@@ -195,6 +200,8 @@ class Bank:
         try:
             if await self._is_used(transfer, deep=False):
                 raise PaymentRefused(ERR_NONCE_ALREADY_USED, "this transfer has happened, or was cancelled")
+            if await self._chain.tokens(wallet_of(transfer.payer)) < transfer.value:  # and nothing is written down
+                raise PaymentRefused(ERR_INSUFFICIENT_BALANCE, "the wallet has less than the transfer")
             await self._book.post(presented(order, transfer))
             return await self._carry_out(order, transfer, shown, whole, asked)
         except ChainError as error:
@@ -211,6 +218,8 @@ class Bank:
                 came = await self._came(order, transfer)
                 if came is not None:
                     await self._end(order, transfer, came)
+        except Refused as error:
+            raise PaymentRefused(ERR_TRANSACTION_FAILED, str(error)) from None
         except (TimeoutError, ChainError) as error:
             if isinstance(error, ChainError):
                 _log.warning("a stranger's transfer is not known to have happened: %s", error)

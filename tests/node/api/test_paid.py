@@ -16,6 +16,7 @@ from x402.http.utils import (
     encode_payment_signature_header,
 )
 from x402.mechanisms.evm.batch_settlement import errors
+from x402.mechanisms.evm.constants import ERR_INSUFFICIENT_BALANCE
 
 from ledger.account import Account
 from ledger.identity import Identity
@@ -184,6 +185,14 @@ async def test_a_transfer_pays_in_advance_and_the_next_requests_spend_of_it(
         assert account.owed == account.settled > 0
         balance = await paying.get(f"{open_door.url}/v1/balance")
         assert balance.json()["left"] == str(500 - account.owed)
+
+
+async def test_who_signs_for_money_that_it_does_not_have_leaves_nothing_behind(door: Open, chain: Anvil) -> None:
+    for scheme in (exact_scheme(chain.wallet()), channel_scheme(chain.wallet(), chain)):
+        async with door() as open_door, client(scheme) as paying:
+            refused = await paying.post(open_door.chat, json=asking())
+            assert refusal(refused) in (ERR_INSUFFICIENT_BALANCE, errors.ERR_DEPOSIT_TRANSACTION_FAILED)
+            assert open_door.book.journal.head.sequence == 0
 
 
 async def test_what_is_left_of_transfers_goes_back_when_its_wallet_asks(
