@@ -21,6 +21,7 @@ from ledger.rails.stablecoin.digests import NOBODY
 from ledger.rails.stablecoin.errors import ChainError
 from ledger.rails.stablecoin.vouchers import is_promised
 from node.exchange.book import Book
+from node.exchange.rates import Rates
 from node.exchange.strangers import CHANNEL_RAIL, HeldVoucher, did_of_wallet, held
 from node.exchange.tabs import TabBusy, Tabs, TabUsedUp
 from node.paid.bank import Bank, Moved, unread
@@ -28,6 +29,10 @@ from node.paid.paid import Paid, channel_state, told
 from node.paid.prepaying import Transfers
 from node.paid.presented import Payment, SignedTransfer, Voucher
 from node.paid.terms import PaymentRefused, Terms
+
+# Looks at the chain in a second, after the first few: of one channel, and of all that this node does not know yet.
+_LOOKS_PER_S: Final = 1.0
+_LOOKS_AT_FIRST: Final = 20.0
 
 
 class Till:
@@ -41,6 +46,7 @@ class Till:
         self._tabs = tabs
         self._bank = bank
         self._rail = rail
+        self._looks = Rates(book.now, _LOOKS_PER_S, _LOOKS_AT_FIRST)
 
     async def take(self, payment: Payment, most: int) -> Paid:
         """Have a request paid for that may cost `most`, in millionths of a dollar. Raises PaymentRefused."""
@@ -137,6 +143,7 @@ class Till:
         """Go on where a channel stands that this node does not know any more. Raises PaymentRefused."""
         if self._book.strangers.voucher(key) is not None:
             return
+        self._count_look("")
         claimed, holds = await self._bank.channel(voucher.config)
         if voucher.total > holds and voucher.deposit is None:
             raise _lacking(holds)
@@ -159,7 +166,14 @@ class Till:
         if voucher.total > (bears := self._rail.capacity(self._tabs.account(key))):
             raise _lacking(bears)
 
+    def _count_look(self, whose: str) -> None:
+        """Looking costs questions to somebody's endpoint. Raises PaymentRefused."""
+        if self._looks.charge(whose) < 0:
+            why = "channels were looked at often enough by now: try again in a few seconds"
+            raise PaymentRefused(errors.ERR_RPC_READ_FAILED, why)
+
     async def _sight(self, key: AccountKey) -> Sight | None:
+        self._count_look(key.payer)
         try:
             return await self._rail.collateral(self._tabs.account(key))
         except ChainError as error:
