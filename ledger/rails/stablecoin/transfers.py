@@ -14,7 +14,7 @@ from ledger.rails.stablecoin.chain import Chain
 from ledger.rails.stablecoin.contracts import Call, Malformed
 from ledger.rails.stablecoin.digests import domain, keccak
 from ledger.rails.stablecoin.networks import Token, checksummed
-from ledger.rails.stablecoin.rpc import Endpoint, digest, hexed, octets
+from ledger.rails.stablecoin.rpc import Endpoint, digest, hexed, octets, quantity
 from ledger.rails.stablecoin.vouchers import signer_of
 
 _FIELDS: Final = "address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,bytes32 nonce"
@@ -107,11 +107,13 @@ async def _moved(endpoint: Endpoint, chain: Chain, payer: bytes, nonce: bytes, v
         last = min(first + step - 1, blocks[-1])
         used = {"address": token, "fromBlock": hexed(first), "toBlock": hexed(last)}
         used["topics"] = [hexed(_USED), hexed(payer.rjust(32, b"\0")), hexed(nonce)]  # type: ignore[assignment]
-        for block, transaction in await endpoint.ask("eth_getLogs", used, parse=_places):
+        for block, place in await endpoint.ask("eth_getLogs", used, parse=_places):
             sides = [hexed(side.rjust(32, b"\0")) for side in (payer, chain.address)]
             moved = {"address": token, "blockHash": hexed(block), "topics": [hexed(_MOVED), *sides]}
             found = await endpoint.ask("eth_getLogs", moved, parse=_amounts)
-            if (transaction, value) in found:
+            # One transaction may use up many nonces and move money once: only what the token tells right after a nonce
+            # was used is that nonce's.
+            if found.get(place + 1) == value:
                 return True
     return False
 
@@ -122,12 +124,11 @@ def _events(found: object) -> list[dict[str, Any]]:
     return found
 
 
-def _places(found: object) -> list[tuple[bytes, bytes]]:
-    return [(digest(each.get("blockHash")), digest(each.get("transactionHash"))) for each in _events(found)]
+def _places(found: object) -> list[tuple[bytes, int]]:
+    """The blocks of events, and their places in them."""
+    return [(digest(each.get("blockHash")), quantity(each.get("logIndex"))) for each in _events(found)]
 
 
-def _amounts(found: object) -> set[tuple[bytes, int]]:
-    return {
-        (digest(each.get("transactionHash")), int.from_bytes(octets(each.get("data")), "big"))
-        for each in _events(found)
-    }
+def _amounts(found: object) -> dict[int, int]:
+    """By their places in a block, what events say that has moved."""
+    return {quantity(each.get("logIndex")): int.from_bytes(octets(each.get("data")), "big") for each in _events(found)}

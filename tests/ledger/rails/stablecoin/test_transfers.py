@@ -1,58 +1,33 @@
-"""Signed transfers, as x402's `exact` scheme signs them and as the token takes them."""
+"""Transfers by signature: what the chain has of them, whatever their payer did besides."""
 
-import pytest
-from attrs import evolve
-from eth_account import Account
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from x402.mechanisms.evm.eip712 import hash_eip3009_authorization
-from x402.mechanisms.evm.types import ExactEIP3009Authorization
+from eth_account.signers.local import LocalAccount
 
-from ledger.rails.stablecoin.networks import Token, network
-from ledger.rails.stablecoin.transfers import Authorization
-from tests.chain import CHAIN_ID, Anvil, RpcError
+from ledger.rails.stablecoin.chain import Chain
+from ledger.rails.stablecoin.transfers import Authorization, happened
+from tests.chain import MULTICALL, Anvil
+from tests.ledger.rails.stablecoin.channels import Pair
+from tests.ledger.rails.stablecoin.conftest import Opens
 
-WALLET = Account.from_key(b"\x07" * 32)
-OTHER = Account.from_key(b"\x08" * 32)
-TOKEN = network("base").token
-_address, _word = st.binary(min_size=20, max_size=20), st.binary(min_size=32, max_size=32)
-_amount, _time = st.integers(1, 2**64), st.integers(0, 2**63)
+VALUE = 2_000
 
 
-def raw(address: str) -> bytes:
-    return bytes.fromhex(address[2:])
+def _call(chain: Chain, wallet: LocalAccount, to: bytes, value: int, nonce: int) -> tuple[str, bytes]:
+    """A transfer that its payer signed, as a call that anyone may make."""
+    token = chain.network.token
+    payer = bytes.fromhex(wallet.address[2:])
+    said = Authorization(payer, to, value, 0, 2**40, nonce.to_bytes(32, "big"))
+    signature = bytes(wallet.unsafe_sign_hash(said.digest(chain.network.chain_id, token)).signature)
+    call = said.call(token, signature)
+    return "0x" + call.to.hex(), call.data
 
 
-@settings(max_examples=100, deadline=None)
-@given(_address, _address, _amount, _time, _time, _word)
-def test_what_is_signed_is_what_x402_signs(
-    payer: bytes, receiver: bytes, value: int, after: int, before: int, nonce: bytes
-) -> None:
-    theirs = ExactEIP3009Authorization(
-        "0x" + payer.hex(), "0x" + receiver.hex(), str(value), str(after), str(before), "0x" + nonce.hex()
-    )
-    expected = hash_eip3009_authorization(theirs, 8453, "0x" + TOKEN.address.hex(), TOKEN.name, TOKEN.version)
-    assert Authorization(payer, receiver, value, after, before, nonce).digest(8453, TOKEN) == expected
-
-
-def test_wallets_sign_the_whole_message() -> None:
-    authorization = Authorization(raw(WALLET.address), raw(OTHER.address), 5, 0, 2**40, b"n" * 32)
-    signature = bytes(WALLET.sign_typed_data(full_message=authorization.typed(8453, TOKEN)).signature)
-    assert authorization.is_signed(8453, TOKEN, signature)
-    assert not authorization.is_signed(1, TOKEN, signature)
-    assert not evolve(authorization, value=6).is_signed(8453, TOKEN, signature)
-    assert not evolve(authorization, payer=raw(OTHER.address)).is_signed(8453, TOKEN, signature)
-
-
-def test_the_token_moves_it_once(chain: Anvil) -> None:
-    payer, receiver = chain.wallet(100), chain.wallet()
-    token = Token(raw(chain.deployed.dollar), "USD Coin", "2")
-    authorization = Authorization(raw(payer.address), raw(receiver.address), 70, 0, 2**40, b"n" * 32)
-    signature = bytes(payer.sign_typed_data(full_message=authorization.typed(CHAIN_ID, token)).signature)
-    call = authorization.call(token, signature)
-    parameters = {"from": receiver.address, "to": "0x" + call.to.hex(), "data": "0x" + call.data.hex()}
-    chain.rpc("anvil_impersonateAccount", receiver.address)
-    chain.rpc("eth_sendTransactionSync", parameters)
-    assert (chain.dollars(payer.address), chain.dollars(receiver.address)) == (30, 70)
-    with pytest.raises(RpcError):
-        chain.rpc("eth_call", parameters, "latest")
+async def test_one_movement_of_money_is_no_two_transfers(chain: Anvil, pair: Pair, opens: Opens) -> None:
+    payer, node = chain.wallet(dollars=VALUE + 1), await opens(pair.receiver)
+    me = bytes.fromhex(payer.address[2:])
+    # In one transaction three nonces are used up by transfers to their payer, and one pays this node.
+    calls = [_call(node, payer, me, 1, nonce) for nonce in (1, 2, 3)]
+    calls.insert(2, _call(node, payer, node.address, VALUE, 4))
+    chain.send(MULTICALL, "tryAggregate(bool,(address,bytes)[])", True, calls)
+    came = [await happened(node, (me, nonce.to_bytes(32, "big")), VALUE, chain.time - 60) for nonce in (1, 2, 3, 4)]
+    assert chain.dollars("0x" + node.address.hex()) == VALUE
+    assert came == [False, False, False, True]
