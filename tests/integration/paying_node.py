@@ -15,6 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any, Final
 
+import uvloop
 from attrs import asdict
 
 import node.own_money
@@ -109,7 +110,7 @@ def _be_a_node(connection: socket.socket) -> None:
         os.dup2(log.fileno(), sys.stderr.fileno())
     opening._ROUND_S = 0.1  # type: ignore[misc]
     setattr(TemplateRenderer, "start", _no_templates)  # noqa: B010 - mypy takes no other method
-    asyncio.run(run(settings, connection))
+    uvloop.run(run(settings, connection))
 
 
 def main() -> None:

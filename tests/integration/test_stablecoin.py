@@ -337,6 +337,8 @@ async def test_whoever_is_killed_at_whichever_step_nothing_is_lost_and_nothing_p
         await market.again(name)
         with contextlib.suppress(ExceptionGroup):  # what the buyer placed in time may have gone through
             await orders
+        if name == "seller":  # what it has signed and nobody saw is told when its buyer connects anew
+            await market.again("buyer")
         await market.funded()
         await market.agree()
     await market.order(1)
