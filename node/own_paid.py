@@ -60,7 +60,7 @@ async def open_paid(stack: contextlib.AsyncExitStack, ground: Ground, money: Mon
         paid.prepaid.value,
         money.settings.min_deposit.value,
     )
-    till = Till(ground.book, tabs, terms, bank, money.rail)
+    till = Till(ground.book, tabs, terms, bank, money.rail, money.channels.has)
     shop = Shop(_wares(ground, paid), ground.book.me, ground.may_sell, ground.config.api.max_tokens)
     refunds = Refunds(ground.book, tabs, till, bank.gas, ground.effects.ask)
     door = PaidDoor(shop, till, refunds, ground.clock, ground.entropy)

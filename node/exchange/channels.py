@@ -58,6 +58,7 @@ class Channels:
         self._dial = dial
         self._strangers = strangers
         self._records: dict[AccountKey, Signed[Channel]] = {}
+        self._salts: set[bytes] = set()
         self._looked_at: dict[AccountKey, Signed[Channel]] = {}
 
     @staticmethod
@@ -72,8 +73,7 @@ class Channels:
         while page := await book.journal.list_records(Channel.kind, _PAGE, before):
             before = page[-1].sequence
             for record in page:
-                signed = open_record(record.raw, Channel)
-                channels._records[key_of(signed.record)] = signed  # the oldest stays
+                channels._take(open_record(record.raw, Channel))  # the oldest stays
         return channels
 
     def record(self, key: AccountKey) -> Signed[Channel] | None:
@@ -84,6 +84,10 @@ class Channels:
         """Those that this node pays and is paid by, but for strangers'."""
         return [signed.record for signed in self._records.values()]
 
+    def has(self, config: ChannelConfig) -> bool:
+        """Whether a channel is between nodes, or is about to be: its salt follows from the two."""
+        return config.salt in self._salts or any(one.record.salt == config.salt for one in self._looked_at.values())
+
     def paid_by(self, payer: str) -> list[AccountKey]:
         """The accounts with a channel of one payer."""
         return [key for key in self._records if key.payer == payer]
@@ -93,7 +97,11 @@ class Channels:
         key = key_of(channel.record)
         if key not in self._records:
             await self._book.post(*events, records=(kept(channel),))
-            self._records.setdefault(key, channel)
+            self._take(self._records.get(key, channel))
+
+    def _take(self, channel: Signed[Channel]) -> None:
+        self._records[key_of(channel.record)] = channel
+        self._salts.add(channel.record.salt)
 
     @contextlib.contextmanager
     def looking_at(self, channel: Signed[Channel]) -> Iterator[AccountKey]:

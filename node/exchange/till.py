@@ -25,6 +25,7 @@ from ledger.records import Channel, ChannelTerms, Signed, open_record, sign
 from node.exchange.book import Book
 from node.exchange.channels import Channels, key_of
 from node.exchange.rates import Rates
+from node.exchange.strangers import did_of_wallet
 from node.wire.messages import Refused, decode_bringing
 
 TERMS_LIFETIME_S: Final = 3_600
@@ -125,8 +126,9 @@ class Till:
                 "credit", f"deposits of less than {self._wanted.min_deposit} are not brought: send it yourself"
             )
         self._charge(self._deposits, channel, "deposits were brought often enough: wait, or send it yourself", 30)
-        with self._channels.looking_at(channel) as key:
-            async with self._at_once, self._lock(key):
+        async with self._at_once, self._lock(key_of(channel.record)):
+            with self._channels.looking_at(channel) as key:
+                self._check_apart(channel.record)
                 try:
                     await self._rail.bring(key, deposit)
                 except Exception as error:  # noqa: BLE001 - whatever it was, the buyer can bring it itself
@@ -149,19 +151,29 @@ class Till:
 
     async def _take_in(self, channel: Signed[Channel]) -> None:
         """Make it an account's channel, if there is money in it. Raises Refused."""
-        sight: Sight | None = None
         with self._channels.looking_at(channel) as key:
+            self._check_apart(channel.record)
+            sight: Sight | None = None
             try:
                 async with asyncio.timeout(_LOOK_S):
                     sight = await self._rail.collateral(self._book.journal.books.account(key))
             except Exception:  # noqa: BLE001 - a rail may fail in any way, and has then said nothing
                 raise Refused("busy", "the chain cannot be looked at now: try again", _RETRY_S) from None
-        if sight is None or sight.funded < self._wanted.min_deposit:
-            seen = 0 if sight is None else sight.funded
-            least = self._wanted.min_deposit
-            raise Refused("credit", f"the channel holds {seen} by now, and {least} is the least", _RETRY_S)
-        facts: tuple[Change, ...] = Funded(sight.funded, sight.sequence), Withdrawn(sight.withdrawn, sight.sequence)
-        await self._channels.keep(channel, *(AccountChanged(key, fact) for fact in facts))
+            if sight is None or sight.funded < self._wanted.min_deposit:
+                seen = 0 if sight is None else sight.funded
+                least = self._wanted.min_deposit
+                raise Refused("credit", f"the channel holds {seen} by now, and {least} is the least", _RETRY_S)
+            facts: tuple[Change, ...] = Funded(sight.funded, sight.sequence), Withdrawn(sight.withdrawn, sight.sequence)
+            await self._channels.keep(channel, *(AccountChanged(key, fact) for fact in facts))
+
+    def _check_apart(self, channel: Channel) -> None:
+        """Money stands behind one account: of a channel that pays by x402 nothing is left for a node. Raises Refused.
+
+        The door for strangers asks the same the other way round. Either is told first who comes, and asks then.
+        """
+        config, place = config_of(channel), self._wanted.place
+        if did_of_wallet(place.network, config.payer, place.channel_id(config)) in self._book.strangers.vouchers:
+            raise Refused("malformed", "this channel pays here by x402: open another one, by another wallet")
 
     def _charge(self, rates: Rates, channel: Signed[Channel], why: str, retry_after: int) -> None:
         """Raises Refused."""

@@ -7,6 +7,7 @@ balance of its payer does not cover the request; else the signature alone says w
 holds what was signed and the order that it pays for, and what money the chain moved is asked of the chain.
 """
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from x402.mechanisms.evm.batch_settlement import errors
@@ -17,7 +18,7 @@ from ledger.changes import Change
 from ledger.events import AccountChanged, Observed
 from ledger.rails.answers import seen
 from ledger.rails.port import Rail, Sight
-from ledger.rails.stablecoin.digests import NOBODY
+from ledger.rails.stablecoin.digests import NOBODY, ChannelConfig
 from ledger.rails.stablecoin.errors import ChainError
 from ledger.rails.stablecoin.vouchers import is_promised
 from node.exchange.book import Book
@@ -38,8 +39,17 @@ _LOOKS_AT_FIRST: Final = 20.0
 class Till:
     """Takes payments by one node's terms."""
 
-    def __init__(self, book: Book, tabs: Tabs, terms: Terms, bank: Bank, rail: Rail) -> None:
-        """`rail` is that of channels."""
+    def __init__(
+        self,
+        book: Book,
+        tabs: Tabs,
+        terms: Terms,
+        bank: Bank,
+        rail: Rail,
+        is_a_nodes: Callable[[ChannelConfig], bool],
+    ) -> None:
+        """`rail` is that of channels; `is_a_nodes`: whether a channel stands behind an account with a node."""
+        self._is_a_nodes = is_a_nodes
         self.terms: Final = terms
         self.transfers: Final = Transfers(book, tabs, terms, bank)
         self._book = book
@@ -71,6 +81,7 @@ class Till:
             if voucher.deposit is not None:
                 moved = await self._bring(voucher, payment, asked)
             await self._see(key, voucher)
+            self._check_apart(voucher.config)  # by now the channel is in the book, for a node that names it to see
             return Paid(await self._tabs.admit(key, most, _held(key, voucher)), payer, network, moved)
         except TabUsedUp as error:
             self._tabs.give_back(key)
@@ -103,7 +114,14 @@ class Till:
         if not is_promised(terms.place, config, voucher.channel, voucher.total, voucher.signature):
             why = "the voucher is not signed by the channel's payerAuthorizer (a key; contracts are not taken)"
             raise PaymentRefused(errors.ERR_INVALID_VOUCHER_SIGNATURE, why)
+        self._check_apart(config)
         return self._tabs.key(did_of_wallet(terms.place.network, config.payer, voucher.channel), CHANNEL_RAIL)
+
+    def _check_apart(self, config: ChannelConfig) -> None:
+        """Money stands behind one account: the vouchers of two on one channel are paid once. Raises PaymentRefused."""
+        if self._is_a_nodes(config):
+            why = "this channel is a node's, and pays for its orders: open one with another salt"
+            raise PaymentRefused(errors.ERR_CHANNEL_ID_MISMATCH, why)
 
     def take_turn(self, key: AccountKey) -> None:
         """Take a channel's turn. Raises PaymentRefused."""

@@ -83,6 +83,8 @@ class Stall:
     chain: Chain
     bank: Bank
     shop: Shop
+    channels: Channels
+    rail: Stablecoin
 
     @property
     def chat(self) -> str:
@@ -128,7 +130,7 @@ async def stall(
     shop = Shop([Ware(engine, tokenizer, "memory", PRICE)], book.me, may_sell, 16)
     bank = Bank(book, tabs, chain, facilitator, wait_s)
     terms = Terms(chain.place, here.token, chain.address, DELAY_S, schemes, budget, least_deposit=5_000)
-    till = Till(book, tabs, terms, bank, rail)
+    till = Till(book, tabs, terms, bank, rail, channels.has)
     door = PaidDoor(shop, till, Refunds(book, tabs, till, bank.gas, driver.ask), clock, entropy)
     listener = socket.create_server(("127.0.0.1", 0))
     async with contextlib.AsyncExitStack() as stack:
@@ -137,7 +139,7 @@ async def stall(
         stack.push_async_callback(_ended, moving)
         await stack.enter_async_context(serving(door.app(), listener, Bounds()))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        yield Stall(url, book, tabs, driver, chain, bank, shop)
+        yield Stall(url, book, tabs, driver, chain, bank, shop, channels, rail)
 
 
 @contextlib.asynccontextmanager
