@@ -55,6 +55,6 @@ lock: python
 	"$(PYTHON)" -m venv build/lock
 	build/lock/bin/pip install --quiet --disable-pip-version-check uv==0.13.8
 	$(UV) pyproject.toml --all-extras --group dev --group build --output-file requirements-dev.lock
-	$(UV) pyproject.toml --extra stablecoin --constraint requirements-dev.lock --output-file requirements.lock
+	$(UV) pyproject.toml --constraint requirements-dev.lock --output-file requirements.lock
 	$(UV) --group build --constraint requirements-dev.lock --output-file requirements-build.lock
 	echo 'slither-analyzer>=0.11' | $(UV) - --output-file contracts/slither.lock

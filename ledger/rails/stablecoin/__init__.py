@@ -5,14 +5,12 @@ nobody trusts, `keys` signs, `transactions` sees to it that what was sent arrive
 `chain` is all of this behind one facade.
 """
 
-import contextlib
 import sys
 from typing import Final
 
 # A library of eth-account's allows a recursion of 100,000 in the whole process when it is imported. Anybody's JSON of
 # that many brackets would then overflow the stack, which ends the process; so it is imported here, and that undone.
-with contextlib.suppress(ImportError):  # nor is there anything to undo without the libraries of chains
-    import py_ecc  # noqa: F401
+import py_ecc  # noqa: F401
 
 _RECURSION: Final = 1_000  # Python's own
 sys.setrecursionlimit(_RECURSION)

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from attrs import Attribute, astuple, field, frozen
-from eth_abi.abi import decode, encode
 from eth_abi.exceptions import DecodingError
+from web3 import Web3
 
 from ledger.rails.stablecoin.digests import ChannelConfig, keccak
 from ledger.rails.stablecoin.networks import ADDRESS_BYTES
 
+CODEC: Final = Web3().codec  # strict: bytes are as long as their type says
 UINT128_MAX: Final = 2**128 - 1
 WORD: Final = 32
 MAX_ROWS: Final = 50  # of one claim: more cost hardly less each
@@ -93,7 +94,7 @@ def encoded(name: str, *values: Any) -> bytes:
     """The data of a call."""
     arguments, _ = FUNCTIONS[name]
     selector = keccak(f"{name}({','.join(arguments)})".encode())[:4]
-    return bytes(selector + encode(arguments, list(values)))
+    return bytes(selector + CODEC.encode(arguments, list(values)))
 
 
 def answered(name: str, found: bytes) -> tuple[Any, ...]:
@@ -104,14 +105,14 @@ def answered(name: str, found: bytes) -> tuple[Any, ...]:
 def decoded(types: Sequence[str], found: bytes) -> tuple[Any, ...]:
     """Values of these types; addresses as hexadecimal text. Raises Malformed."""
     try:
-        return tuple(decode(types, found))
+        return tuple(CODEC.decode(types, found))
     except (DecodingError, OverflowError, ValueError):
         raise Malformed(f"{len(found)} bytes are no ({','.join(types)})") from None
 
 
 def collector_data(valid_after: int, valid_before: int, salt: bytes, signature: bytes) -> bytes:
     """What the EIP-3009 collector needs to know, besides channel and amount. The salt has 32 bytes."""
-    return bytes(encode(["uint256", "uint256", "bytes32", "bytes"], [valid_after, valid_before, salt, signature]))
+    return bytes(CODEC.encode(["uint256", "uint256", "bytes32", "bytes"], [valid_after, valid_before, salt, signature]))
 
 
 def config_read(found: Sequence[Any]) -> ChannelConfig:

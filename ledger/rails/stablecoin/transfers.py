@@ -8,10 +8,9 @@ import math
 from typing import Any, Final
 
 from attrs import field, frozen, validators
-from eth_abi.abi import encode
 
 from ledger.rails.stablecoin.chain import Chain
-from ledger.rails.stablecoin.contracts import Call, Malformed
+from ledger.rails.stablecoin.contracts import CODEC, Call, Malformed
 from ledger.rails.stablecoin.digests import domain, keccak
 from ledger.rails.stablecoin.networks import Token, checksummed
 from ledger.rails.stablecoin.rpc import Endpoint, digest, hexed, octets, quantity
@@ -45,7 +44,7 @@ class Authorization:
     def digest(self, chain_id: int, token: Token) -> bytes:
         """What the payer signs: it binds the chain and the token."""
         prefix = b"\x19\x01" + domain(token.name, token.version, chain_id, token.address)
-        return keccak(prefix + keccak(_TYPE + encode(_ARGUMENTS[:6], self._values())))
+        return keccak(prefix + keccak(_TYPE + CODEC.encode(_ARGUMENTS[:6], self._values())))
 
     def is_signed(self, chain_id: int, token: Token, signature: bytes) -> bool:
         """Whether the payer's key has signed it; wallets that are contracts sign otherwise, and are not asked."""
@@ -54,7 +53,7 @@ class Authorization:
     def call(self, token: Token, signature: bytes) -> Call:
         """The call that makes it happen, by anybody."""
         v, r, s = signature[64], signature[:32], signature[32:64]
-        return Call(token.address, _SELECTOR + encode(_ARGUMENTS, [*self._values(), v, r, s]))
+        return Call(token.address, _SELECTOR + CODEC.encode(_ARGUMENTS, [*self._values(), v, r, s]))
 
     def typed(self, chain_id: int, token: Token) -> dict[str, Any]:
         """The whole message (EIP-712), for wallets that show what they sign."""

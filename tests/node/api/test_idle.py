@@ -27,7 +27,8 @@ def owners(node: RunningNode) -> dict[str, str]:
 def test_it_offers_nothing(node: RunningNode) -> None:
     reply = request(node, "GET", "/mesh/v1/offers")
 
-    assert (reply.status, cbor2.loads(reply.body)) == (200, [])
+    said = cbor2.loads(reply.body)
+    assert (reply.status, said["code"], reply.headers["Retry-After"]) == (503, "not_selling", str(said["retry_after"]))
 
 
 def test_its_owner_is_told_why(node: RunningNode) -> None:
