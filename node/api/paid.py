@@ -123,7 +123,7 @@ class PaidDoor:
             raise told(error, "messages") from None
         paid = await self._taken(request, payment, quote.most)
         counter = Counter(quote, paid.tab.key.payer, self._shop.me)
-        async with self._charged(paid, counter):
+        async with self._charged(request, paid, counter):
             responder = Responder(
                 counter,
                 self._clock,
@@ -142,10 +142,13 @@ class PaidDoor:
             raise self._asked(request, self._till.terms.accepts(most, refused.state), refused) from None
 
     @contextlib.asynccontextmanager
-    async def _charged(self, paid: Paid, counter: Counter) -> AsyncIterator[None]:
+    async def _charged(self, request: web.Request, paid: Paid, counter: Counter) -> AsyncIterator[None]:
         """However it ends, a request is charged; for nothing where it failed here and nothing was sent."""
         try:
             yield
+        except asyncio.CancelledError:
+            counter.abandoned = request.transport is None  # else it is this node that stops
+            raise
         except ApiError as error:
             await paid.tab.charge(0 if counter.failed else counter.cost)
             error.headers |= header_of(paid.response())

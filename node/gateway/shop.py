@@ -136,6 +136,7 @@ class Counter:
         self.answers: Final[list[Answer]] = []
         self.handed_back: Final = asyncio.Event()
         self.failed = False
+        self.abandoned = False  # by its client
         self._client = client
         self._me = me
 
@@ -146,8 +147,12 @@ class Counter:
 
     @property
     def cost(self) -> int:
-        """What it costs by now: nothing before anything was computed, and no prompt where it was broken off here."""
-        return self.quote.cost(self.tokens, whole=not self.failed) if self.tokens else 0
+        """What it costs by now: nothing before there is a token, and no prompt where it was broken off here.
+
+        Who goes away before the first token owes the prompt, or reading long ones would be free work.
+        """
+        begun = self.tokens or (self.abandoned and self.answers)
+        return self.quote.cost(self.tokens, whole=not self.failed) if begun else 0
 
     async def answer(self, question: Question) -> Answer:
         """One answer, begun. Raises EngineError."""

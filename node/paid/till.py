@@ -163,7 +163,7 @@ class Till:
             return
         self._count_look("")
         claimed, holds = await self._bank.channel(voucher.config)
-        if voucher.total > holds and voucher.deposit is None:
+        if voucher.deposit is None and (not holds or voucher.total > holds):
             raise _lacking(holds)
         # Nothing is kept of a channel that may not exist.
         if claimed or voucher.deposit is None:

@@ -1,0 +1,51 @@
+"""What strangers do at the door who mean no good."""
+
+import asyncio
+from pathlib import Path
+
+import httpx
+import pytest
+from x402.http.utils import decode_payment_signature_header, encode_payment_signature_header
+
+from node.models.tokenizer import Tokenizer
+from tests.chain import Anvil
+from tests.node.strangers import asking, channel_scheme, client, raw, refusal, signed, stall, until
+from tests.node.trading import engine_of
+
+
+async def test_a_voucher_for_nothing_on_a_channel_that_nobody_opened_leaves_nothing(
+    chain: Anvil, tmp_path: Path, speaking: Tokenizer
+) -> None:
+    engine, poor = engine_of(speaking), chain.wallet()
+    async with stall(chain, tmp_path, speaking, engine, chain.wallet()) as door, httpx.AsyncClient() as plain:
+        headers = await signed(channel_scheme(poor, chain), door.chat, json=asking())
+        payment = decode_payment_signature_header(headers["PAYMENT-SIGNATURE"])
+        channel = payment.payload["voucher"]["channelId"]
+        signature = poor.unsafe_sign_hash(door.chain.place.voucher(raw(channel), 0)).signature
+        payment.payload["voucher"] = {
+            "channelId": channel,
+            "maxClaimableAmount": "0",
+            "signature": signature.to_0x_hex(),
+        }
+        payment.payload["type"] = "voucher"
+        del payment.payload["deposit"]
+        headers = {"PAYMENT-SIGNATURE": encode_payment_signature_header(payment)}
+        assert refusal(await plain.post(door.chat, json=asking(), headers=headers))
+        assert (door.book.journal.head.sequence, door.book.strangers.vouchers) == (0, {})
+    await engine.close()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_who_goes_away_while_the_prompt_is_read_owes_the_prompt(
+    chain: Anvil, tmp_path: Path, speaking: Tokenizer, streaming: bool
+) -> None:
+    engine, buyer = engine_of(speaking, stall_after=0), chain.wallet(dollars=1_000_000)
+    scheme = channel_scheme(buyer, chain)
+    async with stall(chain, tmp_path, speaking, engine, chain.wallet()) as door, client(scheme) as paying:
+        asked = asyncio.create_task(paying.post(door.chat, json=asking(stream=streaming)))
+        await until(lambda: not engine.free_slots())
+        asked.cancel()
+        await until(lambda: bool(engine.free_slots()) and not door.accounts("stablecoin")[0].reserved)
+        (account,) = door.accounts("stablecoin")
+        assert account.owed == account.authorized > 0
+    await engine.close()
