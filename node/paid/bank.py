@@ -7,7 +7,10 @@ stays there until it is known what became of it: a timeout is unknown, and its m
 """
 
 import asyncio
+import contextlib
 import logging
+from collections import Counter
+from collections.abc import Iterator
 from typing import Final, Protocol
 
 from attrs import frozen
@@ -90,6 +93,7 @@ class Bank:
         self._facilitator = facilitator
         self._wait_s = wait_s
         self._under_way: set[bytes] = set()
+        self._moving: Counter[bytes] = Counter()  # by wallet, units of the token
         self.gas: Final = Gas(book.now)
 
     @property
@@ -161,9 +165,10 @@ class Bank:
         if await self._chain.deposited(config, deposit.salt):
             return None  # it was presented before
         transaction = await sent(self._chain, key, "stranger's deposit")
-        await self._chain.submit(transaction.key, self._chain.bring(config, deposit))
-        self.gas.spend(config.payer)
-        outcome = await self._chain.settled(transaction.key)
+        with self._set_aside(config.payer, deposit.amount, await self._chain.tokens(config.payer)):
+            with self.gas.spending(config.payer, ERR_DEPOSIT_TRANSACTION_FAILED):
+                await self._chain.submit(transaction.key, self._chain.bring(config, deposit))
+            outcome = await self._chain.settled(transaction.key)
         if outcome.state == "failed" and not await self._chain.deposited(config, deposit.salt):
             raise Refused("the deposit was reverted")
         return outcome.hash
@@ -180,6 +185,26 @@ class Bank:
             raise PaymentRefused(said.error_reason or code, "the facilitator does not take this payment")
         text = said.transaction.removeprefix("0x")
         return bytes.fromhex(text) if len(text) == 64 and set(text.lower()) <= set("0123456789abcdef") else None
+
+    @contextlib.contextmanager
+    def _set_aside(self, payer: bytes, amount: int, has: int) -> Iterator[None]:
+        """Of what a wallet has, so much is moving: each of many at once would find it there, and all but one revert.
+
+        Raises PaymentRefused.
+        """
+        moving = self._moving[payer]
+        if has < amount:
+            raise PaymentRefused(ERR_INSUFFICIENT_BALANCE, "the wallet has less than the payment")
+        if has < moving + amount:
+            why = "other payments of this wallet are under way, and it has too little for all: try again in a minute"
+            raise PaymentRefused(ERR_SETTLEMENT_PENDING, why)
+        self._moving[payer] += amount
+        try:
+            yield
+        finally:
+            self._moving[payer] -= amount
+            if not self._moving[payer]:
+                del self._moving[payer]
 
     # Transfers
 
@@ -200,10 +225,10 @@ class Bank:
         try:
             if await self._is_used(transfer, deep=False):
                 raise PaymentRefused(ERR_NONCE_ALREADY_USED, "this transfer has happened, or was cancelled")
-            if await self._chain.tokens(wallet_of(transfer.payer)) < transfer.value:  # and nothing is written down
-                raise PaymentRefused(ERR_INSUFFICIENT_BALANCE, "the wallet has less than the transfer")
-            await self._book.post(presented(order, transfer))
-            return await self._carry_out(order, transfer, shown, whole, asked)
+            payer = wallet_of(transfer.payer)
+            with self._set_aside(payer, transfer.value, await self._chain.tokens(payer)):  # else nothing is kept of it
+                await self._book.post(presented(order, transfer))
+                return await self._carry_out(order, transfer, shown, whole, asked)
         except ChainError as error:
             raise unread(error) from None
         finally:
@@ -235,8 +260,9 @@ class Bank:
     ) -> bytes | None:
         if self._facilitator is not None:
             return await self._settled_elsewhere(self._facilitator, whole, asked, "transaction_failed")
-        await self._chain.submit(order, shown.authorization.call(self.token, shown.signature))
-        self.gas.spend(shown.authorization.payer)
+        payer = shown.authorization.payer
+        with self.gas.spending(payer, ERR_TRANSACTION_FAILED):
+            await self._chain.submit(order, shown.authorization.call(self.token, shown.signature))
         return (await self._chain.settled(order)).hash
 
     async def _came(self, order: bytes, transfer: Transfer) -> bool | None:

@@ -5,9 +5,11 @@ the gas. Each wallet may cause a few transactions, and all together so many; one
 sent, and counts for nothing.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Final
 
+from ledger.rails.stablecoin.errors import ChainError
 from node.exchange.rates import Rates
 from node.paid.terms import PaymentRefused
 
@@ -34,7 +36,20 @@ class Gas:
         if self._of_all.charge(_ALL, 0) < 1:
             raise PaymentRefused(code, "money is moved here often enough by now: try again in a minute")
 
-    def spend(self, wallet: bytes) -> None:
-        """One was sent."""
-        self._of_one.charge(wallet.hex())
-        self._of_all.charge(_ALL)
+    @contextlib.contextmanager
+    def spending(self, wallet: bytes, code: str) -> Iterator[None]:
+        """One is sent for a wallet in the context; where nothing was sent, it raises so. Raises PaymentRefused.
+
+        It counts from the beginning: of many at once, none was sent yet when the last is checked.
+        """
+        self.check(wallet, code)
+        self._charge(wallet, 1)
+        try:
+            yield
+        except (ChainError, PaymentRefused):
+            self._charge(wallet, -1)
+            raise
+
+    def _charge(self, wallet: bytes, transactions: int) -> None:
+        self._of_one.charge(wallet.hex(), transactions)
+        self._of_all.charge(_ALL, transactions)

@@ -85,7 +85,6 @@ class Refunds:
         amount = free_collateral(self._tabs.account(key))
         if not amount:
             raise PaymentRefused("no_balance", "nothing is left of what this wallet has paid")
-        self._gas.check(wallet, errors.ERR_REFUND_TRANSACTION_FAILED)
         under_way = await self._move(key, wallet, amount)
         return self._response(wallet, amount, {"balance": self.balance(wallet)["left"], "underWay": under_way})
 
@@ -94,11 +93,11 @@ class Refunds:
 
     async def _move(self, key: AccountKey, wallet: bytes, amount: int) -> bool:
         """Have money go back; whether it is still on its way. Raises PaymentRefused."""
-        try:
-            tracked = await self._ask(key, "refund", amount)
-        except EffectRefused as error:
-            raise PaymentRefused(errors.ERR_REFUND_TRANSACTION_FAILED, f"not now: {error}") from None
-        self._gas.spend(wallet)
+        with self._gas.spending(wallet, errors.ERR_REFUND_TRANSACTION_FAILED):
+            try:
+                tracked = await self._ask(key, "refund", amount)
+            except EffectRefused as error:
+                raise PaymentRefused(errors.ERR_REFUND_TRANSACTION_FAILED, f"not now: {error}") from None
         loop = asyncio.get_running_loop()
         until = loop.time() + self._wait_s
         while tracked is not None and tracked.under_way and loop.time() < until:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from eth_typing import Hash32
 from x402.http.utils import decode_payment_signature_header, encode_payment_signature_header
 
 from node.models.tokenizer import Tokenizer
 from tests.chain import Anvil
-from tests.node.strangers import asking, channel_scheme, client, raw, refusal, signed, stall, until
+from tests.node.strangers import asking, channel_scheme, client, exact_scheme, raw, refusal, signed, stall, until
 from tests.node.trading import engine_of
 
 
@@ -21,7 +22,7 @@ async def test_a_voucher_for_nothing_on_a_channel_that_nobody_opened_leaves_noth
         headers = await signed(channel_scheme(poor, chain), door.chat, json=asking())
         payment = decode_payment_signature_header(headers["PAYMENT-SIGNATURE"])
         channel = payment.payload["voucher"]["channelId"]
-        signature = poor.unsafe_sign_hash(door.chain.place.voucher(raw(channel), 0)).signature
+        signature = poor.unsafe_sign_hash(Hash32(door.chain.place.voucher(raw(channel), 0))).signature
         payment.payload["voucher"] = {
             "channelId": channel,
             "maxClaimableAmount": "0",
@@ -48,4 +49,22 @@ async def test_who_goes_away_while_the_prompt_is_read_owes_the_prompt(
         await until(lambda: bool(engine.free_slots()) and not door.accounts("stablecoin")[0].reserved)
         (account,) = door.accounts("stablecoin")
         assert account.owed == account.authorized > 0
+    await engine.close()
+
+
+@pytest.mark.parametrize("scheme", ["exact", "batch-settlement"])
+async def test_one_wallets_money_is_sent_for_once_however_many_payments_name_it(
+    chain: Anvil, tmp_path: Path, speaking: Tokenizer, scheme: str
+) -> None:
+    budget = 5_000
+    engine, buyer, seller = engine_of(speaking, slots=8), chain.wallet(dollars=budget), chain.wallet()
+    door_of = stall(chain, tmp_path, speaking, engine, seller, budget=budget, wait_s=1)
+    async with door_of as door, httpx.AsyncClient() as plain:
+        made = [exact_scheme(buyer) if scheme == "exact" else channel_scheme(buyer, chain, salt) for salt in range(4)]
+        payments = [await signed(each, door.chat, json=asking()) for each in made]
+        with chain.without_mining():
+            said = await asyncio.gather(*(plain.post(door.chat, json=asking(), headers=each) for each in payments))
+            assert {refusal(response) for response in said} == {"settlement_pending"}
+            assert len(chain.pending()) == 1, "each of the others would be reverted, and cost its gas"
+        chain.mine()
     await engine.close()
