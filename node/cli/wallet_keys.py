@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 
@@ -15,10 +15,6 @@ from node.cli.wallet_calls import AT
 from node.config import load_config
 from node.home import Home, NotRunning, open_home
 from node.stablecoin_settings import StablecoinSettings
-
-_MISSING: Final = (
-    "the libraries of the stablecoin rail are missing: install them with pip install 'idlemesh[stablecoin]'"
-)
 
 
 def create(passphrase_file: PassphraseOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
@@ -74,24 +70,25 @@ def _secret(file: Path | None) -> bytes:
 
 
 def _create(home: Home, path: Path, passphrase: str, secret: bytes | None) -> bytes:
-    keys = _keys()
+    from ledger.rails.stablecoin.keys import KeysError, create_keystore
+
     home.make()
     try:
-        made: bytes = keys.create_keystore(path, passphrase, secret=secret)
-    except keys.KeysError as error:
+        return create_keystore(path, passphrase, secret=secret)
+    except KeysError as error:
         raise CommandFailed(str(error)) from None
-    return made
 
 
 def _copy(home: Home, path: Path, keystore: Path, passphrase: str) -> bytes:
     """Another wallet's keystore as it is, once its passphrase has opened it."""
-    keys = _keys()
+    from ledger.rails.stablecoin.keys import KeysError, open_keystore
+
     home.make()
     try:
-        address: bytes = keys.open_keystore(keystore, passphrase).address
+        address = open_keystore(keystore, passphrase).address
         with open(path, "xb", opener=_privately) as file:
             file.write(keystore.read_bytes())
-    except keys.KeysError as error:
+    except KeysError as error:
         raise CommandFailed(str(error)) from None
     except OSError as error:
         raise CommandFailed(f"{keystore} cannot be taken over: {error.strerror}") from None
@@ -127,25 +124,16 @@ def address(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 
 def _own_address(home: Home) -> bytes:
-    keys = _keys()
+    from ledger.rails.stablecoin.keys import KeysError, keystore_address
+
     if _settings(home).signer is not None:
         raise CommandFailed(
             f"the keys are behind [stablecoin] signer: start the node, which asks it: {NotRunning(home.folder)}"
         )
     try:
-        found: bytes = keys.keystore_address(_keystore_of(home))
-    except keys.KeysError as error:
+        return keystore_address(_keystore_of(home))
+    except KeysError as error:
         raise CommandFailed(str(error)) from None
-    return found
-
-
-def _keys() -> Any:
-    """The module of keys. Raises CommandFailed where its libraries are missing."""
-    try:
-        from ledger.rails.stablecoin import keys
-    except ModuleNotFoundError:
-        raise CommandFailed(_MISSING) from None
-    return keys
 
 
 def _checksummed(raw: bytes) -> str:
