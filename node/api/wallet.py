@@ -17,10 +17,11 @@ from node.api.channel_rows import channel_row
 from node.api.effects import effect_row
 from node.api.errors import ApiError
 from node.exchange.bonding import Conditions, OwnBond
+from node.exchange.channels import UNIT
 from node.exchange.effects import EffectRefused
 from node.exchange.finding import Finding, Found
 from node.exchange.opening import OpeningError
-from node.exchange.wallet import UNIT, Wallet
+from node.exchange.wallet import Wallet
 from node.exchange.wallet_refusals import WalletRefused
 
 _STATUS: Final = 409

@@ -17,8 +17,7 @@ from ledger.rails.stablecoin.books import Deposit, Promise
 from ledger.rails.stablecoin.digests import ChannelConfig, config_of
 from ledger.records import Acknowledgement, Channel, Signed, Voucher, open_record
 from node.exchange.book import Book, kept
-from node.exchange.promised import RAIL
-from node.exchange.strangers import is_stranger
+from node.exchange.strangers import CHANNEL_RAIL, is_stranger
 from node.wire.messages import Refused, Unreachable, encode_bringing
 
 # What this rail counts in: one unit of a token with 6 decimals.
@@ -41,7 +40,7 @@ class Teller(Protocol):
 
 def key_of(channel: Channel) -> AccountKey:
     """The account that a channel stands behind."""
-    return AccountKey(channel.payer, channel.payee, RAIL, UNIT)
+    return AccountKey(channel.payer, channel.payee, CHANNEL_RAIL, UNIT)
 
 
 class Channels:

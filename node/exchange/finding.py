@@ -17,7 +17,7 @@ from ledger.identity import Identity
 from ledger.rails.stablecoin.chain import Chain
 from ledger.rails.stablecoin.recovery import FoundAgain, find_again
 from node.exchange.channels import UNIT, Channels
-from node.exchange.promised import RAIL
+from node.exchange.strangers import CHANNEL_RAIL
 
 # known: the account has it; taken_up: it has it from now on; another: it has another one, and keeps that; theirs: its
 # payer names it when it pays again.
@@ -76,7 +76,10 @@ class Finding:
         return [await self._taken_up(again) for again in found]
 
     async def _taken_up(self, again: FoundAgain) -> Found:
-        key, number = AccountKey(again.payer, again.payee, RAIL, UNIT), self._chain.place.channel_id(again.config)
+        key, number = (
+            AccountKey(again.payer, again.payee, CHANNEL_RAIL, UNIT),
+            self._chain.place.channel_id(again.config),
+        )
         kept = self._channels.channel(key)
         if kept is not None:
             return Found(again, number, "known" if kept == again.config else "another")

@@ -23,7 +23,7 @@ from ledger.records import MAX_WITHDRAW_DELAY_S, ChannelTerms, Expired, Grant, O
 from node.exchange.book import Book
 from node.exchange.channels import UNIT, Channels, Teller
 from node.exchange.moving import EffectRefused
-from node.exchange.promised import RAIL
+from node.exchange.strangers import CHANNEL_RAIL
 from node.wire.messages import Refused, Unreachable
 
 _ROUND_S: Final = 2.0
@@ -111,7 +111,7 @@ class Opening:
 
         `amount` is what is to go into it: of a new one no less than its payee takes. Raises OpeningError.
         """
-        key = AccountKey(self._book.me, peer, RAIL, UNIT)
+        key = AccountKey(self._book.me, peer, CHANNEL_RAIL, UNIT)
         async with self._locks.setdefault(peer, asyncio.Lock()):
             if self._channels.record(key) is None:
                 terms = await self._terms(peer)
@@ -162,7 +162,7 @@ class Opening:
 
         What it does not take now is handed over again later.
         """
-        key = AccountKey(self._book.me, peer, RAIL, UNIT)
+        key = AccountKey(self._book.me, peer, CHANNEL_RAIL, UNIT)
         line, channel = self._dial(peer), self._channels.record(key)
         if line is not None and channel is not None and self._book.journal.books.account(key).funded:
             with contextlib.suppress(Refused, Unreachable):
@@ -176,10 +176,10 @@ class Opening:
             return
         try:
             await line.channel(channel.raw)
-            grant = open_record(await line.grant(self._book.me, UNIT, RAIL), Grant)
+            grant = open_record(await line.grant(self._book.me, UNIT, CHANNEL_RAIL), Grant)
             check_time(grant.record, self._book.now())
             said = grant.record
-            if (grant.signer, said.buyer, said.unit, said.rail) != (peer, self._book.me, UNIT, RAIL):
+            if (grant.signer, said.buyer, said.unit, said.rail) != (peer, self._book.me, UNIT, CHANNEL_RAIL):
                 raise Malformed("the grant is not this seller's for this node")
             await self._take_grant(peer, said)
         except (Refused, Unreachable, Malformed) as error:
@@ -195,9 +195,11 @@ class Opening:
 
     async def begin(self, offers: Iterable[Signed[Offer]], deposit: Deposit, amount: int) -> None:
         """Open a channel to each seller that is paid so and has none yet, and have `deposit` fill it."""
-        sellers = {offer.signer for offer in offers if RAIL in offer.record.rails and offer.record.price.unit == UNIT}
+        sellers = {
+            offer.signer for offer in offers if CHANNEL_RAIL in offer.record.rails and offer.record.price.unit == UNIT
+        }
         for seller in sorted(sellers):
-            key = AccountKey(self._book.me, seller, RAIL, UNIT)
+            key = AccountKey(self._book.me, seller, CHANNEL_RAIL, UNIT)
             books = self._book.journal.books
             if books.account(key).funded or key in books.effects or key in self._begun:
                 continue

@@ -13,14 +13,14 @@ from ledger.account import Account, AccountKey
 from ledger.events import Event, Fact, Observed
 from ledger.money import UNITS, Unit
 from ledger.records import DIGEST_BYTES, Acknowledgement, Signed
+from node.exchange.strangers import CHANNEL_RAIL
 
-RAIL: Final = "stablecoin"
 _WHAT: Final = "promised"
 
 
 def promised(acknowledgement: Signed[Acknowledgement], account: Account, total: int) -> list[Event]:
     """The event that an acknowledgement promises `total` on an account that was promised less, if one is needed."""
-    if account.key.rail != RAIL or total <= account.authorized:
+    if account.key.rail != CHANNEL_RAIL or total <= account.authorized:
         return []
     key = account.key
     facts: dict[str, Fact] = {
@@ -47,7 +47,7 @@ class Promised:
                     what,
                     {"acknowledgement": bytes(digest), "payee": str(payee), "unit": str(unit), "total": int(total)},
                 ) if what == _WHAT:
-                    key = AccountKey(payer, payee, RAIL, _unit(unit))
+                    key = AccountKey(payer, payee, CHANNEL_RAIL, _unit(unit))
                     if total > self.best.get(key, (0, b""))[0]:
                         self.best[key] = total, digest
 
@@ -69,7 +69,7 @@ class Promised:
                 raise TypeError("a promise is [payer, payee, unit, total, digest]")
             if total < 0 or len(digest) != DIGEST_BYTES:
                 raise ValueError("a promise has a total and the digest of its acknowledgement")
-            found.best[AccountKey(payer, payee, RAIL, _unit(unit))] = total, digest
+            found.best[AccountKey(payer, payee, CHANNEL_RAIL, _unit(unit))] = total, digest
         return found
 
 

@@ -20,11 +20,11 @@ from ledger.rails.stablecoin.chain import Outcome
 from node.exchange.bonding import Conditions, OwnBond, OwnBonds
 from node.exchange.book import Book
 from node.exchange.channel_rows import ChannelRow, channel_rows
+from node.exchange.channels import UNIT
 from node.exchange.effects import EffectDriver, EffectRefused
+from node.exchange.strangers import CHANNEL_RAIL
 from node.exchange.wallet_refusals import NoBonds, NotDollars, NothingThere, TooLittle
 
-RAIL: Final = "stablecoin"
-UNIT: Final = "uusd"
 # So many claims by hand go out together; what is claimed at the same time shares a transaction.
 _AT_ONCE: Final = 50
 # How long a command waits for a transaction: it goes on by itself after that.
@@ -111,7 +111,10 @@ class Wallet:
         due = [
             account
             for key, account in self._book.journal.books.accounts.items()
-            if key.rail == RAIL and key.payee == self._book.me and peer in (None, key.payer) and account.unsettled
+            if key.rail == CHANNEL_RAIL
+            and key.payee == self._book.me
+            and peer in (None, key.payer)
+            and account.unsettled
         ]
         if not due:
             raise NothingThere("there is nothing to claim" + (f" from {peer}" if peer is not None else ""))
@@ -136,14 +139,14 @@ class Wallet:
 
         It comes after the channel's notice, in which the peer may claim what it was promised.
         """
-        account = self._book.journal.books.accounts.get(AccountKey(self._book.me, peer, RAIL, UNIT))
+        account = self._book.journal.books.accounts.get(AccountKey(self._book.me, peer, CHANNEL_RAIL, UNIT))
         if account is None or not account.funded:
             raise NothingThere(f"no money of this node's is in a channel to {peer}")
         return await self._back(account, amount)
 
     async def give_back(self, peer: str, amount: Amount | None) -> Tracked | None:
         """Give back to a peer what of its channel to this node covers nothing: at once, at this node's expense."""
-        account = self._book.journal.books.accounts.get(AccountKey(peer, self._book.me, RAIL, UNIT))
+        account = self._book.journal.books.accounts.get(AccountKey(peer, self._book.me, CHANNEL_RAIL, UNIT))
         if account is None or not account.funded:
             raise NothingThere(f"{peer} has no money in a channel to this node")
         return await self._back(account, amount)
@@ -156,7 +159,7 @@ class Wallet:
 
     async def close(self, peer: str) -> Tracked | None:
         """Claim all that a peer has promised, and give the rest of its channel back."""
-        return await self._effects.ask(AccountKey(peer, self._book.me, RAIL, UNIT), "close", 0)
+        return await self._effects.ask(AccountKey(peer, self._book.me, CHANNEL_RAIL, UNIT), "close", 0)
 
     # Bonds
 
