@@ -34,8 +34,6 @@ _CHECK_AGAIN_S: Final = 60.0
 
 _log = logging.getLogger(__name__)
 
-_log = logging.getLogger(__name__)
-
 
 class NoMoney(HomeError):
     """The section [stablecoin] cannot be used as it is; the message says what to do."""

@@ -53,4 +53,4 @@ def test_the_network_anvil_is_what_is_deployed(chain: Anvil) -> None:
     assert ours.approve_collector is not None
     assert checksummed(ours.erc3009_collector) == chain.deployed.erc3009_collector
     assert checksummed(ours.approve_collector) == chain.deployed.approve_collector
-    assert checksummed(known.deployment().contract) == chain.deployed.x402_channels
+    assert checksummed(known.deployment().contract) == X402_CHANNELS

@@ -74,15 +74,13 @@ def split(types: str) -> list[str]:
 
 @frozen
 class Deployed:
-    """Addresses (checksummed) of what is on the chain: our contracts, and the same code where x402 expects its own."""
+    """Addresses (checksummed) of what is on the chain."""
 
     dollar: str
     channels: str
     erc3009_collector: str
     approve_collector: str
     bonds: str
-    x402_channels: str = X402_CHANNELS
-    x402_collector: str = X402_ERC3009_COLLECTOR
 
 
 @define

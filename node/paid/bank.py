@@ -259,7 +259,7 @@ class Bank:
         self, order: bytes, shown: SignedTransfer, whole: PaymentPayload, asked: PaymentRequirements
     ) -> bytes | None:
         if self._facilitator is not None:
-            return await self._settled_elsewhere(self._facilitator, whole, asked, "transaction_failed")
+            return await self._settled_elsewhere(self._facilitator, whole, asked, ERR_TRANSACTION_FAILED)
         payer = shown.authorization.payer
         with self.gas.spending(payer, ERR_TRANSACTION_FAILED):
             await self._chain.submit(order, shown.authorization.call(self.token, shown.signature))

@@ -17,6 +17,7 @@ from attrs import astuple, define, frozen
 from ledger.rails.stablecoin.bond_terms import BondPlace, BondRefused, BondTerms, Stake, check_terms
 from ledger.rails.stablecoin.chain import Chain, Outcome
 from ledger.rails.stablecoin.contracts import Call, encoded
+from ledger.rails.stablecoin.digests import MAX_UINT128
 
 Act = Literal["approve", "lock", "ask back", "keep", "take"]
 _FUNCTIONS: Final[dict[Act, str]] = {
@@ -27,7 +28,6 @@ _FUNCTIONS: Final[dict[Act, str]] = {
 }
 _ENDED: Final = ("settled", "failed")
 _NOTHING: Final = Outcome("settled")
-MAX_STAKE: Final = 2**128 - 1
 
 
 @define
@@ -140,7 +140,7 @@ class Bonds:
             raise BondRefused(f"the bond is that of 0x{terms.seller.hex()}, and this wallet has another address")
         if terms.token != self._chain.network.token.address:
             raise BondRefused("the bond is in another token than this network's dollar")
-        if not 0 < amount <= MAX_STAKE:
+        if not 0 < amount <= MAX_UINT128:
             raise BondRefused("the amount must be above 0")
 
     async def _act(self, act: Act, terms: BondTerms, before: tuple[int, ...], *values: Any) -> Done:

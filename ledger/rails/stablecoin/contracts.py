@@ -14,7 +14,6 @@ from ledger.rails.stablecoin.digests import ChannelConfig, keccak
 from ledger.rails.stablecoin.networks import ADDRESS_BYTES
 
 CODEC: Final = Web3().codec  # strict: bytes are as long as their type says
-UINT128_MAX: Final = 2**128 - 1
 WORD: Final = 32
 MAX_ROWS: Final = 50  # of one claim: more cost hardly less each
 CONFIG: Final = "(address,address,address,address,address,uint40,bytes32)"
