@@ -4,6 +4,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Sequence
+from functools import partial
 
 from attrs import frozen
 
@@ -50,7 +51,9 @@ async def open_paid(stack: contextlib.AsyncExitStack, ground: Ground, money: Mon
         facilitator = await stack.enter_async_context(facilitator_at(paid.facilitator.get_secret_value()))
     where = money.chain.network
     deep_s = where.confirmations * where.block_s
-    bank = Bank(ground.book, tabs, money.chain, facilitator, max(WAIT_S, 2 * deep_s))
+    bank = Bank(
+        ground.book, tabs, money.chain, facilitator, max(WAIT_S, 2 * deep_s), partial(money.rail.fee, "top_up", 1)
+    )
     terms = Terms(
         money.chain.place,
         money.chain.network.token,

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, Protocol
 
 from attrs import frozen
@@ -33,6 +33,7 @@ from ledger.rails.stablecoin.books import Deposit
 from ledger.rails.stablecoin.chain import Chain
 from ledger.rails.stablecoin.digests import ChannelConfig, authorization, deposit_nonce, domain
 from ledger.rails.stablecoin.errors import ChainError, ChannelUnknown, Refused, Unreachable
+from ledger.rails.stablecoin.gas import WORTH
 from ledger.rails.stablecoin.networks import Token
 from ledger.rails.stablecoin.sending import TriedOften, sent
 from ledger.rails.stablecoin.transfers import happened
@@ -74,6 +75,10 @@ class Facilitator(Protocol):
         ...
 
 
+async def _unknown() -> int | None:
+    return None
+
+
 def facilitator_at(url: str) -> HTTPFacilitatorClient:
     """x402's client of a facilitator; a context that closes it."""
     # It writes each address that it asks into the log, and this one may hold a key.
@@ -85,13 +90,21 @@ class Bank:
     """The chain, for payments of strangers."""
 
     def __init__(
-        self, book: Book, tabs: Tabs, chain: Chain, facilitator: Facilitator | None = None, wait_s: float = WAIT_S
+        self,
+        book: Book,
+        tabs: Tabs,
+        chain: Chain,
+        facilitator: Facilitator | None = None,
+        wait_s: float = WAIT_S,
+        fee: Callable[[], Awaitable[int | None]] = _unknown,
     ) -> None:
+        """`fee` is what bringing a payment costs now, in the token's units; None: nobody knows."""
         self._book = book
         self._tabs = tabs
         self._chain = chain
         self._facilitator = facilitator
         self._wait_s = wait_s
+        self._fee = fee
         self._under_way: set[bytes] = set()
         self._moving: Counter[bytes] = Counter()  # by wallet, units of the token
         self.gas: Final = Gas(book.now)
@@ -166,6 +179,7 @@ class Bank:
             return None  # it was presented before
         transaction = await sent(self._chain, key, "stranger's deposit")
         with self._set_aside(config.payer, deposit.amount, await self._chain.tokens(config.payer)):
+            await self._check_worth(deposit.amount, ERR_DEPOSIT_TRANSACTION_FAILED)
             with self.gas.spending(config.payer, ERR_DEPOSIT_TRANSACTION_FAILED):
                 await self._chain.submit(transaction.key, self._chain.bring(config, deposit))
             outcome = await self._chain.settled(transaction.key)
@@ -185,6 +199,12 @@ class Bank:
             raise PaymentRefused(said.error_reason or code, "the facilitator does not take this payment")
         text = said.transaction.removeprefix("0x")
         return bytes.fromhex(text) if len(text) == 64 and set(text.lower()) <= set("0123456789abcdef") else None
+
+    async def _check_worth(self, amount: int, code: str) -> None:
+        """Whether a payment is worth its gas, whatever that costs today. Raises PaymentRefused."""
+        fee = await self._fee()
+        if fee is not None and fee * WORTH > amount:
+            raise PaymentRefused(code, "gas costs more now than this payment is worth: pay more at once, or later")
 
     @contextlib.contextmanager
     def _set_aside(self, payer: bytes, amount: int, has: int) -> Iterator[None]:
@@ -227,6 +247,8 @@ class Bank:
                 raise PaymentRefused(ERR_NONCE_ALREADY_USED, "this transfer has happened, or was cancelled")
             payer = wallet_of(transfer.payer)
             with self._set_aside(payer, transfer.value, await self._chain.tokens(payer)):  # else nothing is kept of it
+                if self._facilitator is None:
+                    await self._check_worth(transfer.value, ERR_TRANSACTION_FAILED)
                 await self._book.post(presented(order, transfer))
                 return await self._carry_out(order, transfer, shown, whole, asked)
         except ChainError as error:

@@ -163,7 +163,9 @@ class Till:
             return
         self._count_look("")
         claimed, holds = await self._bank.channel(voucher.config)
-        if voucher.deposit is None and (not holds or voucher.total > holds):
+        # Each channel is looked at from now on: one for which nobody has to put much aside is not taken.
+        least = voucher.total if claimed else max(voucher.total, self.terms.least_deposit)
+        if voucher.deposit is None and (not holds or least > holds):
             raise _lacking(holds)
         # Nothing is kept of a channel that may not exist.
         if claimed or voucher.deposit is None:
@@ -204,4 +206,4 @@ def _held(key: AccountKey, voucher: Voucher) -> Observed:
 
 def _lacking(holds: int) -> PaymentRefused:
     code = errors.ERR_CUMULATIVE_EXCEEDS_BALANCE if holds else errors.ERR_CHANNEL_NOT_FOUND
-    return PaymentRefused(code, f"the channel holds {holds} by now, less than the voucher is for: deposit more")
+    return PaymentRefused(code, f"the channel holds {holds} by now, less than is needed: deposit more")

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -113,6 +114,7 @@ async def stall(
     budget: int = 2_000,
     may_sell: Callable[[], Refused | None] = lambda: None,
     wait_s: float = 20.0,
+    ether: int = 1,
 ) -> AsyncIterator[Stall]:
     """Open a door. The chain's confirmations are 0: its blocks come with transactions alone."""
     identity, clock, entropy = Identity(b"\x01" * 32), SystemClock(), SystemEntropy()
@@ -123,12 +125,12 @@ async def stall(
     key = Key.of(bytes(wallet.key))
     chain = await Chain.open(here, [anvil.url], folder, key, contract=raw(X402_CHANNELS), poll_s=0.05)
     channels = Channels(book, lambda _: None, lambda key: config_of(book.strangers, key))
-    rail = Stablecoin(chain, channels, book.me, ether=1, gather_s=0.0)
+    rail = Stablecoin(chain, channels, book.me, ether=ether, gather_s=0.0)
     pace = Pace(round_s=0.05, look_s=0.0, look_again_s=0.0, first_retry_s=0.0, last_retry_s=0.0)
     policies = dict.fromkeys(("stablecoin", "prepaid"), Policy(move_at=1, max_fee_ppm=1_000_000))
     driver = EffectDriver(book, entropy, [rail, Prepaid(chain)], policies, pace)
     shop = Shop([Ware(engine, tokenizer, "memory", PRICE)], book.me, may_sell, 16)
-    bank = Bank(book, tabs, chain, facilitator, wait_s)
+    bank = Bank(book, tabs, chain, facilitator, wait_s, partial(rail.fee, "top_up", 1))
     terms = Terms(chain.place, here.token, chain.address, DELAY_S, schemes, budget, least_deposit=5_000)
     till = Till(book, tabs, terms, bank, rail, channels.has)
     door = PaidDoor(shop, till, Refunds(book, tabs, till, bank.gas, driver.ask), clock, entropy)

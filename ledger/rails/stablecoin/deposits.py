@@ -22,6 +22,7 @@ from ledger.rails.stablecoin.chain import Chain
 from ledger.rails.stablecoin.contracts import approve, deposit
 from ledger.rails.stablecoin.digests import ChannelConfig
 from ledger.rails.stablecoin.errors import ChainError, ChannelUnknown
+from ledger.rails.stablecoin.gas import WORTH
 from ledger.rails.stablecoin.sending import REVERTED_OR_LOST, Act, sent, submitted, waits
 
 # How long a signed deposit can be brought, and for how long that is left to the payee.
@@ -56,6 +57,17 @@ class TooSmall(DepositRefused):
 
     def __str__(self) -> str:
         return f"a deposit of {self.found} is not brought for anybody, from {self.least} on it is: bring it yourself"
+
+
+@define
+class TooDearNow(DepositRefused):
+    """Gas costs more today than the deposit is worth to its payee; in the account's unit."""
+
+    fee: int
+    found: int
+
+    def __str__(self) -> str:
+        return f"bringing {self.found} costs {self.fee} of gas now: bring it yourself, or try again later"
 
 
 @define
@@ -144,16 +156,18 @@ class Deposits:
         except ChannelUnknown:
             return False
 
-    async def bring(self, key: AccountKey, config: ChannelConfig, deposit: Deposit) -> None:
+    async def bring(self, key: AccountKey, config: ChannelConfig, deposit: Deposit, fee: int | None) -> None:
         """Bring a payer's deposit to the chain, once, whatever number of times it is handed over.
 
-        Raises DepositRefused, ChainError.
+        `fee` is what that costs now, if that is known. Raises DepositRefused, ChainError.
         """
         channel = self._chain.place.channel_id(config)
         if deposit.channel != channel:
             raise WrongChannel(channel, deposit.channel)
         if deposit.amount < self._min_deposit:
             raise TooSmall(self._min_deposit, deposit.amount)
+        if fee is not None and fee * WORTH > deposit.amount:
+            raise TooDearNow(fee, deposit.amount)
         _, now = await self._chain.block()
         if not deposit.valid_after <= now <= deposit.valid_before - _LEAST_VALID_S:
             raise TooLate

@@ -12,6 +12,8 @@ from ledger.effects import Kind
 from ledger.rails.stablecoin.contracts import MAX_ROWS
 
 WEI_PER_ETHER: Final = 10**18
+# What others pay in is brought to the chain for them where it is worth so many times the gas for it.
+WORTH: Final = 2
 
 
 @frozen

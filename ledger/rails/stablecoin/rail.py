@@ -177,7 +177,7 @@ class Stablecoin:
 
     async def bring(self, key: AccountKey, deposit: Deposit) -> None:
         """Bring a payer's signed deposit to the chain, at this payee's expense. Raises DepositRefused, ChainError."""
-        await self._deposits.bring(key, self._channel(key), deposit)
+        await self._deposits.bring(key, self._channel(key), deposit, await self.fee("top_up", 1))
 
     def _check_wallet(self, effect: Effect) -> None:
         """Whether the open wallet can move this channel's money for this node. Raises AnotherWallet, NoWallet."""

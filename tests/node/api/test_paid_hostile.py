@@ -7,8 +7,12 @@ import httpx
 import pytest
 from eth_typing import Hash32
 from x402.http.utils import decode_payment_signature_header, encode_payment_signature_header
+from x402.mechanisms.evm.batch_settlement import errors
 
+from ledger.rails.stablecoin.chain import Chain
+from ledger.rails.stablecoin.keys import Key
 from node.models.tokenizer import Tokenizer
+from node.paid.presented import Voucher, read_payment
 from tests.chain import Anvil
 from tests.node.strangers import asking, channel_scheme, client, exact_scheme, raw, refusal, signed, stall, until
 from tests.node.trading import engine_of
@@ -67,4 +71,47 @@ async def test_one_wallets_money_is_sent_for_once_however_many_payments_name_it(
             assert {refusal(response) for response in said} == {"settlement_pending"}
             assert len(chain.pending()) == 1, "each of the others would be reverted, and cost its gas"
         chain.mine()
+    await engine.close()
+
+
+@pytest.mark.parametrize("scheme", ["exact", "batch-settlement"])
+async def test_no_payment_is_brought_whose_gas_costs_more_than_it_is_worth(
+    chain: Anvil, tmp_path: Path, speaking: Tokenizer, scheme: str
+) -> None:
+    engine, buyer = engine_of(speaking), chain.wallet(dollars=1_000_000)
+    made = exact_scheme(buyer) if scheme == "exact" else channel_scheme(buyer, chain)
+    dear = stall(chain, tmp_path, speaking, engine, chain.wallet(), ether=10**12)
+    async with dear as door, client(made) as paying:
+        response = await paying.post(door.chat, json=asking())
+        assert response.status_code == 402, response.text
+        assert "gas costs more" in response.json()["error"]["message"]
+        assert chain.dollars(buyer.address) == 1_000_000
+        assert door.book.journal.head.sequence == 0
+    await engine.close()
+
+
+async def test_a_channel_with_dust_in_it_is_not_taken(chain: Anvil, tmp_path: Path, speaking: Tokenizer) -> None:
+    engine, buyer = engine_of(speaking), chain.wallet(dollars=1_000_000)
+    scheme = channel_scheme(buyer, chain)
+    async with stall(chain, tmp_path, speaking, engine, chain.wallet()) as door, httpx.AsyncClient() as plain:
+        headers = await signed(scheme, door.chat, json=asking())
+        payment = read_payment(headers["PAYMENT-SIGNATURE"])
+        assert isinstance(payment.signed, Voucher)
+        opened = Chain.open(
+            door.chain.network,
+            [chain.url],
+            tmp_path / "buyer",
+            Key.of(bytes(buyer.key)),
+            contract=door.chain.place.contract,
+        )
+        payer = await opened
+        dust = await payer.authorize(payment.signed.config, 100, bytes(32), chain.time + 600)
+        await payer.close()
+        await door.chain.submit(b"dust", door.chain.bring(payment.signed.config, dust))
+        del payment.whole.payload["deposit"]
+        payment.whole.payload["type"] = "voucher"
+        headers = {"PAYMENT-SIGNATURE": encode_payment_signature_header(payment.whole)}
+        refused = await plain.post(door.chat, json=asking(), headers=headers)
+        assert refusal(refused) == errors.ERR_CUMULATIVE_EXCEEDS_BALANCE
+        assert door.book.journal.head.sequence == 0
     await engine.close()
