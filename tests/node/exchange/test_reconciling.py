@@ -334,7 +334,7 @@ async def settle(pair: Pair, amount: int) -> None:
     payer = Settling(pair.customer.book, lambda _: payee)
     await payer.ask(SELLER.did, uusd(amount))
     await payee.confirm(BUYER.did, uusd(amount))
-    assert await payer.ask(SELLER.did, uusd(amount))
+    assert (await payer.ask(SELLER.did, uusd(amount))).confirmed
 
 
 @pytest.mark.parametrize("seed", [1, 2], ids=["seller", "buyer"])

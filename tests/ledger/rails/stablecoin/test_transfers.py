@@ -1,6 +1,7 @@
 """Transfers by signature: what the chain has of them, whatever their payer did besides."""
 
 from eth_account.signers.local import LocalAccount
+from eth_typing import Hash32
 
 from ledger.rails.stablecoin.chain import Chain
 from ledger.rails.stablecoin.transfers import Authorization, happened
@@ -16,7 +17,7 @@ def _call(chain: Chain, wallet: LocalAccount, to: bytes, value: int, nonce: int)
     token = chain.network.token
     payer = bytes.fromhex(wallet.address[2:])
     said = Authorization(payer, to, value, 0, 2**40, nonce.to_bytes(32, "big"))
-    signature = bytes(wallet.unsafe_sign_hash(said.digest(chain.network.chain_id, token)).signature)
+    signature = bytes(wallet.unsafe_sign_hash(Hash32(said.digest(chain.network.chain_id, token))).signature)
     call = said.call(token, signature)
     return "0x" + call.to.hex(), call.data
 
