@@ -38,10 +38,10 @@ class Funds(Protocol):
     def address(self) -> bytes:
         """The wallet's."""
 
-    async def tokens(self, address: bytes | None = None) -> int:
+    async def tokens(self) -> int:
         """How many units of the dollar it has."""
 
-    async def ether(self, address: bytes | None = None) -> int:
+    async def ether(self) -> int:
         """How many wei."""
 
     async def settled(self, key: bytes) -> Outcome:

@@ -7,14 +7,13 @@ from attrs import frozen
 from ledger.rails.stablecoin.bond_terms import BondPlace, BondTerms
 from ledger.rails.stablecoin.contracts import BOND_TERMS, Malformed, decoded
 from ledger.rails.stablecoin.digests import keccak
-from ledger.rails.stablecoin.errors import ChainError, Unreachable
+from ledger.rails.stablecoin.logs import all_together, in_spans
 from ledger.rails.stablecoin.networks import Network, address
 from ledger.rails.stablecoin.reading import Reading
-from ledger.rails.stablecoin.rpc import Endpoint, Said, Silent, digest, hexed, octets
+from ledger.rails.stablecoin.rpc import Endpoint, digest, hexed, octets
 
 _BONDED: Final = keccak(f"Bonded(bytes32,address,uint128,uint128,{BOND_TERMS})".encode())
 _MAX_EVENTS: Final = 10_000
-_LEAST_SPAN: Final = 16  # blocks: an endpoint that does not even grant these is of no use
 
 
 @frozen
@@ -27,22 +26,12 @@ class BondFinding:
     async def find(self, place: BondPlace, seller: bytes) -> list[BondTerms]:
         """As every endpoint has them together: one may hide some, and none can invent any. Raises Unreachable."""
         last = (await self._reading.head()).number
-        found: dict[bytes, BondTerms] = {}
-        why: ChainError | None = Unreachable("none is configured")
-        for endpoint in self._reading.endpoints.usable:
-            try:
-                found |= await self._found_at(endpoint, place, seller, last)
-            except (Silent, Unreachable) as error:
-                why = why and error
-            else:
-                why = None
-        if why is not None:
-            raise Unreachable(str(why))
+        found = await all_together(
+            self._reading.endpoints.usable, lambda endpoint: self._found_at(endpoint, place, seller, last)
+        )
         return list(found.values())
 
     async def _found_at(self, endpoint: Endpoint, place: BondPlace, seller: bytes, last: int) -> dict[bytes, BondTerms]:
-        found: dict[bytes, BondTerms] = {}
-        span, since = self._network.logs, self._network.since
         topics = [hexed(_BONDED), None, hexed(seller.rjust(32, b"\0"))]
 
         def parse(answer: Any) -> dict[bytes, BondTerms]:
@@ -52,17 +41,13 @@ class BondFinding:
             # What is no bond's id, or another's bond, is a lie.
             return {id_: terms for id_, terms in read.items() if place.bond_id(terms) == id_ and terms.seller == seller}
 
-        while last >= since:
-            first = max(since, last - span + 1)
-            asked = {"address": hexed(place.contract), "fromBlock": hexed(first), "toBlock": hexed(last)}
-            try:
-                found |= await endpoint.ask("eth_getLogs", asked | {"topics": topics}, parse=parse)
-            except Said as error:
-                if span <= _LEAST_SPAN:
-                    raise Unreachable(f"{endpoint.host} gives no events: {error}") from None
-                span //= 2
-            else:
-                last = first - 1
+        async def part(first: int, end: int) -> dict[bytes, BondTerms]:
+            asked = {"address": hexed(place.contract), "fromBlock": hexed(first), "toBlock": hexed(end)}
+            return await endpoint.ask("eth_getLogs", asked | {"topics": topics}, parse=parse)
+
+        found: dict[bytes, BondTerms] = {}
+        async for each in in_spans(endpoint, self._network.since, last, self._network.logs, part):
+            found |= each
         return found
 
 

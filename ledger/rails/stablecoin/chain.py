@@ -154,10 +154,6 @@ class Chain:
         """
         return await self._watch.look(config)
 
-    async def find(self, channel: bytes) -> ChannelConfig:
-        """A channel's config from the chain alone. Raises ChannelUnknown, Unreachable."""
-        return await self._finding.find(channel)
-
     async def find_all(self, party: bytes) -> list[ChannelConfig]:
         """Every channel that an address pays, is paid or authorizes by, from the chain alone (slow: all blocks)."""
         return await self._finding.find_all(party)
@@ -166,11 +162,10 @@ class Chain:
         """The bonds that an address has ever locked in a contract, from the chain alone (slow: all blocks)."""
         return await BondFinding(self._reading, self.network).find(place, seller)
 
-    async def unsettled(self, receiver: bytes | None = None) -> int:
-        """What was claimed for a receiver (the wallet) and not paid out, at the head."""
-        claimed, settled = await self.read(
-            self.deployment.contract, "receivers", receiver or self.address, self.network.token.address
-        )
+    async def unsettled(self) -> int:
+        """What was claimed for the wallet and not paid out, at the head."""
+        token = self.network.token.address
+        claimed, settled = await self.read(self.deployment.contract, "receivers", self.address, token)
         return int(claimed - settled)
 
     async def authorize(self, config: ChannelConfig, amount: int, salt: bytes, before: int) -> Deposit:
@@ -213,10 +208,9 @@ class Chain:
         (found,) = await self.read(self.network.token.address, "balanceOf", address or self.address)
         return int(found)
 
-    async def ether(self, address: bytes | None = None) -> int:
-        """How many wei."""
-        whose = hexed(address or self.address)
-        return await self._reading.agreed("eth_getBalance", whose, parse=quantity, what="a balance")
+    async def ether(self) -> int:
+        """How many wei the wallet has."""
+        return await self._reading.agreed("eth_getBalance", hexed(self.address), parse=quantity, what="a balance")
 
     async def block(self) -> tuple[int, int]:
         """The head's number, and its time in seconds since 1970."""

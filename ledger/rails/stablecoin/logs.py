@@ -1,7 +1,7 @@
 """Events of a channels contract: asked for in spans that endpoints grant, and read strictly."""
 
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, Final, Literal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Final, Literal, TypeVar
 
 from attrs import frozen
 
@@ -16,13 +16,14 @@ from ledger.rails.stablecoin.contracts import (
     decoded,
 )
 from ledger.rails.stablecoin.digests import ChannelConfig
-from ledger.rails.stablecoin.errors import Unreachable
-from ledger.rails.stablecoin.rpc import Endpoint, Said, digest, hexed, octets, quantity
+from ledger.rails.stablecoin.errors import ChainError, Unreachable
+from ledger.rails.stablecoin.rpc import Endpoint, Said, Silent, digest, hexed, octets, quantity
 
 IDS_AT_ONCE: Final = 64  # channels in one question: some endpoints take no more
 _MAX_EVENTS: Final = 20_000
 _LEAST_SPAN: Final = 16  # blocks: an endpoint that does not even grant these is of no use
 
+T = TypeVar("T")
 Kind = Literal["created", "deposited", "refunded", "withdrawn"]
 _KINDS: Final[dict[bytes, tuple[Kind, list[str]]]] = {
     CREATED: ("created", [CONFIG]),
@@ -48,18 +49,55 @@ async def events(
 ) -> AsyncIterator[list[Event]]:
     """From the last block back to the first, each part in the order of the chain; None: those of all channels.
 
+    Raises as `in_spans` does.
+    """
+
+    async def part(begin: int, end: int) -> list[Event]:
+        return await _part(endpoint, contract, begin, end, channels)
+
+    async for found in in_spans(endpoint, first, last, span, part):
+        yield found
+
+
+async def in_spans(
+    endpoint: Endpoint, first: int, last: int, span: int, ask: Callable[[int, int], Awaitable[T]]
+) -> AsyncIterator[T]:
+    """What `ask` says of each span of blocks, from the last back to the first; shorter ones where they are refused.
+
     Raises Silent, Unreachable (not even short spans are granted).
     """
     while last >= first:
         begin = max(first, last - span + 1)
         try:
-            yield await _part(endpoint, contract, begin, last, channels)
+            found = await ask(begin, last)
         except Said as error:
             if span <= _LEAST_SPAN:
                 raise Unreachable(f"{endpoint.host} gives no events: {error}") from None
             span //= 2
         else:
+            yield found
             last = begin - 1
+
+
+async def all_together(
+    endpoints: Sequence[Endpoint], ask: Callable[[Endpoint], Awaitable[dict[bytes, T]]]
+) -> dict[bytes, T]:
+    """What all endpoints know: for what one may hide, and none can invent.
+
+    Raises Unreachable: none has said all that it knows.
+    """
+    found: dict[bytes, T] = {}
+    why: ChainError | None = Unreachable("none is configured")
+    for endpoint in endpoints:
+        try:
+            found |= await ask(endpoint)
+        except (Silent, Unreachable) as error:
+            why = why and error
+        else:
+            why = None
+    if why is not None:
+        raise Unreachable(str(why))
+    return found
 
 
 async def _part(

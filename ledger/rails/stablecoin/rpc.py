@@ -28,7 +28,6 @@ _AT_ONCE: Final = 8  # questions to one endpoint
 _CHECK_S: Final = 600.0
 _ASIDE_S, _MAX_ASIDE_S = 5.0, 300.0
 _QUANTITY: Final = re.compile(r"0x[0-9a-fA-F]{1,64}")
-_REVERTED: Final = 3  # the code that most nodes give when a call reverts
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -48,10 +47,6 @@ class Said(ChainError):
 
     def __str__(self) -> str:
         return self.message
-
-    @property
-    def reverted(self) -> bool:
-        return self.code == _REVERTED or "revert" in self.message.lower()
 
 
 def quantity(found: object) -> int:
@@ -124,7 +119,7 @@ class Endpoint:
         self.host = urlsplit(self._url).hostname or "?"
 
     async def ask(self, method: str, *parameters: Any, parse: Callable[[Any], T]) -> T:
-        """An answer of this chain's. Raises Silent, Said, WrongChain."""
+        """An answer of this chain's. Raises Silent, Said."""
         try:
             async with self._slots:
                 await self._check()
@@ -134,7 +129,7 @@ class Endpoint:
             raise Silent(f"{self.host}: {error}") from None
         except WrongChain as error:
             self._put_aside(str(error))
-            raise
+            raise Silent(str(error)) from None
         self._failures, self.aside_until = 0, 0.0
         return answer
 
@@ -230,7 +225,7 @@ class Endpoints:
         for endpoint in self.usable:
             try:
                 return await endpoint.ask(method, *parameters, parse=parse)
-            except (Silent, WrongChain) as error:
+            except Silent as error:
                 why = str(error)
         raise Unreachable(why)
 
@@ -247,7 +242,7 @@ class Endpoints:
         heard: list[tuple[Endpoint, Any]] = []
         why = "none is configured"
         for endpoint, answer in zip(asked, answers, strict=True):
-            if isinstance(answer, Silent | WrongChain):
+            if isinstance(answer, Silent):
                 why = str(answer)
             elif isinstance(answer, BaseException) and not isinstance(answer, Said):
                 raise answer

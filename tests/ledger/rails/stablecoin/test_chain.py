@@ -64,14 +64,10 @@ async def test_a_channel_is_found_again_from_the_chain_alone(chain: Anvil, pair:
     await pair.deposit(payee, payer, DEPOSIT, b"2" * 32)
     chain.mine(2)
     stranger = await opens()
-    channel = payee.place.channel_id(pair.config)
-    assert await stranger.find(channel) == pair.config
     assert await stranger.find_all(pair.receiver.address) == [pair.config]
     assert await stranger.find_all(pair.authorizer.address) == [pair.config]
     assert await stranger.find_all(bytes(20)) == []
     assert (await stranger.look(pair.config)).deposited == 2 * DEPOSIT
-    with pytest.raises(ChannelUnknown):
-        await stranger.find(bytes(32))
 
 
 async def test_a_deposit_happens_once_whoever_brings_it(chain: Anvil, pair: Pair, opens: Opens) -> None:
