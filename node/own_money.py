@@ -103,7 +103,7 @@ async def open_money(
         if settings.confirmations is not None:
             where = where.with_(confirmations=settings.confirmations)
         contract = _address(settings.contract)
-        collectors = _address(settings.collector), _address(settings.approved_collector)
+        collectors = _address(settings.collector), _address(settings.approve_collector)
         if contract is not None and any(collectors):
             where = where.deployed(contract, *collectors)
         chain = await Chain.open(
@@ -117,7 +117,7 @@ async def open_money(
     except (KeysError, NetworkError, ChainError, SignerFailed) as error:
         raise NoMoney(str(error)) from None
     stack.push_async_callback(chain.close)
-    checking = asyncio.create_task(tell_what_is_wrong(chain))
+    checking = asyncio.create_task(_tell_what_is_wrong(chain))
     stack.push_async_callback(_ended, checking)
     channels = await Channels.open(book, dial, lambda key: config_of(book.strangers, key))
     _check_channels(channels, chain, book.me)
@@ -129,7 +129,7 @@ async def open_money(
     return Money(settings, chain, rail, channels, bonds, own_bonds)
 
 
-async def tell_what_is_wrong(chain: Chain, again_s: float = _CHECK_AGAIN_S) -> None:
+async def _tell_what_is_wrong(chain: Chain) -> None:
     """Log why money cannot move there, if so: the chain may be down when a node starts, and is asked until it is up."""
     silent = False
     while True:
@@ -139,7 +139,7 @@ async def tell_what_is_wrong(chain: Chain, again_s: float = _CHECK_AGAIN_S) -> N
             if not silent:
                 _log.warning("money on %s waits: %s", chain.network.name, error)
             silent = True
-            await asyncio.sleep(again_s)
+            await asyncio.sleep(_CHECK_AGAIN_S)
         except ChainError as error:
             _log.error("no money moves on %s: %s", chain.network.name, error)
             return

@@ -63,7 +63,7 @@ class StablecoinSettings(Section):
     rpc: Annotated[tuple[Annotated[SecretStr, AfterValidator(_endpoint)], ...], Field(max_length=_MAX_ENDPOINTS)] = ()
     contract: AddressText | None = None  # of the channels; None: the network's
     collector: AddressText | None = None  # that fetches signed deposits for it; None: the one that is known
-    approved_collector: AddressText | None = None  # that fetches approved ones; None: the one that is known, or none
+    approve_collector: AddressText | None = None  # that fetches approved ones; None: the one that is known, or none
     bonds: AddressText | None = None  # the contract of bonds; None: no bonds are locked, named or counted
     keystore: _Folder | None = None  # None: wallet.json in the home folder
     passphrase_file: _Folder | None = None
@@ -81,7 +81,7 @@ class StablecoinSettings(Section):
 
     @model_validator(mode="after")
     def _what_fits_together(self) -> Self:
-        if self.contract is None and (self.collector or self.approved_collector):
+        if self.contract is None and (self.collector or self.approve_collector):
             raise ValueError("a collector belongs to one channels contract: write that as contract, or neither")
         if self.signer is not None and (self.keystore is not None or self.passphrase_file is not None):
             raise ValueError("the keys are behind the signer or in the keystore: name one of the two")

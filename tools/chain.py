@@ -138,12 +138,12 @@ class LocalChain:
             raise RpcError(f"{method}: {answer['error']}")
         return answer["result"]
 
-    def send(self, to: str, signature: str, *values: Any, sender: str = _RICH, ether: int = 0) -> dict[str, Any]:
+    def send(self, to: str, signature: str, *values: Any, sender: str = _RICH) -> dict[str, Any]:
         """A transaction from anybody's address, without its key; returns the receipt of it, mined and succeeded."""
-        data = "0x" + encoded(signature, values).hex() if signature else "0x"
+        data = "0x" + encoded(signature, values).hex()
         if sender != _RICH:
             self.rpc("anvil_impersonateAccount", sender)
-        receipt = self.rpc("eth_sendTransactionSync", {"from": sender, "to": to, "data": data, "value": hex(ether)})
+        receipt = self.rpc("eth_sendTransactionSync", {"from": sender, "to": to, "data": data})
         return self._mined(receipt)
 
     @staticmethod

@@ -19,7 +19,7 @@ from ledger.identity import Did
 from ledger.money import Amount
 from ledger.rails.stablecoin.channels import ChannelRefused, check_terms, open_channel
 from ledger.rails.stablecoin.digests import Place
-from ledger.records import MAX_WITHDRAW_DELAY_S, ChannelTerms, Expired, Grant, Offer, Signed, check_time, open_record
+from ledger.records import ChannelTerms, Expired, Grant, Offer, Signed, check_time, open_record
 from node.exchange.book import Book
 from node.exchange.channels import UNIT, Channels, Teller
 from node.exchange.moving import EffectRefused
@@ -92,15 +92,13 @@ class Opening:
         token: bytes,
         wallet: bytes,
         take_grant: Callable[[Did, Grant], Awaitable[None]],
-        longest_delay_s: int = MAX_WITHDRAW_DELAY_S,
     ) -> None:
-        """`wallet` is whose money goes into channels; `longest_delay_s` the notice that may be asked of it."""
+        """`wallet` is whose money goes into channels."""
         self._book = book
         self._channels = channels
         self._dial = dial
         self._place, self._token, self._wallet = place, token, wallet
         self._take_grant = take_grant
-        self._longest_delay_s = longest_delay_s
         self._told: dict[AccountKey, int] = {}  # what had been deposited when the seller last took it
         self._pauses: dict[AccountKey, tuple[float, float]] = {}  # until when, and how long
         self._locks: dict[Did, asyncio.Lock] = {}
@@ -130,7 +128,7 @@ class Opening:
             check_time(signed.record, self._book.now())
             if signed.signer != peer:
                 raise NoTerms(peer, "the terms that it gives are another node's")
-            check_terms(signed.record, self._place, self._token, self._longest_delay_s)
+            check_terms(signed.record, self._place, self._token)
         except (Refused, Unreachable, Malformed, Expired, ChannelRefused) as error:
             raise NoTerms(peer, str(error)) from None
         return signed.record

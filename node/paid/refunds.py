@@ -27,7 +27,7 @@ from node.paid.till import Till
 
 # How long a client waits for its refund to be deep on the chain: x402's gives up after five seconds. What is under way
 # by then covers nothing any more, is in the journal, and comes without the client.
-WAIT_S: Final = 3.0
+_WAIT_S: Final = 3.0
 _POLL_S: Final = 0.2
 Ask = Callable[[AccountKey, Kind, int], Awaitable[Tracked | None]]
 
@@ -35,14 +35,13 @@ Ask = Callable[[AccountKey, Kind, int], Awaitable[Tracked | None]]
 class Refunds:
     """Gives back what is free."""
 
-    def __init__(self, book: Book, tabs: Tabs, till: Till, gas: Gas, ask: Ask, wait_s: float = WAIT_S) -> None:
+    def __init__(self, book: Book, tabs: Tabs, till: Till, gas: Gas, ask: Ask) -> None:
         """`ask` has a rail move money: see `EffectDriver.ask`."""
         self._book = book
         self._tabs = tabs
         self._till = till
         self._gas = gas
         self._ask = ask
-        self._wait_s = wait_s
 
     async def channel(self, asked: RefundAsked) -> SettleResponse:
         """Give back what is left in a channel, or a part of it. Raises PaymentRefused."""
@@ -99,7 +98,7 @@ class Refunds:
             except EffectRefused as error:
                 raise PaymentRefused(errors.ERR_REFUND_TRANSACTION_FAILED, f"not now: {error}") from None
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._wait_s
+        until = loop.time() + _WAIT_S
         while tracked is not None and tracked.under_way and loop.time() < until:
             await asyncio.sleep(_POLL_S)
             now = self._book.journal.books.effects.get(key)

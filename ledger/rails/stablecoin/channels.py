@@ -12,7 +12,7 @@ from attrs import define
 from ledger.identity import Identity
 from ledger.rails.stablecoin.digests import NOBODY, ChannelConfig, Place, config_of
 from ledger.rails.stablecoin.vouchers import address_of, signed, signer_of, voucher_key
-from ledger.records import MAX_WITHDRAW_DELAY_S, Channel, ChannelTerms, Signed, sign
+from ledger.records import Channel, ChannelTerms, Signed, sign
 
 
 class ChannelRefused(Exception):
@@ -53,29 +53,16 @@ class NotTheOwners(ChannelRefused):
         return f"the channel's key has not signed that it is {self.did}'s: nobody can pay from another's channel"
 
 
-@define
-class NoticeTooLong(ChannelRefused):
-    """The terms would lock the payer's money for longer than it wants."""
-
-    longest: int
-    found: int
-
-    def __str__(self) -> str:
-        return f"the terms ask for {self.found} seconds of notice before a withdrawal, and {self.longest} is the most"
-
-
 def salt_of(payer: str, payee: str) -> bytes:
     """The salt of the one channel from one did to another."""
     return hashlib.sha256(b"idlemesh channel" + payer.encode() + payee.encode()).digest()
 
 
-def check_terms(terms: ChannelTerms, place: Place, token: bytes, longest_delay: int = MAX_WITHDRAW_DELAY_S) -> None:
-    """Whether the payer can open a channel by these terms. Raises WrongPlace, NoticeTooLong, WrongTerms."""
+def check_terms(terms: ChannelTerms, place: Place, token: bytes) -> None:
+    """Whether the payer can open a channel by these terms. Raises WrongPlace, WrongTerms."""
     _check_place(terms, place, token)
     if NOBODY in (terms.receiver, terms.receiver_authorizer):
         raise WrongTerms("receiver", "an address", "0x" + NOBODY.hex())
-    if terms.withdraw_delay > longest_delay:
-        raise NoticeTooLong(longest_delay, terms.withdraw_delay)
 
 
 def open_channel(identity: Identity, payee: str, terms: ChannelTerms, place: Place, wallet: bytes) -> Signed[Channel]:

@@ -133,10 +133,10 @@ class Network:
         assert contract is not None
         raise UnknownDeployment(checksummed(contract))
 
-    def deployed(self, contract: bytes, collector: bytes | None, approved_collector: bytes | None) -> Self:
+    def deployed(self, contract: bytes, collector: bytes | None, approve_collector: bytes | None) -> Self:
         """The same with one more contract and its collectors; those that are None: as far as they are known."""
         known = next((each for each in self.deployments if each.contract == contract), Deployment(contract, None, None))
-        more = Deployment(contract, collector or known.erc3009_collector, approved_collector or known.approve_collector)
+        more = Deployment(contract, collector or known.erc3009_collector, approve_collector or known.approve_collector)
         others = (each for each in self.deployments if each.contract != contract)
         return evolve(self, deployments=(*others, more))
 

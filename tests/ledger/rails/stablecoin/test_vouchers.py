@@ -16,7 +16,6 @@ from ledger.rails.port import TotalTooLow, VoucherRefused, WrongNetwork, WrongPa
 from ledger.rails.stablecoin.books import MAX_DEPOSIT_BYTES, Deposit, decode_deposit
 from ledger.rails.stablecoin.channels import (
     ChannelRefused,
-    NoticeTooLong,
     NotTheOwners,
     WrongPlace,
     WrongTerms,
@@ -123,13 +122,11 @@ def test_another_s_channel_cannot_be_cited() -> None:
         check_channel(stolen, SELLER.did, TERMS, PLACE)
 
 
-def test_terms_of_another_place_or_with_a_longer_notice_than_the_payer_bears_are_refused() -> None:
+def test_terms_of_another_place_or_to_nobody_are_refused() -> None:
     with pytest.raises(WrongPlace, match="network is eip155:8453, and this node's is eip155:137"):
         check_terms(TERMS, Place(137, PLACE.contract), TERMS.token)
     with pytest.raises(WrongPlace, match="token"):
         check_terms(TERMS, PLACE, WALLET)
-    with pytest.raises(NoticeTooLong):
-        check_terms(TERMS, PLACE, TERMS.token, longest_delay=3_600)
     with pytest.raises(WrongTerms):
         check_terms(evolve(TERMS, receiver=NOBODY), PLACE, TERMS.token)
 
