@@ -77,7 +77,7 @@ class ChannelPayment:
             if (has := await self._signing.has()) < funds:
                 raise TooPoor(self._limits.name, has, funds)
             payload, _ = await self._signing.deposit(terms, self._config, funds, total)
-        self._header = header_of(terms, payload)
+        self._header = header_of(self._limits.name, terms, payload)
         voucher = held_voucher(self._config, payload["voucher"])
         # A deposit has to be sent again until it is known to have come; a voucher is followed by the next.
         again = self._header if payload.get("type") == "deposit" else ""

@@ -26,7 +26,9 @@ from ledger.rails.stablecoin import digests
 from ledger.rails.stablecoin.channels import salt_of
 from ledger.rails.stablecoin.vouchers import voucher_key
 from node.exchange.strangers import HeldVoucher
+from node.gateway.paying.limits import Unreadable
 from node.gateway.paying.terms import Coin, Terms
+from node.gateway.paying.till import MAX_PAYMENT
 
 _DOMAIN: Final = (
     ("name", "string"),
@@ -156,14 +158,17 @@ def exact_authorization(payload: Mapping[str, Any]) -> Authorization:
     )
 
 
-def header_of(terms: Terms, payload: dict[str, Any]) -> str:
-    """A payment as it is sent."""
+def header_of(name: str, terms: Terms, payload: dict[str, Any]) -> str:
+    """A payment to a remote as it is sent; it says again what was asked for. Raises Unreadable."""
     required = terms.required
-    return encode_payment_signature_header(
+    header = encode_payment_signature_header(
         PaymentPayload(
             payload=payload, accepted=terms.requirements, resource=required.resource, extensions=required.extensions
         )
     )
+    if len(header) > MAX_PAYMENT:
+        raise Unreadable(name)
+    return header
 
 
 def held_voucher(config: ChannelConfig, voucher: Mapping[str, Any]) -> HeldVoucher:

@@ -55,6 +55,8 @@ PAYMENT: Final = "x402-payment"
 ANSWERED: Final = "x402-answered"
 SELLER: Final = "x402-seller"
 _MAX_RECORD: Final = 64 * 1024
+# A payment as it is sent: what is written down with it has to be read again.
+MAX_PAYMENT: Final = 48 * 1024
 _MOST_SELLERS: Final = 1_000
 _UNIT: Final = "uusd"
 

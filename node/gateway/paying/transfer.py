@@ -48,7 +48,7 @@ class TransferPayment:
         if (has := await self._signing.has()) < terms.amount:
             raise TooPoor(self._limits.name, has, terms.amount)
         payload, _ = await self._signing.exact(terms)
-        self._header = header_of(terms, payload)
+        self._header = header_of(self._limits.name, terms, payload)
         self._order = await self._till.plan(self._key, terms.amount, terms.amount, terms.valid_s, self._header)
 
     async def taken(self, response: str) -> None:

@@ -144,6 +144,17 @@ def only_account(buyer: Buyer, seller: X402Seller) -> Account:
     return account
 
 
+async def test_a_seller_whose_terms_fill_a_payment_is_paid_nothing_and_blocks_nobody(
+    exact: X402Seller, buyer: Buyer
+) -> None:
+    exact.asks = {"extra": {"padding": "x" * 48_450}}
+    for _ in range(2):
+        with pytest.raises(RemoteFailed, match="in a form that cannot be read"):
+            await buyer.ask(exact, buyer.purse())
+    assert exact.presented == []
+    await Sweeper(buyer.till, buyer.signing).sweep()
+
+
 # Transfers
 
 
