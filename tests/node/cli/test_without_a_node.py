@@ -103,7 +103,7 @@ def test_a_home_that_cannot_be_made_is_named(idlemesh: Idlemesh, tmp_path: Path)
         (["--peer", "did:key:z6Mkiphone@192.0.2.7"], "http://192.168.1.20:8080"),
         (["--peer", "did:key:z6Mkiphone@http://192.0.2.7:8080/v1"], "nothing after it"),
         (["--open-credit", "1usd"], "nothing is sold"),
-        (["--model", "/nonexistent/model.gguf"], "cannot be read"),
+        (["--model", "/nonexistent/model.gguf", "--port", "0"], "cannot be read"),
         (["--port", "70000"], "port"),
         (["--config", "/nonexistent/config.toml"], "cannot be read"),
         (["--host", "no.such.host.invalid", "--port", "0"], "listen"),
