@@ -181,7 +181,7 @@ async def test_a_signer_is_shown_what_it_signs(chain: Anvil, pair: Pair, opens: 
 
 async def test_a_signer_is_shown_the_refund_that_it_signs(chain: Anvil, opens: Opens) -> None:
     one = await trade(chain, opens)
-    await one.fund(1_000)
+    await one.fund(50_000_000)  # worth the gas of who brings it
     careful = Careful(one.seller.wallet)
     one.seller.chain._signer = careful
     await one.seller.rail.perform(one.effect("refund", 400, 0))
