@@ -16,7 +16,7 @@ from ledger.rails.stablecoin.bond_finding import BondFinding
 from ledger.rails.stablecoin.bond_terms import BondPlace, BondTerms
 from ledger.rails.stablecoin.books import Deposit
 from ledger.rails.stablecoin.contracts import Call, collector_data
-from ledger.rails.stablecoin.digests import ChannelConfig, Place, authorization, deposit_nonce, domain, keccak
+from ledger.rails.stablecoin.digests import RECEIVE, ChannelConfig, Place, authorization, deposit_nonce, domain
 from ledger.rails.stablecoin.errors import (
     ChainError,
     NoContract,
@@ -33,7 +33,7 @@ from ledger.rails.stablecoin.reading import Reading
 from ledger.rails.stablecoin.rpc import ANSWER_S, Endpoints, hexed, octets, quantity
 from ledger.rails.stablecoin.sights import Sights
 from ledger.rails.stablecoin.transactions import STUCK_S, Transactions
-from ledger.rails.stablecoin.typed import receive_typed
+from ledger.rails.stablecoin.typed import digest_of, domain_of_token, message
 from ledger.rails.stablecoin.watch import ChannelView, Watch
 
 __all__ = ["Chain", "ChannelView", "GasPrice", "Outcome", "State"]
@@ -129,12 +129,7 @@ class Chain:
 
     async def sign_typed(self, typed: Mapping[str, Any]) -> bytes:
         """The wallet's signature (65 bytes) of a whole EIP-712 message: domain, types, primaryType, message."""
-        # It takes a second to import, which only those wait for who sign.
-        from eth_account.messages import encode_typed_data
-
-        message = encode_typed_data(full_message=dict(typed))
-        digest = keccak(b"\x19" + message.version + message.header + message.body)
-        return await self.sign_digest(digest, {"typed_data": typed})
+        return await self.sign_digest(digest_of(typed), {"typed_data": typed})
 
     async def sign_digest(self, digest: bytes, shown: Mapping[str, Any]) -> bytes:
         """The wallet's signature of a digest; `shown` says what it is, for an external signer's eyes."""
@@ -178,7 +173,9 @@ class Chain:
         nonce = deposit_nonce(channel, salt)
         separator = domain(token.name, token.version, self.network.chain_id, token.address)
         digest = authorization(separator, config.payer, collector, amount, 0, before, nonce)
-        shown = receive_typed(self.network, config.payer, collector, amount, before, nonce)
+        shown = message(
+            domain_of_token(token, self.network.chain_id), RECEIVE, config.payer, collector, amount, 0, before, nonce
+        )
         return Deposit(channel, amount, 0, before, salt, await self.sign_digest(digest, {"typed_data": shown}))
 
     def bring(self, config: ChannelConfig, deposit: Deposit) -> Call:

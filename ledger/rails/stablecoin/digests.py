@@ -14,6 +14,7 @@ from Crypto.Hash import keccak as _keccak
 
 from ledger.records import ADDRESS_BYTES, MAX_WITHDRAW_DELAY_S, MIN_WITHDRAW_DELAY_S, Channel
 
+CHANNELS: Final = ("x402 Batch Settlement", "1")  # the domain of channels contracts: its name and version
 MAX_UINT128: Final = 2**128 - 1
 NOBODY: Final = bytes(ADDRESS_BYTES)
 
@@ -29,15 +30,16 @@ _CONFIG: Final = keccak(
     b"address token,uint40 withdrawDelay,bytes32 salt)"
 )
 _VOUCHER: Final = keccak(b"Voucher(bytes32 channelId,uint128 maxClaimableAmount)")
-_REFUND: Final = keccak(b"Refund(bytes32 channelId,uint256 nonce,uint128 amount)")
+REFUND: Final = "Refund(bytes32 channelId,uint256 nonce,uint128 amount)"
+_REFUND: Final = keccak(REFUND.encode())
 _ENTRY_TYPE: Final = b"ClaimEntry(bytes32 channelId,uint128 maxClaimableAmount,uint128 totalClaimed)"
 _ENTRY: Final = keccak(_ENTRY_TYPE)
 _BATCH: Final = keccak(b"ClaimBatch(ClaimEntry[] claims)" + _ENTRY_TYPE)
 _OWNER: Final = keccak(b"ChannelOwner(string did,bytes32 channelId)")
-_RECEIVE: Final = keccak(
-    b"ReceiveWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,"
-    b"bytes32 nonce)"
-)
+_FIELDS: Final = "address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,bytes32 nonce"
+RECEIVE: Final = f"ReceiveWithAuthorization({_FIELDS})"
+TRANSFER: Final = f"TransferWithAuthorization({_FIELDS})"
+_RECEIVE: Final = keccak(RECEIVE.encode())
 
 
 def _of_bytes(length: int) -> list[Any]:
@@ -106,7 +108,7 @@ class Place:
         self.chain_id: Final = chain_id
         self.contract: Final = contract
         self.network: Final = f"eip155:{chain_id}"
-        self._prefix = b"\x19\x01" + domain("x402 Batch Settlement", "1", chain_id, contract)
+        self._prefix = b"\x19\x01" + domain(*CHANNELS, chain_id, contract)
         self._owner = b"\x19\x01" + domain("idlemesh", "1", chain_id, contract)
         self._ids = lru_cache(maxsize=4096)(self._new_id)
 

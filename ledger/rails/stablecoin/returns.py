@@ -6,17 +6,15 @@ payee that has lost its outbox gives nothing back twice. What vouchers promise s
 withdrawal under way, which takes as long as the notice: the effect goes on until the money is back.
 """
 
-from typing import Any
-
 from attrs import frozen
 
 from ledger.effects import Effect
 from ledger.rails.port import Answer
 from ledger.rails.stablecoin.chain import Chain, ChannelView
 from ledger.rails.stablecoin.contracts import finalize_withdraw, initiate_withdraw, refund_with_signature
-from ledger.rails.stablecoin.digests import ChannelConfig, Place
-from ledger.rails.stablecoin.networks import checksummed
+from ledger.rails.stablecoin.digests import CHANNELS, REFUND, ChannelConfig
 from ledger.rails.stablecoin.sending import Act, sent, submitted, waits
+from ledger.rails.stablecoin.typed import domain_of, message
 
 
 @frozen
@@ -58,7 +56,8 @@ class Returns:
 
     async def _give_back(self, key: bytes, config: ChannelConfig, view: ChannelView, amount: int) -> Answer:
         place, nonce = self._chain.place, view.refund_nonce
-        shown = {"typed_data": _typed(place, view.channel, nonce, amount)}
+        at = domain_of(*CHANNELS, place.chain_id, place.contract)
+        shown = {"typed_data": message(at, REFUND, view.channel, nonce, amount)}
         signature = await self._chain.sign_digest(place.refund(view.channel, nonce, amount), shown)
         call = refund_with_signature(place.contract, config, amount, nonce, signature)
         return await submitted(self._chain, key, call, "refund")
@@ -93,22 +92,6 @@ class Returns:
             return Answer("failed", why=f"only {spare} of the channel is not claimed")
         call = initiate_withdraw(self._chain.place.contract, config, effect.amount)
         return lambda: submitted(self._chain, key, call, "notice of the withdrawal")
-
-
-def _typed(place: Place, channel: bytes, nonce: int, amount: int) -> dict[str, Any]:
-    """What a refund's digest stands for, for the eyes of an external signer."""
-    fields = {"channelId": "bytes32", "nonce": "uint256", "amount": "uint128"}
-    return {
-        "domain": {
-            "name": "x402 Batch Settlement",
-            "version": "1",
-            "chainId": place.chain_id,
-            "verifyingContract": checksummed(place.contract),
-        },
-        "types": {"Refund": [{"name": name, "type": kind} for name, kind in fields.items()]},
-        "primaryType": "Refund",
-        "message": {"channelId": f"0x{channel.hex()}", "nonce": nonce, "amount": amount},
-    }
 
 
 def _is_it(view: ChannelView, effect: Effect) -> bool:

@@ -11,13 +11,13 @@ from attrs import field, frozen, validators
 
 from ledger.rails.stablecoin.chain import Chain
 from ledger.rails.stablecoin.contracts import CODEC, Call, Malformed
-from ledger.rails.stablecoin.digests import domain, keccak
-from ledger.rails.stablecoin.networks import Token, checksummed
+from ledger.rails.stablecoin.digests import TRANSFER, domain, keccak
+from ledger.rails.stablecoin.networks import Token
 from ledger.rails.stablecoin.rpc import Endpoint, digest, hexed, octets, quantity
+from ledger.rails.stablecoin.typed import domain_of_token, message
 from ledger.rails.stablecoin.vouchers import signer_of
 
-_FIELDS: Final = "address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,bytes32 nonce"
-_TYPE: Final = keccak(f"TransferWithAuthorization({_FIELDS})".encode())
+_TYPE: Final = keccak(TRANSFER.encode())
 _ARGUMENTS: Final = ("address", "address", "uint256", "uint256", "uint256", "bytes32", "uint8", "bytes32", "bytes32")
 _USED: Final = keccak(b"AuthorizationUsed(address,bytes32)")
 _MOVED: Final = keccak(b"Transfer(address,address,uint256)")
@@ -57,25 +57,7 @@ class Authorization:
 
     def typed(self, chain_id: int, token: Token) -> dict[str, Any]:
         """The whole message (EIP-712), for wallets that show what they sign."""
-        names = [part.split(" ") for part in _FIELDS.split(",")]
-        return {
-            "domain": {
-                "name": token.name,
-                "version": token.version,
-                "chainId": chain_id,
-                "verifyingContract": checksummed(token.address),
-            },
-            "types": {"TransferWithAuthorization": [{"name": name, "type": kind} for kind, name in names]},
-            "primaryType": "TransferWithAuthorization",
-            "message": {
-                "from": checksummed(self.payer),
-                "to": checksummed(self.receiver),
-                "value": self.value,
-                "validAfter": self.valid_after,
-                "validBefore": self.valid_before,
-                "nonce": "0x" + self.nonce.hex(),
-            },
-        }
+        return message(domain_of_token(token, chain_id), TRANSFER, *self._values())
 
     def _values(self) -> list[Any]:
         return [self.payer, self.receiver, self.value, self.valid_after, self.valid_before, self.nonce]

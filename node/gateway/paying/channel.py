@@ -76,7 +76,7 @@ class ChannelPayment:
             funds = self._limits.deposit(missing, terms.amount, terms.least_deposit, self._demand)
             if (has := await self._signing.has()) < funds:
                 raise TooPoor(self._limits.name, has, funds)
-            payload, _ = await self._signing.deposit(terms, self._config, funds, total)
+            payload = await self._signing.deposit(terms, self._config, funds, total)
         self._header = header_of(self._limits.name, terms, payload)
         voucher = held_voucher(self._config, payload["voucher"])
         # A deposit has to be sent again until it is known to have come; a voucher is followed by the next.

@@ -8,10 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from attrs import frozen
-from eth_account import Account
-from eth_account.messages import encode_typed_data
-from eth_utils.address import to_checksum_address
-from eth_utils.crypto import keccak
+from coincurve import PrivateKey
 from x402.http.utils import encode_payment_signature_header
 from x402.mechanisms.evm.batch_settlement import BATCH_SETTLEMENT_ADDRESS, ChannelConfig, VoucherPayload
 from x402.mechanisms.evm.batch_settlement.client.eip3009 import create_batch_settlement_eip3009_deposit_payload
@@ -24,7 +21,9 @@ from x402.schemas import PaymentPayload
 from ledger.identity import Identity
 from ledger.rails.stablecoin import digests
 from ledger.rails.stablecoin.channels import salt_of
-from ledger.rails.stablecoin.vouchers import voucher_key
+from ledger.rails.stablecoin.networks import checksummed
+from ledger.rails.stablecoin.typed import digest_of
+from ledger.rails.stablecoin.vouchers import address_of, signed, voucher_key
 from node.exchange.strangers import HeldVoucher
 from node.gateway.paying.limits import Unreadable
 from node.gateway.paying.terms import Coin, Terms
@@ -72,22 +71,21 @@ class Signing:
         self.coin: Final = coin
         self._wallet = wallet
         self._did = identity.did
-        self._vouchers = _VoucherSigner(voucher_key(identity).secret)
+        self._vouchers = _VoucherSigner(voucher_key(identity))
 
-    async def exact(self, terms: Terms) -> tuple[dict[str, Any], Authorization]:
+    async def exact(self, terms: Terms) -> dict[str, Any]:
         """A transfer of all that one request is promised."""
         signer = _WalletSigner(self._wallet, asyncio.get_running_loop())
-        payload = await asyncio.to_thread(ExactEvmScheme(signer).create_payment_payload, terms.requirements)
-        return payload, exact_authorization(payload)
+        return await asyncio.to_thread(ExactEvmScheme(signer).create_payment_payload, terms.requirements)
 
     def config(self, terms: Terms) -> ChannelConfig:
         """The one channel to who asks, by these terms."""
         return ChannelConfig(
-            payer=to_checksum_address(self._wallet.address),
+            payer=checksummed(self._wallet.address),
             payer_authorizer=self._vouchers.address,
-            receiver=to_checksum_address(terms.pay_to),
-            receiver_authorizer=to_checksum_address(terms.extra["receiverAuthorizer"]),
-            token=to_checksum_address(self.coin.address),
+            receiver=checksummed(_raw(terms.pay_to)),
+            receiver_authorizer=checksummed(_raw(terms.extra["receiverAuthorizer"])),
+            token=checksummed(_raw(self.coin.address)),
             withdraw_delay=terms.extra["withdrawDelay"],
             salt="0x" + salt_of(self._did, terms.pay_to).hex(),
         )
@@ -96,9 +94,7 @@ class Signing:
         """Its id on this chain, in x402's contract."""
         return bytes.fromhex(compute_channel_id(config, self.coin.network).removeprefix("0x"))
 
-    async def deposit(
-        self, terms: Terms, config: ChannelConfig, amount: int, total: int
-    ) -> tuple[dict[str, Any], Authorization]:
+    async def deposit(self, terms: Terms, config: ChannelConfig, amount: int, total: int) -> dict[str, Any]:
         """An authorization to fetch `amount` into the channel, and a voucher of this total."""
         signer = _WalletSigner(self._wallet, asyncio.get_running_loop())
         payload = await asyncio.to_thread(
@@ -110,8 +106,7 @@ class Signing:
             total,
             self._vouchers,
         )
-        plain = payload.to_dict()
-        return plain, self.deposit_authorization(plain)
+        return payload.to_dict()
 
     def deposit_authorization(self, payload: Mapping[str, Any]) -> Authorization:
         """What a payload with a deposit authorizes."""
@@ -197,7 +192,7 @@ class _WalletSigner:
 
     @property
     def address(self) -> str:
-        return str(to_checksum_address(self._wallet.address))
+        return checksummed(self._wallet.address)
 
     def sign_typed_data(
         self, domain: Any, types: Mapping[str, Any], primary_type: str, message: dict[str, Any]
@@ -209,16 +204,14 @@ class _WalletSigner:
 class _VoucherSigner:
     """The node's key for vouchers, as x402 wants it."""
 
-    def __init__(self, secret: bytes) -> None:
-        self._account = Account.from_key(secret)
-        self.address: Final = str(self._account.address)
+    def __init__(self, key: PrivateKey) -> None:
+        self._key = key
+        self.address: Final = checksummed(address_of(key.public_key))
 
     def sign_typed_data(
         self, domain: Any, types: Mapping[str, Any], primary_type: str, message: dict[str, Any]
     ) -> bytes:
-        signable = encode_typed_data(full_message=_typed(domain, types, primary_type, message))
-        digest = keccak(b"\x19" + signable.version + signable.header + signable.body)
-        return bytes(self._account.unsafe_sign_hash(digest).signature)
+        return signed(self._key, digest_of(_typed(domain, types, primary_type, message)))
 
 
 async def _awaited(signing: Any) -> bytes:

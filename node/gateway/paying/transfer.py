@@ -47,7 +47,7 @@ class TransferPayment:
         self._limits.check(terms.amount, self._demand, self._till.spent_today(self._signing.coin.network, terms.pay_to))
         if (has := await self._signing.has()) < terms.amount:
             raise TooPoor(self._limits.name, has, terms.amount)
-        payload, _ = await self._signing.exact(terms)
+        payload = await self._signing.exact(terms)
         self._header = header_of(self._limits.name, terms, payload)
         self._order = await self._till.plan(self._key, terms.amount, terms.amount, terms.valid_s, self._header)
 
