@@ -61,6 +61,7 @@ class Chain:
         self.deployment: Final = deployment
         self.place: Final = sights.place
         self.endpoints: Final = endpoints  # for questions that are not asked here
+        self.unseen_s: Final = sights.unseen_s  # for how long nobody had looked when it was opened
         self._reading = Reading(endpoints, network)
         self._watch = Watch(self._reading, network, sights.place, sights)
         self._finding = Finding(self._reading, network, sights.place)

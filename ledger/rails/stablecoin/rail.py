@@ -6,10 +6,12 @@ it, and `fate` says "absent". A transaction that is sent is "unknown" until it i
 the chain or the wallet refuses is "failed": nothing was sent.
 
 A chain that does not answer stops no work: what was seen of a channel bears it. But a payer could withdraw unseen, so a
-channel that was not seen for half of its notice bears nothing new at its payee; the other half is for claiming.
+channel that was not seen for half of its notice bears nothing new at its payee; the other half is for claiming. How
+long ago the last run has looked counts as well.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Final
@@ -81,7 +83,7 @@ class Stablecoin:
         self._returns = Returns(chain)
         self._leaving: dict[AccountKey, int] = {}
         self._now = now
-        self._began = now()
+        self._last_run = now() - chain.unseen_s
         self._seen: dict[AccountKey, float] = {}
 
     @property
@@ -104,7 +106,9 @@ class Stablecoin:
 
     def _is_seen(self, key: AccountKey) -> bool:
         config = self._books.channel(key)
-        unseen_s = self._now() - self._seen.get(key, self._began)
+        # What a node pays from was looked at every few minutes as long as this one ran; a stranger's when it paid.
+        before = -math.inf if key.payer.startswith("did:pkh:") else self._last_run
+        unseen_s = self._now() - self._seen.get(key, before)
         return config is not None and unseen_s <= config.withdraw_delay / 2
 
     def make_voucher(self, identity: Identity, account: Account, total: int) -> Signed[Voucher]:

@@ -1,7 +1,11 @@
 """What is added up of channels' events, in a file: so that the past of a channel is read once."""
 
+import contextlib
 import json
 import logging
+import math
+import os
+import time
 from pathlib import Path
 from typing import Final
 
@@ -46,6 +50,7 @@ class Sights:
     place: Place
     sums: dict[bytes, Sums] = field(factory=dict)
     cursor: Cursor | None = None
+    unseen_s: float = math.inf  # for how long nobody had looked when this run began
     _kept_to: int = 0
 
     def load(self) -> None:
@@ -62,6 +67,14 @@ class Sights:
             _log.warning("%s cannot be used: the channels are read anew from the chain", self.path)
             return
         self.sums, self.cursor, self._kept_to = sums, cursor, cursor.block
+        with contextlib.suppress(OSError):
+            ago_s = time.time() - self.path.stat().st_mtime
+            self.unseen_s = ago_s if ago_s >= 0 else math.inf  # a clock that was set back tells nothing
+
+    def looked(self) -> None:
+        """The chain was looked at: the next run can tell when. Nothing that counts depends on the file's time alone."""
+        with contextlib.suppress(OSError):
+            os.utime(self.path)
 
     def move(self, cursor: Cursor, recent: dict[bytes, list[Event]], far: int) -> None:
         """Take in what is deep by now, and leave the rest in `recent`.

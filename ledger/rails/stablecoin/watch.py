@@ -135,6 +135,7 @@ class Watch:
             self._recent.setdefault(each.channel, []).append(each)
         self._sights.move(await self._cursor_at(deep), self._recent, self._network.logs)
         self._seen_to, self._views = now, {}
+        self._sights.looked()
         return now
 
     async def _happened(self, first: int, last: int) -> list[Event]:

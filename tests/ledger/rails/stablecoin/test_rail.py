@@ -1,6 +1,9 @@
 """The rail on a real chain: each movement once, at depth, whatever is lost and whoever asks again."""
 
 import asyncio
+import os
+import time
+from pathlib import Path
 
 import pytest
 from attrs import evolve
@@ -11,8 +14,9 @@ from ledger.rails.port import Answer, Sight
 from ledger.rails.stablecoin.books import Promise
 from ledger.rails.stablecoin.claims import Claims
 from ledger.rails.stablecoin.contracts import Row
-from ledger.rails.stablecoin.deposits import TooLate, TooSmall, WrongChannel
+from ledger.rails.stablecoin.deposits import TooDearNow, TooLate, TooSmall, WrongChannel
 from ledger.rails.stablecoin.digests import config_of
+from ledger.rails.stablecoin.rail import Stablecoin
 from ledger.rails.stablecoin.recovery import find_again
 from ledger.rails.stablecoin.vouchers import AboveDeposit, NoChannel
 from tests.chain import Anvil
@@ -317,6 +321,31 @@ async def test_a_channel_that_was_not_seen_for_half_of_its_notice_bears_nothing_
     assert (one.seller.rail.capacity(one.account), one.buyer.rail.capacity(one.account)) == (0, FUNDS)
     await one.look()
     assert one.seller.rail.capacity(one.account) == FUNDS
+
+
+async def test_no_deposit_is_brought_whose_gas_costs_more_than_it_is_worth(chain: Anvil, opens: Opens) -> None:
+    one = await trade(chain, opens)
+    seller = one.seller
+    dear = Stablecoin(seller.chain, seller.books, seller.identity.did, ether=10**12)
+    deposit = await one.buyer.chain.authorize(one.config, FUNDS, bytes(32), chain.time + 600)
+    with pytest.raises(TooDearNow, match="bring it yourself"):
+        await dear.bring(one.key, deposit)
+    await seller.rail.bring(one.key, deposit)
+
+
+@pytest.mark.parametrize(("off_s", "bears"), [(60, FUNDS), (DELAY_S, 0)])
+async def test_a_node_that_was_off_for_longer_looks_before_a_channel_bears_anything(
+    chain: Anvil, opens: Opens, tmp_path: Path, off_s: int, bears: int
+) -> None:
+    one = await trade(chain, opens)
+    await one.fund(FUNDS)
+    place, looked = one.seller.rail.place, time.time() - off_s
+    os.utime(tmp_path / "1" / f"channels-{place.chain_id}-{place.contract.hex()}.json", (looked, looked))
+    again = await Node.open(1, one.seller.wallet, opens, folder="1")
+    again.books.channels[one.key] = one.config
+    assert again.rail.capacity(one.account) == bears
+    await again.rail.collateral(one.account)
+    assert again.rail.capacity(one.account) == FUNDS
 
 
 async def test_a_voucher_for_more_than_the_channel_holds_does_not_count(chain: Anvil, opens: Opens) -> None:

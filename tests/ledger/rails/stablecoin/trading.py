@@ -21,7 +21,7 @@ from tests.chain import ETHER, Anvil
 from tests.ledger.rails.stablecoin.channels import DELAY_S, key, raw
 from tests.ledger.rails.stablecoin.conftest import Opens
 
-ETHER_COSTS = 3_000_000_000  # millionths of a dollar
+ETHER_COSTS = 30_000_000  # millionths of a dollar; gas is dear on a chain of tests, and its sums are small
 # A transaction is mined as it is sent, or in the next block: after so many more it is deep.
 DEPTH = 3
 
