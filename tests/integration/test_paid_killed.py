@@ -25,6 +25,7 @@ def door_of(network: Network, chain: Anvil, port: int) -> dict[str, Any]:
         "rpc": [chain.url],
         "passphrase_file": str(home / "passphrase"),
         "confirmations": 0,
+        "ether": "0.01usd",  # so that small deposits are worth their gas
         "min_deposit": "0.005usd",
     }
     return {"stablecoin": money, "paid": {"port": port, "price": PRICE}}
