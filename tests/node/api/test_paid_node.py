@@ -38,6 +38,7 @@ def seller(chain: Anvil, folder: Path) -> Config:
         "passphrase_file": str(folder / "passphrase"),
         "confirmations": 0,
         "min_deposit": "0.01usd",
+        "ether": "0.01usd",  # so that small deposits are worth their gas
     }
     return settings(stablecoin=money, paid={"port": free_port(), "price": "1usd:2usd"})
 
