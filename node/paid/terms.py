@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 from attrs import define, field, frozen
+from x402.http.constants import PAYMENT_REQUIRED_HEADER, PAYMENT_RESPONSE_HEADER, PAYMENT_SIGNATURE_HEADER
 from x402.http.utils import encode_payment_required_header, encode_payment_response_header
 from x402.mechanisms.evm.batch_settlement.constants import BATCH_SETTLEMENT_ADDRESS, SCHEME_BATCH_SETTLEMENT
 from x402.mechanisms.evm.batch_settlement.errors import ERR_INVALID_PAYLOAD_TYPE
@@ -21,9 +22,7 @@ TIMEOUT_S: Final = 300
 X402_CONTRACT: Final = address(BATCH_SETTLEMENT_ADDRESS)
 PENDING: Final = ERR_SETTLEMENT_PENDING
 UNREADABLE: Final = ERR_INVALID_PAYLOAD_TYPE
-PAYMENT_REQUIRED: Final = "PAYMENT-REQUIRED"
-PAYMENT_SIGNATURE: Final = "PAYMENT-SIGNATURE"
-PAYMENT_RESPONSE: Final = "PAYMENT-RESPONSE"
+PAYMENT_SIGNATURE: Final = PAYMENT_SIGNATURE_HEADER
 
 
 @define
@@ -134,5 +133,5 @@ def required(
 def header_of(said: PaymentRequired | SettleResponse) -> dict[str, str]:
     """The header that says it."""
     if isinstance(said, PaymentRequired):
-        return {PAYMENT_REQUIRED: encode_payment_required_header(said)}
-    return {PAYMENT_RESPONSE: encode_payment_response_header(said)}
+        return {PAYMENT_REQUIRED_HEADER: encode_payment_required_header(said)}
+    return {PAYMENT_RESPONSE_HEADER: encode_payment_response_header(said)}
