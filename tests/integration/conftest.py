@@ -8,7 +8,7 @@ import pytest
 from attrs import frozen
 
 from node.demo.processes import NodeProcess
-from tests.integration.crashes import fork_server
+from tests.integration.forking import fork_server
 from tests.integration.network import PRICE, Network, starting, way_to
 
 
@@ -32,7 +32,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 
 @pytest.fixture(scope="session")
 def forking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with fork_server(tmp_path_factory.mktemp("forking") / "socket") as server:
+    with fork_server("tests.integration.crashing_node", tmp_path_factory.mktemp("forking") / "socket") as server:
         yield server
 
 

@@ -3,12 +3,9 @@
 import asyncio
 import contextlib
 import json
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from subprocess import DEVNULL, PIPE
 from typing import Any, Final
 
 import aiohttp
@@ -48,19 +45,6 @@ class Point:
 
     def __str__(self) -> str:
         return f"{self.node}, {self.name}" + (f" ({self.nth})" if self.nth > 1 else "")
-
-
-@contextlib.contextmanager
-def fork_server(path: Path) -> Iterator[Path]:
-    """A process that has loaded everything, and forks a node for each connection to the socket at `path`."""
-    command = (sys.executable, "-m", "tests.integration.crashing_node", str(path))
-    with subprocess.Popen(command, stdout=PIPE, stdin=DEVNULL) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"ready\n"
-            yield path
-        finally:
-            process.kill()
 
 
 @frozen

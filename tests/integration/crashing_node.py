@@ -12,7 +12,6 @@ to a rail, and of what its bank does. None of this is in the node's own code.
 import asyncio
 import contextlib
 import functools
-import gc
 import json
 import os
 import resource
@@ -22,7 +21,6 @@ import struct
 import sys
 import tempfile
 import threading
-import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from mmap import ACCESS_READ, mmap
@@ -61,6 +59,7 @@ from node.ports import SystemClock
 from node.wire.client import HttpPeer
 from node.wire.messages import Refused, Unreachable
 from tests.integration.banking import FileBank, Teller, silence
+from tests.integration.forking import fork_nodes
 from tests.integration.network import PRICE, write_config
 from verify.calibration import BINS, STRATA, Calibration
 
@@ -419,27 +418,9 @@ async def _warm_up() -> None:
 
 
 def main() -> None:
-    """Fork a node for each connection, until the parent process is gone."""
+    """Load everything, and fork a node for each connection."""
     asyncio.run(_warm_up())
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(sys.argv[1])
-        listener.listen()
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them: their connection tells
-        gc.collect()
-        gc.freeze()
-        sys.stdout.write("ready\n")
-        sys.stdout.flush()
-        while True:
-            connection, _ = listener.accept()
-            if os.fork() == 0:
-                listener.close()
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                try:
-                    _be_a_node(connection)
-                except BaseException:  # noqa: BLE001 - it must not go on as another fork server
-                    traceback.print_exc()
-                os._exit(0)
-            connection.close()
+    fork_nodes(_be_a_node)
 
 
 if __name__ == "__main__":

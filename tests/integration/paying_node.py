@@ -5,13 +5,10 @@ socket. The connection carries lines of JSON: first the node's home and settings
 """
 
 import asyncio
-import gc
 import json
 import os
-import signal
 import socket
 import sys
-import traceback
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +32,7 @@ from node.models.manifest import Manifest
 from node.models.template import TemplateRenderer
 from node.models.vocab import open_vocab
 from tests.integration.crashing_node import StoryEngine
+from tests.integration.forking import fork_nodes
 
 PACE: Final = Pace(
     round_s=0.1,
@@ -114,27 +112,9 @@ def _be_a_node(connection: socket.socket) -> None:
 
 
 def main() -> None:
-    """Fork a node for each connection, until the parent process is gone."""
+    """Load everything, and fork a node for each connection."""
     Key.of(b"\1" * 32)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(sys.argv[1])
-        listener.listen()
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them: their connection tells
-        gc.collect()
-        gc.freeze()
-        sys.stdout.write("ready\n")
-        sys.stdout.flush()
-        while True:
-            connection, _ = listener.accept()
-            if os.fork() == 0:
-                listener.close()
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                try:
-                    _be_a_node(connection)
-                except BaseException:  # noqa: BLE001 - it must not go on as another fork server
-                    traceback.print_exc()
-                os._exit(0)
-            connection.close()
+    fork_nodes(_be_a_node)
 
 
 if __name__ == "__main__":

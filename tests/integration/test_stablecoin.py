@@ -5,11 +5,8 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from subprocess import DEVNULL, PIPE
 from typing import Any, Final
 
 import aiohttp
@@ -32,6 +29,7 @@ from node.home import Home
 from node.ports import SystemEntropy
 from node.wire.messages import decode_refusal, encode_bringing
 from tests.chain import CHAIN_ID, Anvil
+from tests.integration.forking import fork_server
 from tests.integration.network import PRICE, free_port, until, usd, write_config
 
 DEPOSIT: Final = 2_000_000
@@ -274,15 +272,8 @@ class Market:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    path = tmp_path_factory.mktemp("paying") / "socket"
-    command = (sys.executable, "-m", "tests.integration.paying_node", str(path))
-    with subprocess.Popen(command, stdout=PIPE, stdin=DEVNULL) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"ready\n"
-            yield path
-        finally:
-            process.kill()
+    with fork_server("tests.integration.paying_node", tmp_path_factory.mktemp("paying") / "socket") as path:
+        yield path
 
 
 @pytest.fixture
