@@ -65,7 +65,7 @@ async def open_paid(stack: contextlib.AsyncExitStack, ground: Ground, money: Mon
     )
     till = Till(ground.book, tabs, terms, bank, money.rail, money.channels.has)
     shop = Shop(_wares(ground, paid), ground.book.me, ground.may_sell, ground.config.api.max_tokens)
-    refunds = Refunds(ground.book, tabs, till, bank.gas, ground.effects.ask)
+    refunds = Refunds(ground.book, tabs, till, bank, ground.effects.ask)
     door = PaidDoor(shop, till, refunds, ground.clock, ground.entropy)
     await stack.enter_async_context(serving(door.app(), listener, Bounds(trusted=is_loopback)))
     return OpenDoor(listener, shop, tabs, bank)

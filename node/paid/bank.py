@@ -179,7 +179,7 @@ class Bank:
             return None  # it was presented before
         transaction = await sent(self._chain, key, "stranger's deposit")
         with self._set_aside(config.payer, deposit.amount, await self._chain.tokens(config.payer)):
-            await self._check_worth(deposit.amount, ERR_DEPOSIT_TRANSACTION_FAILED)
+            await self.check_worth(deposit.amount, ERR_DEPOSIT_TRANSACTION_FAILED)
             with self.gas.spending(config.payer, ERR_DEPOSIT_TRANSACTION_FAILED):
                 await self._chain.submit(transaction.key, self._chain.bring(config, deposit))
             outcome = await self._chain.settled(transaction.key)
@@ -200,11 +200,11 @@ class Bank:
         text = said.transaction.removeprefix("0x")
         return bytes.fromhex(text) if len(text) == 64 and set(text.lower()) <= set("0123456789abcdef") else None
 
-    async def _check_worth(self, amount: int, code: str) -> None:
-        """Whether a payment is worth its gas, whatever that costs today. Raises PaymentRefused."""
+    async def check_worth(self, amount: int, code: str) -> None:
+        """Whether money that comes or goes back is worth its gas, whatever that costs today. Raises PaymentRefused."""
         fee = await self._fee()
         if fee is not None and fee * WORTH > amount:
-            raise PaymentRefused(code, "gas costs more now than this payment is worth: pay more at once, or later")
+            raise PaymentRefused(code, "gas costs more now than so little money is worth: more at once, or later")
 
     @contextlib.contextmanager
     def _set_aside(self, payer: bytes, amount: int, has: int) -> Iterator[None]:
@@ -248,7 +248,7 @@ class Bank:
             payer = wallet_of(transfer.payer)
             with self._set_aside(payer, transfer.value, await self._chain.tokens(payer)):  # else nothing is kept of it
                 if self._facilitator is None:
-                    await self._check_worth(transfer.value, ERR_TRANSACTION_FAILED)
+                    await self.check_worth(transfer.value, ERR_TRANSACTION_FAILED)
                 await self._book.post(presented(order, transfer))
                 return await self._carry_out(order, transfer, shown, whole, asked)
         except ChainError as error:

@@ -19,7 +19,7 @@ from node.exchange.book import Book
 from node.exchange.effects import EffectRefused
 from node.exchange.strangers import PREPAID_RAIL, HeldVoucher, did_of_wallet, held
 from node.exchange.tabs import Tabs
-from node.paid.gas import Gas
+from node.paid.bank import Bank
 from node.paid.paid import channel_state
 from node.paid.presented import RefundAsked
 from node.paid.terms import PaymentRefused
@@ -35,12 +35,13 @@ Ask = Callable[[AccountKey, Kind, int], Awaitable[Tracked | None]]
 class Refunds:
     """Gives back what is free."""
 
-    def __init__(self, book: Book, tabs: Tabs, till: Till, gas: Gas, ask: Ask) -> None:
+    def __init__(self, book: Book, tabs: Tabs, till: Till, bank: Bank, ask: Ask) -> None:
         """`ask` has a rail move money: see `EffectDriver.ask`."""
         self._book = book
         self._tabs = tabs
         self._till = till
-        self._gas = gas
+        self._bank = bank
+        self._gas = bank.gas
         self._ask = ask
 
     async def channel(self, asked: RefundAsked) -> SettleResponse:
@@ -59,6 +60,7 @@ class Refunds:
                 raise PaymentRefused(errors.ERR_REFUND_NO_BALANCE, f"{free} of the channel can go back")
             # From now on the channel's latest voucher is for what was charged, and nothing of the rest can be claimed.
             self._gas.check(voucher.config.payer, errors.ERR_REFUND_TRANSACTION_FAILED)
+            await self._bank.check_worth(amount, errors.ERR_REFUND_TRANSACTION_FAILED)
             latest = HeldVoucher(voucher.config.words(), voucher.total, voucher.signature)
             await self._book.post(held(key.payer, latest))
             under_way = await self._move(key, voucher.config.payer, amount)
@@ -84,6 +86,7 @@ class Refunds:
         amount = free_collateral(self._tabs.account(key))
         if not amount:
             raise PaymentRefused("no_balance", "nothing is left of what this wallet has paid")
+        await self._bank.check_worth(amount, errors.ERR_REFUND_TRANSACTION_FAILED)
         under_way = await self._move(key, wallet, amount)
         return self._response(wallet, amount, {"balance": self.balance(wallet)["left"], "underWay": under_way})
 

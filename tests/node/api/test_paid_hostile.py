@@ -9,6 +9,8 @@ from eth_typing import Hash32
 from x402.http.utils import decode_payment_signature_header, encode_payment_signature_header
 from x402.mechanisms.evm.batch_settlement import errors
 
+from ledger.identity import Identity
+from ledger.journal import MemoryJournal
 from ledger.rails.stablecoin.chain import Chain
 from ledger.rails.stablecoin.keys import Key
 from node.models.tokenizer import Tokenizer
@@ -114,4 +116,30 @@ async def test_a_channel_with_dust_in_it_is_not_taken(chain: Anvil, tmp_path: Pa
         refused = await plain.post(door.chat, json=asking(), headers=headers)
         assert refusal(refused) == errors.ERR_CUMULATIVE_EXCEEDS_BALANCE
         assert door.book.journal.head.sequence == 0
+    await engine.close()
+
+
+async def test_nothing_goes_back_bit_by_bit_at_the_nodes_expense(
+    chain: Anvil, tmp_path: Path, speaking: Tokenizer
+) -> None:
+    engine, buyer, journal = (
+        engine_of(speaking),
+        chain.wallet(dollars=1_000_000),
+        MemoryJournal(Identity(b"\x01" * 32).did),
+    )
+    seller, scheme = chain.wallet(dollars=10_000), channel_scheme(buyer, chain)
+    async with (
+        stall(chain, tmp_path, speaking, engine, seller, journal=journal) as door,
+        client(scheme) as by_channel,
+        client(exact_scheme(buyer)) as by_transfer,
+    ):
+        for paying in (by_channel, by_transfer):
+            assert (await paying.post(door.chat, json=asking())).status_code == 200
+    dear = stall(chain, tmp_path, speaking, engine, seller, journal=journal, ether=10**12)
+    async with dear as door, client(exact_scheme(buyer)) as paying:
+        spent = chain.rpc("eth_getTransactionCount", seller.address, "latest")
+        assert (await paying.post(f"{door.url}/v1/refunds")).status_code == 409
+        with pytest.raises(Exception, match="server returned 402"):
+            await asyncio.to_thread(scheme.refund, door.chat)
+        assert chain.rpc("eth_getTransactionCount", seller.address, "latest") == spent
     await engine.close()
