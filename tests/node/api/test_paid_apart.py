@@ -65,6 +65,7 @@ async def test_a_channel_pays_as_a_nodes_or_as_a_strangers(
                 deposit = await payer.authorize(config, 2 * LEAST, bytes(32), chain.time + 600)
                 await payer.close()
                 await door.chain.submit(b"deposit", door.chain.bring(config, deposit))
+                chain.catch_up()
                 await till.channel(named)
                 refused = await paying.post(door.chat, json=asking())
                 assert refusal(refused) == errors.ERR_CHANNEL_ID_MISMATCH
