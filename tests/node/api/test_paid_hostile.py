@@ -110,6 +110,7 @@ async def test_a_channel_with_dust_in_it_is_not_taken(chain: Anvil, tmp_path: Pa
         dust = await payer.authorize(payment.signed.config, 100, bytes(32), chain.time + 600)
         await payer.close()
         await door.chain.submit(b"dust", door.chain.bring(payment.signed.config, dust))
+        chain.catch_up()
         del payment.whole.payload["deposit"]
         payment.whole.payload["type"] = "voucher"
         headers = {"PAYMENT-SIGNATURE": encode_payment_signature_header(payment.whole)}
