@@ -20,6 +20,7 @@ from ledger.rails.stablecoin.bonds import Bonds, Done
 from ledger.rails.stablecoin.chain import Outcome
 from ledger.records import Bond, strict_converter
 from node.exchange.book import Book
+from node.exchange.searching import Search
 
 _LOOK_S: Final = 120.0
 _READ_S: Final = 30.0
@@ -65,7 +66,7 @@ class OwnBonds:
         self._held: dict[bytes, int] = {}  # for slashes, when it was seen last
         self._pledged: Bond | None = None
         self._lock = asyncio.Lock()
-        self._search: asyncio.Task[list[OwnBond]] | None = None
+        self._search = Search(self._recover)
 
     @staticmethod
     async def open(book: Book, bonds: Bonds, owner: bytes, token: bytes, chosen: bytes | None) -> "OwnBonds":
@@ -121,13 +122,7 @@ class OwnBonds:
 
         All blocks are read, which takes minutes on a chain that is old.
         """
-        if self._search is None:
-            self._search = asyncio.create_task(self._recover())
-        await asyncio.wait([self._search], timeout=wait_s)
-        if not self._search.done():
-            return None
-        done, self._search = self._search, None
-        return done.result()
+        return await self._search.ask(wait_s)
 
     async def _recover(self) -> list[OwnBond]:
         found = []
@@ -178,8 +173,7 @@ class OwnBonds:
                 await self.look()
                 await asyncio.sleep(_LOOK_S)
         finally:
-            if self._search is not None:
-                self._search.cancel()
+            await self._search.close()
 
     async def look(self) -> None:
         """See what is in the bonds; of one that cannot be seen, what was seen before stands."""

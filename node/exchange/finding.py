@@ -5,8 +5,6 @@ search goes on by itself and is asked for what it has found. A channel that this
 then on, if the account has none; one that it is paid by is taken up when its payer names it, as any is.
 """
 
-import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Literal
 
@@ -17,6 +15,7 @@ from ledger.identity import Identity
 from ledger.rails.stablecoin.chain import Chain
 from ledger.rails.stablecoin.recovery import FoundAgain, find_again
 from node.exchange.channels import UNIT, Channels
+from node.exchange.searching import Search
 from node.exchange.strangers import CHANNEL_RAIL
 
 # known: the account has it; taken_up: it has it from now on; another: it has another one, and keeps that; theirs: its
@@ -50,24 +49,15 @@ class Finding:
         self._identity = identity
         self._peers = peers
         self._look = look
-        self._search: asyncio.Task[list[Found]] | None = None
+        self._search = Search(self._find)
 
     async def find(self, wait_s: float) -> list[Found] | None:
         """What a search finds, begun if none goes on; None: it goes on. Raises ChainError."""
-        if self._search is None:
-            self._search = asyncio.create_task(self._find())
-        await asyncio.wait([self._search], timeout=wait_s)
-        if not self._search.done():
-            return None
-        done, self._search = self._search, None
-        return done.result()
+        return await self._search.ask(wait_s)
 
     async def close(self) -> None:
         """End a search that goes on."""
-        if self._search is not None:
-            self._search.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._search
+        await self._search.close()
 
     async def _find(self) -> list[Found]:
         found = await find_again(self._chain, self._identity, set(self._peers()) - {self._identity.did})
