@@ -131,7 +131,7 @@ def offers(body: Body) -> None:
     columns = ("seller", "model", "weights", "context", "a million in", "a million out", "computed on")
     if body["selling"]["state"] == "paused":
         typer.echo(f"This node's own offers are withdrawn: {body['selling']['words']}")
-    nothing = "No offers are open: sell with --sell IN:OUT, or name peers with --peer DID@URL"
+    nothing = "No offers are open: sell with --sell IN:OUT, or name peers with --peer DID@URL (`idlemesh peers`)"
     print_table("Offers", columns, rows, nothing, spare=("computed on", "weights", "context"))
     for line in dict.fromkeys(_stake(o) for o in body["offers"] if o["bond"] is not None):
         typer.echo(plain(line))
@@ -218,7 +218,9 @@ def accounts(body: Body) -> None:
         (short(a["peer"]), a["direction"], a["rail"], *(a[name] for name in shown.values())) for a in body["accounts"]
     ]
     columns = ("peer", "direction", "rail", *shown)
-    print_table("Accounts", columns, rows, "Nobody owes anything.", spare=("rail", "earned", "not promised"))
+    # Without the rail, two accounts of one peer would look alike.
+    first = "rail" if len({(a["peer"], a["direction"]) for a in body["accounts"]}) == len(rows) else "promised"
+    print_table("Accounts", columns, rows, "Nobody owes anything.", spare=(first, "earned", "not promised"))
     _effects(body["effects"])
     if body["chain"] == "intact":
         typer.echo(f"The journal is whole: {_checked(body)}.")

@@ -1,6 +1,7 @@
 """Commands on channels: channels, deposit, claim, withdraw."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -11,14 +12,17 @@ from node.api.channel_rows import channel_row
 from node.cli.client import call
 from node.cli.ledger import ledger_place
 from node.cli.options import HomeOption, JsonOption
-from node.cli.output import CommandFailed, print_json, print_table, short
+from node.cli.output import CommandFailed, plain, print_json, print_table, short
 from node.cli.wallet_calls import AT, STATES, in_path, post
 from node.exchange.book import Book
 from node.exchange.channel_rows import channel_rows
 from node.home import Home, NotRunning, open_home
 from node.ports import SystemClock, SystemEntropy
 
-PeerArgument = Annotated[str, typer.Argument(help="The peer's did:key; `idlemesh peers` lists the named ones.")]
+PeerArgument = Annotated[
+    str,
+    typer.Argument(help="The peer's did:key (`idlemesh id` there), or its name in `wallet channels`, short or whole."),
+]
 DepositArgument = Annotated[str, typer.Argument(help="The amount with its unit: 5usd.")]
 
 
@@ -40,9 +44,18 @@ def channels(home: HomeOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(body)
         return
-    columns = ("peer", "direction", "put in", "gone back", "owed", "promised", "paid out", "free", "at risk", "now")
-    rows = [_channel_row(row) for row in body["channels"]]
-    print_table("Channels", columns, rows, "There are no channels: `idlemesh wallet deposit` opens one.")
+    show_channels(body["channels"])
+
+
+def show_channels(channels: Sequence[dict[str, Any]]) -> None:
+    """The table of them, and a line for each that has something under way."""
+    columns = ("peer", "direction", "put in", "gone back", "owed", "promised", "paid out", "free", "at risk")
+    empty = "There are no channels: `idlemesh wallet deposit` opens one."
+    spare = ("gone back", "at risk", "promised", "direction")
+    print_table("Channels, in usd", columns, [_channel_row(row) for row in channels], empty, spare)
+    for row in channels:
+        if row["effect"] is not None and row["effect"]["state"] != "settled":
+            typer.echo(_said(row["effect"]))
 
 
 async def _from_disk(home: Home) -> dict[str, Any]:
@@ -94,9 +107,7 @@ def find(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 def _channel_row(row: dict[str, Any]) -> tuple[str, ...]:
     names = ("deposited", "gone_back", "owed", "promised", "paid", "free", "at_risk")
-    effect = row["effect"]
-    now = "" if effect is None else f"{effect['kind'].replace('_', ' ')} {effect['state']}"
-    return short(row["peer"]), row["direction"], *(row[name].removesuffix("usd") for name in names), now
+    return short(row["peer"]), row["direction"], *(row[name].removesuffix("usd") for name in names)
 
 
 def deposit(peer: PeerArgument, amount: DepositArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
@@ -106,7 +117,7 @@ def deposit(peer: PeerArgument, amount: DepositArgument, home: HomeOption = None
 
     Example: idlemesh wallet deposit did:key:z6Mk... 5usd
     """
-    _effects(home, f"deposit/{in_path(peer)}/{in_path(amount)}", {}, as_json)
+    _effects(home, f"deposit/{in_path(_whole(home, peer))}/{in_path(amount)}", {}, as_json)
 
 
 def claim(
@@ -121,7 +132,7 @@ def claim(
     """
     if close and peer is None:
         raise CommandFailed("name the peer whose channel is to be closed")
-    path = "claim" if peer is None else f"claim/{in_path(peer)}"
+    path = "claim" if peer is None else f"claim/{in_path(_whole(home, peer))}"
     _effects(home, path, {"close": "1"} if close else {}, as_json)
 
 
@@ -138,8 +149,10 @@ def withdraw(
 
     Example: idlemesh wallet withdraw did:key:z6Mk... 2usd
     """
-    query = {"amount": amount} if amount is not None else {}
-    _effects(home, f"withdraw/{in_path(peer)}", query | ({"give_back": "1"} if give_back else {}), as_json)
+    query = ({"amount": amount} if amount is not None else {}) | ({"give_back": "1"} if give_back else {})
+    _effects(
+        home, f"withdraw/{in_path(_whole(home, peer))}", query | ({"give_back": "1"} if give_back else {}), as_json
+    )
 
 
 def _effects(home: Path | None, path: str, query: dict[str, str], as_json: bool) -> None:
@@ -149,10 +162,24 @@ def _effects(home: Path | None, path: str, query: dict[str, str], as_json: bool)
         print_json(body)
         return
     for effect in body["effects"]:
-        said = (
-            f"{effect['kind'].replace('_', ' ')} of {effect['amount']}, {effect['direction']} {short(effect['peer'])}"
-        )
-        typer.echo(
-            f"{said}: {STATES.get(effect['state'], effect['state'])}" + (f" ({effect['why']})" if effect["why"] else "")
-        )
+        typer.echo(_said(effect))
     typer.echo("`idlemesh wallet channels` shows what becomes of it.")
+
+
+def _said(effect: dict[str, Any]) -> str:
+    """A movement of money, and what is known of it."""
+    what = f"{effect['kind'].replace('_', ' ')} of {effect['amount']}, {effect['direction']} {short(effect['peer'])}"
+    state = STATES.get(effect["state"], effect["state"])
+    return plain(f"{what}: {state}" + (f" ({effect['why']})" if effect["why"] else ""))
+
+
+def _whole(home: Path | None, peer: str) -> str:
+    """A peer's name, where it is written as the table of channels shortens it. Raises CommandFailed."""
+    start, _, end = peer.partition("…")
+    if not start or not end:
+        return peer
+    there = call(open_home(home), lambda client: client.get(f"{AT}/channels"))["channels"]
+    found = {row["peer"] for row in there if row["peer"].startswith(start) and row["peer"].endswith(end)}
+    if len(found) != 1:
+        raise CommandFailed(f"{len(found)} channels are with {peer}: `idlemesh wallet channels --json` has whole names")
+    return str(found.pop())

@@ -105,7 +105,9 @@ def _say_made(path: Path, address: bytes, as_json: bool) -> None:
         print_json({"address": shown, "keystore": str(path)})
         return
     typer.echo(f"{shown} in {path}. Keep a copy of the file and of its passphrase: nobody can bring them back.")
-    typer.echo("A node opens it with [stablecoin] passphrase_file in config.toml; send dollars and coin to it first.")
+    typer.echo(
+        "A node opens it with [stablecoin] passphrase_file in config.toml. Send dollars to it, and coin for gas."
+    )
 
 
 def address(home: HomeOption = None, as_json: JsonOption = False) -> None:
@@ -120,7 +122,12 @@ def address(home: HomeOption = None, as_json: JsonOption = False) -> None:
         body: dict[str, Any] = {"address": _checksummed(_own_address(where))}
     else:
         body = call(where, lambda client: client.get(AT))
-    print_json(body) if as_json else print_facts({name: fact for name, fact in body.items() if fact is not None})
+    if as_json:
+        print_json(body)
+    elif len(body) == 1:  # for scripts, too: nothing but the address is known
+        typer.echo(body["address"])
+    else:
+        print_facts({name: fact for name, fact in body.items() if fact is not None})
 
 
 def _own_address(home: Home) -> bytes:

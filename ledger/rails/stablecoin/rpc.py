@@ -49,6 +49,15 @@ class Said(ChainError):
         return self.message
 
 
+def _in_words(error: Exception) -> str:
+    """Why nothing came, without the address, which may hold a key."""
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "its name cannot be found"
+    if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, ConnectionRefusedError):
+        return "nothing listens there: is it running?"
+    return type(error).__name__
+
+
 def quantity(found: object) -> int:
     """A number, as JSON-RPC writes it. Raises Malformed."""
     if not isinstance(found, str) or not _QUANTITY.fullmatch(found):
@@ -152,7 +161,7 @@ class Endpoint:
         except TimeoutError:
             raise Silent(f"no answer in {self.answer_s:g} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise Silent(type(error).__name__) from None
+            raise Silent(_in_words(error)) from None
         try:
             answer = json.loads(text)
         except (ValueError, RecursionError):

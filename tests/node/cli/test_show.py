@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from node.cli import show
+from node.cli.wallet_channels import show_channels
 
 
 def peer(**said: Any) -> dict[str, Any]:
@@ -101,6 +102,37 @@ def test_lists_fit_a_terminal_of_80_columns_and_say_what_they_leave_out(
         "For a wider terminal, or --json: with, model, tokens, audit.",
         "For a wider terminal, or --json: rail, earned, not promised.",
     ]
+
+
+def test_channels_fit_a_terminal_of_80_columns_and_say_what_is_under_way(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    names = ("deposited", "gone_back", "owed", "promised", "paid", "free", "at_risk")
+    channel = {"peer": WHOLE, "direction": "they pay", **dict.fromkeys(names, "5000.000000usd")}
+    effect = {"kind": "top_up", "amount": "3.000000usd", "direction": "they pay", "peer": WHOLE, "why": "it is sent"}
+    show_channels([channel | {"effect": effect | {"state": state}} for state in ("settled", "unknown")])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[:-1])) <= 80
+    assert [line.count("5000.000000") for line in lines if "5000" in line] == [4, 4]
+    assert lines[-1].startswith("top up of 3.000000usd")
+    assert lines[-1].endswith("(it is sent)")
+
+
+def test_accounts_of_one_peer_on_two_rails_can_be_told_apart_on_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    figures = dict.fromkeys(("earned", "authorized", "unpaid", "unsettled", "available"), "0.123456usd")
+    rails = [{"peer": WHOLE, "direction": "we pay", "rail": rail, **figures} for rail in ("credit", "stablecoin")]
+    show.accounts(compared(accounts=rails))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [sum(f" {rail} " in line for line in lines) for rail in ("credit", "stablecoin")] == [1, 1]
 
 
 def test_a_receipt_says_whether_its_dispute_was_resolved(capsys: pytest.CaptureFixture[str]) -> None:

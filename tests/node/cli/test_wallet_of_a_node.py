@@ -164,6 +164,7 @@ def what_cannot_be_moved_says_what_to_do(folder: Path, them: str, idlemesh: Idle
         (("deposit", them, "11usd"), "the wallet has 10.000000usd, and 11.000000usd was to be moved"),
         (("claim",), "there is nothing to claim"),
         (("withdraw", them), "no money of this node's is in a channel"),
+        (("withdraw", "did:key:z6Mk…abcdef"), "0 channels are with did:key:z6Mk…abcdef"),
         (("withdraw", them, "--give-back"), "has no money in a channel to this node"),
         (("bond", "5usd"), "this node has locked no bond yet"),
         (("unbond",), "this node has locked no bond yet"),
@@ -190,7 +191,8 @@ def a_channel_is_filled_and_emptied(folder: Path, them: str, idlemesh: Idlemesh)
     assert (seen["free"], seen["at_risk"]) == ("2.000000usd", "0.000000usd")
     assert "2.000000" in idlemesh("wallet", "channels", *home).out
 
-    back = idlemesh("wallet", "withdraw", them, "0.5usd", *home, "--json").json()["effects"]
+    shortened = f"{them[:12]}…{them[-6:]}"  # as a terminal shows it
+    back = idlemesh("wallet", "withdraw", shortened, "0.5usd", *home, "--json").json()["effects"]
     assert [(one["kind"], one["amount"]) for one in back] == [("refund", "0.500000usd")]
     assert channel()["gone_back"] == "0.500000usd"
 
