@@ -137,7 +137,7 @@ class PaidDoor:
 
     async def _taken(self, request: web.Request, payment: Payment, most: int) -> Paid:
         try:
-            return await self._till.take(payment, most)
+            return await self._till.take(payment, most, request.remote or "")
         except PaymentRefused as refused:
             raise self._asked(request, self._till.terms.accepts(most, refused.state), refused) from None
 

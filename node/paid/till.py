@@ -31,9 +31,12 @@ from node.paid.prepaying import Transfers
 from node.paid.presented import Payment, SignedTransfer, Voucher
 from node.paid.terms import PaymentRefused, Terms
 
-# Looks at the chain in a second, after the first few: of one channel, and of all that this node does not know yet.
+# Looks at the chain in a second, after the first few: at one channel, at those that this node does not know yet and one
+# address names, and at all of these. Whoever makes channels up keeps those away that it shares an address with.
 _LOOKS_PER_S: Final = 1.0
 _LOOKS_AT_FIRST: Final = 20.0
+_STRANGE_PER_S: Final = 10.0
+_STRANGE_AT_FIRST: Final = 100.0
 
 
 class Till:
@@ -57,26 +60,32 @@ class Till:
         self._bank = bank
         self._rail = rail
         self._looks = Rates(book.now, _LOOKS_PER_S, _LOOKS_AT_FIRST)
+        self._strange = Rates(book.now, _STRANGE_PER_S, _STRANGE_AT_FIRST)
 
-    async def take(self, payment: Payment, most: int) -> Paid:
-        """Have a request paid for that may cost `most`, in millionths of a dollar. Raises PaymentRefused."""
+    async def take(self, payment: Payment, most: int, address: str) -> Paid:
+        """Have a request paid for that came from an address and may cost `most`, in millionths of a dollar.
+
+        Raises PaymentRefused.
+        """
         asked = self.terms.chosen(payment, most)
         match payment.signed:
             case Voucher() as voucher:
-                return await self._take_voucher(voucher, payment, asked, most)
+                return await self._take_voucher(voucher, payment, asked, most, address)
             case SignedTransfer() as transfer:
                 return await self.transfers.take(transfer, payment, asked, most)
         raise PaymentRefused(errors.ERR_REFUND_PAYLOAD, "a refund pays for no request: ask for it by GET")
 
     # Channels
 
-    async def _take_voucher(self, voucher: Voucher, payment: Payment, asked: PaymentRequirements, most: int) -> Paid:
+    async def _take_voucher(
+        self, voucher: Voucher, payment: Payment, asked: PaymentRequirements, most: int, address: str
+    ) -> Paid:
         key = self.check(voucher)
         self.take_turn(key)
         moved: Moved | None = None
         payer, network = voucher.config.payer, self.terms.place.network
         try:
-            await self._meet(key, voucher)
+            await self._meet(key, voucher, address)
             self.check_total(key, voucher, most)
             if voucher.deposit is not None:
                 moved = await self._bring(voucher, payment, asked)
@@ -157,11 +166,12 @@ class Till:
             raise PaymentRefused(errors.ERR_DEPOSIT_BELOW_MIN_DEPOSIT, why)
         return await self._bank.deposit(voucher.config, voucher.deposit, payment.whole, asked)
 
-    async def _meet(self, key: AccountKey, voucher: Voucher) -> None:
+    async def _meet(self, key: AccountKey, voucher: Voucher, address: str) -> None:
         """Go on where a channel stands that this node does not know any more. Raises PaymentRefused."""
         if self._book.strangers.voucher(key) is not None:
             return
-        self._count_look("")
+        _count(self._looks, address)
+        _count(self._strange, "")
         claimed, holds = await self._bank.channel(voucher.config)
         # Each channel is looked at from now on: one for which nobody has to put much aside is not taken.
         least = voucher.total if claimed else max(voucher.total, self.terms.least_deposit)
@@ -186,18 +196,19 @@ class Till:
         if voucher.total > (bears := self._rail.capacity(self._tabs.account(key))):
             raise _lacking(bears)
 
-    def _count_look(self, whose: str) -> None:
-        """Looking costs questions to somebody's endpoint. Raises PaymentRefused."""
-        if self._looks.charge(whose) < 0:
-            why = "channels were looked at often enough by now: try again in a few seconds"
-            raise PaymentRefused(errors.ERR_RPC_READ_FAILED, why)
-
     async def _sight(self, key: AccountKey) -> Sight | None:
-        self._count_look(key.payer)
+        _count(self._looks, key.payer)
         try:
             return await self._rail.collateral(self._tabs.account(key))
         except ChainError as error:
             raise unread(error) from None
+
+
+def _count(looks: Rates, whose: str) -> None:
+    """Looking costs questions to somebody's endpoint. Raises PaymentRefused."""
+    if looks.charge(whose) < 0:
+        why = "channels were looked at often enough by now: try again in a few seconds"
+        raise PaymentRefused(errors.ERR_RPC_READ_FAILED, why)
 
 
 def _held(key: AccountKey, voucher: Voucher) -> Observed:

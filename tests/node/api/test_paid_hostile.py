@@ -20,11 +20,11 @@ from tests.node.strangers import asking, channel_scheme, client, exact_scheme, r
 from tests.node.trading import engine_of
 
 
-async def test_a_voucher_for_nothing_on_a_channel_that_nobody_opened_leaves_nothing(
+async def test_vouchers_on_a_channel_that_nobody_opened_leave_nothing_and_keep_nobody_away(
     chain: Anvil, tmp_path: Path, speaking: Tokenizer
 ) -> None:
     engine, poor = engine_of(speaking), chain.wallet()
-    async with stall(chain, tmp_path, speaking, engine, chain.wallet()) as door, httpx.AsyncClient() as plain:
+    async with stall(chain, tmp_path, speaking, engine, chain.wallet()) as door:
         headers = await signed(channel_scheme(poor, chain), door.chat, json=asking())
         payment = decode_payment_signature_header(headers["PAYMENT-SIGNATURE"])
         channel = payment.payload["voucher"]["channelId"]
@@ -37,8 +37,13 @@ async def test_a_voucher_for_nothing_on_a_channel_that_nobody_opened_leaves_noth
         payment.payload["type"] = "voucher"
         del payment.payload["deposit"]
         headers = {"PAYMENT-SIGNATURE": encode_payment_signature_header(payment)}
-        assert refusal(await plain.post(door.chat, json=asking(), headers=headers))
+        async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(local_address="127.0.0.2")) as hostile:
+            said = {refusal(await hostile.post(door.chat, json=asking(), headers=headers)) for _ in range(30)}
+        assert said == {errors.ERR_CHANNEL_NOT_FOUND, errors.ERR_RPC_READ_FAILED}
         assert (door.book.journal.head.sequence, door.book.strangers.vouchers) == (0, {})
+        async with client(channel_scheme(chain.wallet(dollars=1_000_000), chain)) as paying:
+            response = await paying.post(door.chat, json=asking())
+            assert response.status_code == 200, response.text
     await engine.close()
 
 
