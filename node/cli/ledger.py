@@ -104,7 +104,7 @@ async def _verify(home: Home) -> dict[str, Any]:
 
 
 async def _verify_disk(home: Home, check: Verification) -> None:
-    place = _place_on_disk(home)
+    place = place_on_disk(home)
     with home.lock():
         async with await Database.open(place, check.me, whole=True) as database:
             await check.run(chain_file(database, check.me), await database.snapshot())
@@ -365,7 +365,8 @@ async def chain_chunks(home: Home) -> AsyncIterator[bytes]:
             yield chunk
 
 
-def _place_on_disk(home: Home) -> Place:
+def place_on_disk(home: Home) -> Place:
+    """Where the ledger of a node that does not run is. Raises CommandFailed: there is none yet."""
     place = ledger_place(home)
     if isinstance(place, Path) and not place.exists():
         raise CommandFailed(f"there is no ledger in {home.folder} yet: start a node with `idlemesh up`")
@@ -373,7 +374,7 @@ def _place_on_disk(home: Home) -> Place:
 
 
 async def _from_disk(home: Home) -> AsyncIterator[bytes]:
-    place, me = _place_on_disk(home), did_of_home(home)
+    place, me = place_on_disk(home), did_of_home(home)
     with home.lock():
         async with await Database.open(place, me) as database:
             async for chunk in chain_file(database, me):

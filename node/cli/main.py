@@ -21,7 +21,7 @@ from node.cli import records as keeping
 from node.cli import show
 from node.cli.client import call
 from node.cli.keys import key
-from node.cli.ledger import ledger, ledger_place
+from node.cli.ledger import ledger, place_on_disk
 from node.cli.options import HomeOption, JsonOption
 from node.cli.output import CommandFailed, fail, print_json
 from node.cli.wallet import wallet
@@ -250,18 +250,12 @@ app.command()(settling.dismiss)
 
 
 async def _accounts_from_disk(home: Home) -> dict[str, Any]:
-    place = ledger_place(home)
-    if isinstance(place, Path) and not place.exists():
-        raise CommandFailed(f"there is no ledger in {home.folder} yet: start a node with `idlemesh up`")
-    identity = home.identity(SystemEntropy())
+    place, identity = place_on_disk(home), home.identity(SystemEntropy())
     with home.lock():
-        database = await Database.open(place, identity.did)
-        try:
+        async with await Database.open(place, identity.did) as database:
             meetings = (await Book.open(database, identity, SystemClock())).experience.meetings
             compared = comparison_rows(await stored_meetings(database, meetings), meetings.cut)
             return await account_rows(database, identity.did) | compared
-        finally:
-            await database.close()
 
 
 @app.command()

@@ -10,7 +10,7 @@ import typer
 from ledger.database import Database
 from node.api.channel_rows import channel_row
 from node.cli.client import call
-from node.cli.ledger import ledger_place
+from node.cli.ledger import place_on_disk
 from node.cli.options import HomeOption, JsonOption
 from node.cli.output import CommandFailed, plain, print_json, print_table, short
 from node.cli.wallet_calls import AT, STATES, in_path, post
@@ -59,10 +59,7 @@ def show_channels(channels: Sequence[dict[str, Any]]) -> None:
 
 
 async def _from_disk(home: Home) -> dict[str, Any]:
-    place = ledger_place(home)
-    if isinstance(place, Path) and not place.exists():
-        raise CommandFailed(f"there is no ledger in {home.folder} yet: start a node with `idlemesh up`")
-    identity = home.identity(SystemEntropy())
+    place, identity = place_on_disk(home), home.identity(SystemEntropy())
     with home.lock():
         async with await Database.open(place, identity.did) as database:
             book = await Book.open(database, identity, SystemClock())
