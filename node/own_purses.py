@@ -9,19 +9,19 @@ from node.engine.paying import Payer
 from node.exchange.book import Book
 from node.gateway.paying.fates import Sweeper
 from node.gateway.paying.limits import PayLimits, Scheme
+from node.gateway.paying.payments import Payments
 from node.gateway.paying.purse import Purse
 from node.gateway.paying.signing import CHANNELS, Signing, Wallet
 from node.gateway.paying.terms import Coin
-from node.gateway.paying.till import Till
 from node.ports import Entropy
 
 
 class Purses:
     """Who pays each remote."""
 
-    def __init__(self, till: Till, signing: Signing, schemes: Collection[Scheme]) -> None:
-        self._till, self._signing, self._schemes = till, signing, schemes
-        self.sweep: Final = Sweeper(till, signing).sweep
+    def __init__(self, payments: Payments, signing: Signing, schemes: Collection[Scheme]) -> None:
+        self._payments, self._signing, self._schemes = payments, signing, schemes
+        self.sweep: Final = Sweeper(payments, signing).sweep
 
     def payer_of(self, settings: RemoteSettings) -> Payer:
         """The payer of a remote that is paid by x402. Raises BadConfig."""
@@ -40,7 +40,7 @@ class Purses:
             settings.max_deposit,
             settings.pay_to,
         )
-        return Purse(limits, self._signing, self._till)
+        return Purse(limits, self._signing, self._payments)
 
 
 async def open_purses(book: Book, entropy: Entropy, wallet: Wallet, network: Network, channels: bytes) -> Purses:
@@ -49,9 +49,9 @@ async def open_purses(book: Book, entropy: Entropy, wallet: Wallet, network: Net
     `channels` is the contract that this node's channels are in.
     """
     token = network.token
-    till = Till(book, entropy)
-    await till.open()
+    payments = Payments(book, entropy)
+    await payments.open()
     coin = Coin(network.caip2, checksummed(token.address), token.name, token.version)
     # In another contract its channels would be none that the rail sees, or takes money back from.
     schemes: tuple[Scheme, ...] = ("exact", "batch-settlement") if channels == CHANNELS else ("exact",)
-    return Purses(till, Signing(wallet, book.identity, coin), schemes)
+    return Purses(payments, Signing(wallet, book.identity, coin), schemes)

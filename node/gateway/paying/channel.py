@@ -21,9 +21,9 @@ from node.engine.paying import SIGNATURE, Demand
 from node.engine.streaming import RemoteBusy
 from node.gateway.paying.fates import LATE_S, fate_of
 from node.gateway.paying.limits import Charged, OtherChannel, PayLimits, PaymentPending, TooPoor, TurnedDown
+from node.gateway.paying.payments import Payments
 from node.gateway.paying.signing import Signing, header_of, held_voucher
 from node.gateway.paying.terms import Terms, decoded, error_of, response_of, shown_in
-from node.gateway.paying.till import Till
 
 _BUSY_S: Final = 5.0
 _STALE: Final = frozenset({ERR_CUMULATIVE_AMOUNT_MISMATCH, ERR_CUMULATIVE_AMOUNT_BELOW_CLAIMED})
@@ -33,12 +33,12 @@ _SIGNATURE: Final = re.compile(r"0x[0-9a-fA-F]{130}")
 class ChannelPayment:
     """See `node.engine.paying.Payment`. Call `plan` first."""
 
-    def __init__(self, limits: PayLimits, signing: Signing, till: Till, terms: Terms, demand: Demand) -> None:
-        self._limits, self._signing, self._till = limits, signing, till
+    def __init__(self, limits: PayLimits, signing: Signing, payments: Payments, terms: Terms, demand: Demand) -> None:
+        self._limits, self._signing, self._payments = limits, signing, payments
         self._terms, self._demand = terms, demand
         self._config: ChannelConfig = signing.config(terms)
         self._channel = signing.channel_id(self._config)
-        self._key = till.channel_to(signing.coin.network, terms.pay_to, self._channel)
+        self._key = payments.channel_to(signing.coin.network, terms.pay_to, self._channel)
         self._order = b""
         self._header = ""
         self._corrected = False
@@ -55,7 +55,7 @@ class ChannelPayment:
         Raises PaymentRefused, ChainError, LedgerError.
         """
         self._check_channel()
-        if self._till.is_moving(self._key):
+        if self._payments.is_moving(self._key):
             raise PaymentPending(self._limits.name, "money is on its way back from its channel")
         terms, network = self._terms, self._signing.coin.network
         deposit = await self._pending_deposit()
@@ -63,7 +63,7 @@ class ChannelPayment:
         # What nothing was heard of may have been charged all the same, up to the higher of the two totals.
         unheard = account.reserved
         promised = terms.amount if self._corrected else max(terms.amount, unheard)
-        spent = self._till.spent_today(network, terms.pay_to) - unheard + promised - terms.amount
+        spent = self._payments.spent_today(network, terms.pay_to) - unheard + promised - terms.amount
         self._limits.check(terms.amount, self._demand, spent)
         total, funds = account.owed + terms.amount, 0
         missing = total - account.capacity
@@ -81,7 +81,7 @@ class ChannelPayment:
         voucher = held_voucher(self._config, payload["voucher"])
         # A deposit has to be sent again until it is known to have come; a voucher is followed by the next.
         again = self._header if payload.get("type") == "deposit" else ""
-        self._order = await self._till.plan(self._key, promised, funds, terms.valid_s, again, voucher)
+        self._order = await self._payments.plan(self._key, promised, funds, terms.valid_s, again, voucher)
 
     async def taken(self, response: str) -> None:
         """See `Payment.taken`."""
@@ -95,7 +95,7 @@ class ChannelPayment:
             return  # the end of the stream says it, or the next voucher brings it to light
         # No more than was signed can be claimed, whatever is said.
         counted = min(charged, self._terms.amount)
-        await self._till.charge(self._key, self._order, counted)
+        await self._payments.charge(self._key, self._order, counted)
         self._order, self.charged = b"", counted
         if charged != counted:
             raise Charged(self._limits.name, "says that it charged something else than it was promised")
@@ -110,7 +110,7 @@ class ChannelPayment:
         if error not in _STALE or self._corrected:
             raise TurnedDown(name, error)
         self._corrected = True
-        shown, owed = shown_in(refusal, self._terms), self._till.account(self._key).owed
+        shown, owed = shown_in(refusal, self._terms), self._payments.account(self._key).owed
         if shown is None or shown.charged <= owed:
             _, charged = await self._signing.holds(self._channel)
         elif not self._proves(shown.charged, shown.signed, shown.signature):
@@ -119,7 +119,7 @@ class ChannelPayment:
             charged = shown.charged
         if charged <= owed:
             raise TurnedDown(name, error)
-        await self._till.catch_up(self._key, charged)
+        await self._payments.catch_up(self._key, charged)
         await self.plan()
 
     def _proves(self, charged: int, signed: int, signature: str) -> bool:
@@ -135,26 +135,26 @@ class ChannelPayment:
 
         What the rail has seen counts at depth alone, and a journal may be lost; the money is in the channel before.
         """
-        account = self._till.account(self._key)
+        account = self._payments.account(self._key)
         if account.owed + self._terms.amount <= account.capacity:
             return account
         balance, claimed = await self._signing.holds(self._channel)
-        return await self._till.found(self._key, balance, claimed) if balance > account.capacity else account
+        return await self._payments.found(self._key, balance, claimed) if balance > account.capacity else account
 
     def _check_channel(self) -> None:
         """A seller has one channel, as long as there is money in it: else each new one would take another deposit."""
-        for account in self._till.accounts_with(self._signing.coin.network, self._terms.pay_to):
+        for account in self._payments.accounts_with(self._signing.coin.network, self._terms.pay_to):
             other = account.key.rail == self._key.rail and account.key != self._key
             if other and account.funded - account.withdrawn > account.owed:
                 raise OtherChannel(self._limits.name)
 
     async def _pending_deposit(self) -> dict[str, Any] | None:
         """The payload of a deposit of which it is not known that it came; None if there is none any more."""
-        pending = await self._till.pending(self._key)
+        pending = await self._payments.pending(self._key)
         if pending is None or not pending.header:
             return None
         sent = decode_payment_signature_header(pending.header).payload
-        signed, now = self._signing.deposit_authorization(sent), self._till.now()
+        signed, now = self._signing.deposit_authorization(sent), self._payments.now()
         fate = await fate_of(self._signing, signed, now)
         if fate == "open" and now < signed.valid_before:
             return sent
@@ -162,5 +162,5 @@ class ChannelPayment:
             over = max(signed.valid_before + LATE_S - now, 1)
             raise PaymentPending(self._limits.name, f"a deposit may show on the chain for {over} s more")
         if fate == "over":
-            await self._till.void(self._key, pending.order, signed.value)
+            await self._payments.void(self._key, pending.order, signed.value)
         return None

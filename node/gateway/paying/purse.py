@@ -14,9 +14,9 @@ from node.engine.paying import Demand, Payment
 from node.engine.streaming import RemoteBusy
 from node.gateway.paying.channel import ChannelPayment
 from node.gateway.paying.limits import CannotSign, OtherPayee, PayLimits
+from node.gateway.paying.payments import Payments
 from node.gateway.paying.signing import Signing
 from node.gateway.paying.terms import Terms, choose, decoded
-from node.gateway.paying.till import Till
 from node.gateway.paying.transfer import TransferPayment
 
 _RETRY_S: Final = 1.0
@@ -54,10 +54,10 @@ class _Guarded:
 class Purse:
     """See `node.engine.paying.Payer`."""
 
-    def __init__(self, limits: PayLimits, signing: Signing, till: Till) -> None:
+    def __init__(self, limits: PayLimits, signing: Signing, payments: Payments) -> None:
         self.limits: Final = limits
         self._signing = signing
-        self._till = till
+        self._payments = payments
         self._charged = 0
 
     @property
@@ -68,23 +68,23 @@ class Purse:
     @contextlib.asynccontextmanager
     async def paying(self, required: str, demand: Demand) -> AsyncIterator[Payment]:
         """See `Payer.paying`."""
-        limits, till = self.limits, self._till
+        limits, payments = self.limits, self._payments
         terms = choose(limits.name, decoded(limits.name, required), self._signing.coin, limits.schemes)
         self._check_payee(terms)
         # Here, so that terms that are beyond the limits are refused before anything else is done with them.
         limits.check(terms.amount, demand, 0)
-        lock = till.lock(till.transfers_to(self._signing.coin.network, terms.pay_to).payee)
+        lock = payments.lock(payments.transfers_to(self._signing.coin.network, terms.pay_to).payee)
         if lock.locked():
             raise RemoteBusy(limits.name, _RETRY_S)
         async with lock:
             payment: TransferPayment | ChannelPayment
             if terms.scheme == "exact":
-                payment = TransferPayment(limits, self._signing, till, terms, demand)
+                payment = TransferPayment(limits, self._signing, payments, terms, demand)
             else:
-                payment = ChannelPayment(limits, self._signing, till, terms, demand)
+                payment = ChannelPayment(limits, self._signing, payments, terms, demand)
             with _telling(limits.name):
                 await payment.plan()
-                await till.pin(limits.name, terms.pay_to)
+                await payments.pin(limits.name, terms.pay_to)
             try:
                 yield _Guarded(payment, limits.name)
             finally:
@@ -92,11 +92,11 @@ class Purse:
 
     def spent_today(self) -> Amount:
         """See `Payer.spent_today`."""
-        pay_to = self.limits.pay_to or self._till.pay_to(self.limits.name)
-        spent = 0 if pay_to is None else self._till.spent_today(self._signing.coin.network, pay_to.lower())
+        pay_to = self.limits.pay_to or self._payments.pay_to(self.limits.name)
+        spent = 0 if pay_to is None else self._payments.spent_today(self._signing.coin.network, pay_to.lower())
         return Amount(spent, "uusd")
 
     def _check_payee(self, terms: Terms) -> None:
-        known = self.limits.pay_to or self._till.pay_to(self.limits.name)
+        known = self.limits.pay_to or self._payments.pay_to(self.limits.name)
         if known is not None and known.lower() != terms.pay_to:
             raise OtherPayee(self.limits.name, known, terms.pay_to)

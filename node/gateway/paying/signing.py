@@ -26,8 +26,8 @@ from ledger.rails.stablecoin.typed import digest_of
 from ledger.rails.stablecoin.vouchers import address_of, signed, voucher_key
 from node.exchange.strangers import HeldVoucher
 from node.gateway.paying.limits import Unreadable
+from node.gateway.paying.payments import MAX_PAYMENT
 from node.gateway.paying.terms import Coin, Terms
-from node.gateway.paying.till import MAX_PAYMENT
 
 _DOMAIN: Final = (
     ("name", "string"),

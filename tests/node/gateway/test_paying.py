@@ -36,10 +36,10 @@ from node.gateway.paying.limits import (
     PaymentPending,
     TooPoor,
 )
+from node.gateway.paying.payments import Payments
 from node.gateway.paying.purse import Purse
 from node.gateway.paying.signing import Signing
 from node.gateway.paying.terms import Coin
-from node.gateway.paying.till import Till
 from node.models.tokenizer import Tokenizer
 from node.ports import ManualClock, SeededEntropy
 from tests.chain import X402_CHANNELS, Anvil
@@ -86,7 +86,7 @@ class Buyer:
     book: Book
     wallet: OpenWallet
     signing: Signing
-    till: Till
+    payments: Payments
     session: aiohttp.ClientSession
     clock: ManualClock
 
@@ -96,7 +96,7 @@ class Buyer:
             "price": Price(10 * DOLLARS, 10 * DOLLARS, "uusd"),
             "max_payment": uusd(1_000),
         }
-        return Purse(PayLimits(**(given | limits)), self.signing, self.till)
+        return Purse(PayLimits(**(given | limits)), self.signing, self.payments)
 
     async def ask(self, seller: X402Seller, purse: Purse, max_tokens: int = 100) -> str:
         return await self.ask_at(seller.url, purse, "m", max_tokens)
@@ -116,9 +116,9 @@ async def buying(chain: Anvil, folder: Path, wallet: OpenWallet | None = None) -
         book = await Book.open(database, ME, clock)
         coin = Coin(NETWORK, chain.deployed.dollar, "USD Coin", "2")
         wallet = wallet or OpenWallet(chain, chain.wallet(DOLLARS))
-        till = Till(book, SeededEntropy(1))
-        await till.open()
-        yield Buyer(book, wallet, Signing(wallet, ME, coin), till, session, clock)
+        payments = Payments(book, SeededEntropy(1))
+        await payments.open()
+        yield Buyer(book, wallet, Signing(wallet, ME, coin), payments, session, clock)
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ async def buyer(chain: Anvil, tmp_path: Path) -> AsyncIterator[Buyer]:
 
 
 def only_account(buyer: Buyer, seller: X402Seller) -> Account:
-    (account,) = buyer.till.accounts_with(NETWORK, seller.address)
+    (account,) = buyer.payments.accounts_with(NETWORK, seller.address)
     return account
 
 
@@ -152,7 +152,7 @@ async def test_a_seller_whose_terms_fill_a_payment_is_paid_nothing_and_blocks_no
         with pytest.raises(RemoteFailed, match="in a form that cannot be read"):
             await buyer.ask(exact, buyer.purse())
     assert exact.presented == []
-    await Sweeper(buyer.till, buyer.signing).sweep()
+    await Sweeper(buyer.payments, buyer.signing).sweep()
 
 
 # Transfers
@@ -203,7 +203,7 @@ async def test_a_transfer_that_was_not_taken_is_presented_again_also_by_the_next
     with pytest.raises(PaymentPending):
         await buyer.ask(exact, buyer.purse())
     exact.amount, exact.breaks = 1_000, False
-    again = Till(buyer.book, SeededEntropy(2))
+    again = Payments(buyer.book, SeededEntropy(2))
     await again.open()
 
     await buyer.ask(exact, Purse(buyer.purse().limits, buyer.signing, again))
@@ -232,7 +232,7 @@ async def test_a_transfer_whose_time_is_over_came_to_nothing(chain: Anvil, exact
 async def test_payments_whose_time_is_over_are_ended_without_another_request(
     exact: X402Seller, batch: X402Seller, buyer: Buyer
 ) -> None:
-    sweeper = Sweeper(buyer.till, buyer.signing)
+    sweeper = Sweeper(buyer.payments, buyer.signing)
     exact.loses = batch.breaks = True
     for seller, name in ((exact, "one"), (batch, "other")):
         with pytest.raises(RemoteFailed):
@@ -348,8 +348,8 @@ async def test_books_and_seller_never_differ_by_more_than_what_is_open(
             seller.amount = rng.choice((400, 700, 1_000))
             seller.charge = None if scheme == "exact" else rng.randint(0, seller.amount)
             if rng.random() < 0.3:  # the node starts again
-                buyer.till = Till(buyer.book, SeededEntropy(1_000 + step))
-                await buyer.till.open()
+                buyer.payments = Payments(buyer.book, SeededEntropy(1_000 + step))
+                await buyer.payments.open()
             with contextlib.suppress(RemoteFailed):
                 await buyer.ask(seller, buyer.purse())
             account = only_account(buyer, seller)
@@ -358,7 +358,7 @@ async def test_books_and_seller_never_differ_by_more_than_what_is_open(
         with contextlib.suppress(PaymentPending):
             await buyer.ask(seller, buyer.purse())
         buyer.clock.advance(3_600)
-        await Sweeper(buyer.till, buyer.signing).sweep()
+        await Sweeper(buyer.payments, buyer.signing).sweep()
         account = only_account(buyer, seller)
         assert (account.owed, account.reserved) == (taken(), 0)
         spent = DOLLARS - chain.dollars("0x" + buyer.wallet.address.hex())
@@ -382,7 +382,7 @@ async def test_a_node_s_channel_is_charged_what_its_door_says(door: Callable[...
         purse = buyer.purse(max_payment=None, max_deposit=uusd(6_000))
         for _ in range(3):
             assert await buyer.ask_at(f"{shop.url}/v1", purse, "memory", 8)
-        (theirs,), (ours,) = shop.accounts("stablecoin"), buyer.till.accounts()
+        (theirs,), (ours,) = shop.accounts("stablecoin"), buyer.payments.accounts()
 
     assert ours.owed == theirs.owed == ours.authorized == purse.charged > 0
     assert (ours.funded, ours.reserved) == (theirs.funded, 0)
@@ -398,15 +398,15 @@ async def test_a_node_s_balance_pays_for_the_next_requests(
             assert await buyer.ask_at(f"{shop.url}/v1", purse, "memory", 8)
             costs.append(purse.charged)
         (theirs,) = shop.accounts("prepaid")
-        (ours,) = buyer.till.accounts()
+        (ours,) = buyer.payments.accounts()
         assert ours.owed == theirs.owed == purse.charged > 0
         # Two signatures were not needed, and can be taken for a while yet.
         assert (theirs.funded, ours.funded, ours.reserved) == (500, 1_500, 1_000 - (costs[3] - costs[1]))
 
         buyer.clock.advance(3_600)
-        await Sweeper(buyer.till, buyer.signing).sweep()
+        await Sweeper(buyer.payments, buyer.signing).sweep()
 
-    (ours,) = buyer.till.accounts()
+    (ours,) = buyer.payments.accounts()
     assert (ours.funded - ours.withdrawn, ours.reserved) == (500, 0)
 
 
@@ -443,8 +443,8 @@ async def test_what_is_beyond_the_limits_is_refused_unsigned(
         await buyer.ask(exact, buyer.purse(**limits), max_tokens=10)
 
     assert (buyer.wallet.signed, exact.presented) == ([], [])
-    assert not buyer.till.accounts_with(NETWORK, exact.address)
-    assert buyer.till.pay_to("shop") is None
+    assert not buyer.payments.accounts_with(NETWORK, exact.address)
+    assert buyer.payments.pay_to("shop") is None
 
 
 async def test_the_money_goes_where_it_went_first(exact: X402Seller, chain: Anvil, buyer: Buyer) -> None:
@@ -460,7 +460,7 @@ async def test_a_day_s_limit_holds_over_restarts_and_counts_what_is_unknown(exac
     with pytest.raises(RemoteFailed):
         await buyer.ask(exact, buyer.purse())
     exact.loses = False
-    again = Till(buyer.book, SeededEntropy(2))
+    again = Payments(buyer.book, SeededEntropy(2))
     await again.open()
     limits = buyer.purse(max_per_day=uusd(1_900)).limits
 

@@ -70,7 +70,7 @@ class Pending:
     heard: bool
 
 
-class Till:
+class Payments:
     """All that this node has promised to x402's sellers."""
 
     def __init__(self, book: Book, entropy: Entropy) -> None:
