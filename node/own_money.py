@@ -22,7 +22,7 @@ from ledger.rails.stablecoin.rail import Stablecoin
 from node.exchange.bonding import OwnBonds
 from node.exchange.book import Book
 from node.exchange.channels import Channels, Teller
-from node.exchange.tabs import config_of
+from node.exchange.tabs import stranger_config
 from node.exchange.till import Wanted
 from node.home import Home, HomeError
 from node.paid.prepaid import Prepaid
@@ -119,7 +119,7 @@ async def open_money(
     stack.push_async_callback(chain.close)
     checking = asyncio.create_task(_tell_what_is_wrong(chain))
     stack.push_async_callback(_ended, checking)
-    channels = await Channels.open(book, dial, lambda key: config_of(book.strangers, key))
+    channels = await Channels.open(book, dial, lambda key: stranger_config(book.strangers, key))
     _check_channels(channels, chain, book.me)
     rail = Stablecoin(chain, channels, book.me, ether=settings.ether.value, min_deposit=settings.min_deposit.value)
     stack.push_async_callback(rail.close)

@@ -180,11 +180,7 @@ class Tab:
         return self._tabs.account(self.key)
 
 
-def config_of(strangers: Strangers, key: AccountKey) -> ChannelConfig | None:
+def stranger_config(strangers: Strangers, key: AccountKey) -> ChannelConfig | None:
     """The channel of an account with a stranger, for the rail."""
     voucher = strangers.voucher(key)
-    if voucher is None:
-        return None
-    words = [voucher.config[at : at + 32] for at in range(0, len(voucher.config), 32)]
-    payer, by, receiver, for_, token = (word[12:] for word in words[:5])
-    return ChannelConfig(payer, by, receiver, for_, token, int.from_bytes(words[5], "big"), words[6])
+    return None if voucher is None else ChannelConfig.of_words(voucher.config)

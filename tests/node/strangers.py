@@ -45,7 +45,7 @@ from node.exchange.effects import EffectDriver
 from node.exchange.pacing import Pace
 from node.exchange.sale import Ware
 from node.exchange.strangers import did_of_wallet
-from node.exchange.tabs import Tabs, config_of
+from node.exchange.tabs import Tabs, stranger_config
 from node.gateway.shop import Shop
 from node.models.tokenizer import Tokenizer
 from node.paid.bank import Bank, Facilitator
@@ -124,7 +124,7 @@ async def stall(
     here: Network = network("anvil").with_(confirmations=0)
     key = Key.of(bytes(wallet.key))
     chain = await Chain.open(here, [anvil.url], folder, key, contract=raw(X402_CHANNELS), poll_s=0.05)
-    channels = Channels(book, lambda _: None, lambda key: config_of(book.strangers, key))
+    channels = Channels(book, lambda _: None, lambda key: stranger_config(book.strangers, key))
     rail = Stablecoin(chain, channels, book.me, ether=ether, gather_s=0.0)
     pace = Pace(round_s=0.05, look_s=0.0, look_again_s=0.0, first_retry_s=0.0, last_retry_s=0.0)
     policies = dict.fromkeys(("stablecoin", "prepaid"), Policy(move_at=1, max_fee_ppm=1_000_000))

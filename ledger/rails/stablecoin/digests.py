@@ -7,7 +7,7 @@ in the token's units.
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from attrs import field, frozen, validators
 from Crypto.Hash import keccak as _keccak
@@ -66,6 +66,12 @@ class ChannelConfig:
         ]
     )
     salt: bytes = field(validator=_of_bytes(32))
+
+    @classmethod
+    def of_words(cls, words: bytes) -> Self:
+        """What `words` gave. Raises ValueError."""
+        payer, by, receiver, for_, token, delay, salt = (words[at : at + 32] for at in range(0, len(words), 32))
+        return cls(payer[12:], by[12:], receiver[12:], for_[12:], token[12:], int.from_bytes(delay, "big"), salt)
 
     def words(self) -> bytes:
         """Its seven words of 32 bytes, as the ABI encodes them."""

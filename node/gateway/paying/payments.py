@@ -46,6 +46,7 @@ from ledger.changes import (
 from ledger.events import AccountChanged, Event
 from ledger.journal import Kept
 from ledger.money import MAX_AMOUNT
+from ledger.rails.stablecoin.networks import address
 from ledger.statement import DAY_MS
 from node.exchange.book import Book
 from node.exchange.strangers import CHANNEL_RAIL, PREPAID_RAIL, HeldVoucher, did_of_wallet, held, is_stranger
@@ -114,15 +115,15 @@ class Payments:
 
     def transfers_to(self, network: str, pay_to: str) -> AccountKey:
         """The account of transfers to a seller."""
-        return AccountKey(self._book.me, did_of_wallet(network, _raw(pay_to)), PREPAID_RAIL, _UNIT)
+        return AccountKey(self._book.me, did_of_wallet(network, address(pay_to)), PREPAID_RAIL, _UNIT)
 
     def channel_to(self, network: str, pay_to: str, channel: bytes) -> AccountKey:
         """The account of a channel to a seller."""
-        return AccountKey(self._book.me, did_of_wallet(network, _raw(pay_to), channel), CHANNEL_RAIL, _UNIT)
+        return AccountKey(self._book.me, did_of_wallet(network, address(pay_to), channel), CHANNEL_RAIL, _UNIT)
 
     def accounts_with(self, network: str, pay_to: str) -> list[Account]:
         """All accounts with a seller."""
-        seller = did_of_wallet(network, _raw(pay_to))
+        seller = did_of_wallet(network, address(pay_to))
         return [account for account in self.accounts() if account.key.payee.partition("#")[0] == seller]
 
     def account(self, key: AccountKey) -> Account:
@@ -231,7 +232,3 @@ class Payments:
 
     def _is_ours(self, key: AccountKey) -> bool:
         return key.payer == self._book.me and is_stranger(key.payee)
-
-
-def _raw(address: str) -> bytes:
-    return bytes.fromhex(address.removeprefix("0x"))

@@ -138,3 +138,10 @@ def test_a_signature_that_the_contracts_would_not_take_has_no_signer() -> None:
         b"\xff" * 64 + b"\x1b",
     ):
         assert signer_of(digest, bad) is None
+
+
+def test_a_config_is_read_from_its_words() -> None:
+    channel = some_channel()
+    assert ChannelConfig.of_words(channel.words()) == channel
+    with pytest.raises(ValueError, match="7"):
+        ChannelConfig.of_words(channel.words()[:-32])
