@@ -112,14 +112,14 @@ class OwnerDoor:
         """The named peers and what this node has seen of them."""
         return web.json_response({"peers": [self._peer(did) for did in self._peers.dids]})
 
-    def _peer(self, did: str) -> dict[str, Any]:
+    def _peer(self, did: Did) -> dict[str, Any]:
         standing = self._book.experience.standing(did)
         history = standing.history
         return {
             "did": did,
-            "trouble": self._peers.trouble.get(did),  # type: ignore[call-overload]
-            "paused": self._peers.paused.get(did),  # type: ignore[call-overload]
-            "not_compared": self._peers.apart.get(did),  # type: ignore[call-overload]
+            "trouble": self._peers.trouble.get(did),
+            "paused": self._peers.paused.get(did),
+            "not_compared": self._peers.apart.get(did),
             "reputation": round(score(history), 3),
             "condemned": history.condemned,
             "delivered": history.delivered,

@@ -10,6 +10,7 @@ from ledger.identity import NotADid, parse_did
 from ledger.money import Amount, MoneyError, parse_amount
 from ledger.rails.stablecoin.bond_terms import BondRefused, Stake
 from ledger.rails.stablecoin.bonds import Done
+from ledger.rails.stablecoin.digests import NOBODY
 from ledger.rails.stablecoin.errors import ChainError
 from ledger.rails.stablecoin.networks import Network, checksummed, typed_address
 from ledger.records import MAX_ARBITERS
@@ -25,7 +26,6 @@ from node.exchange.wallet import Wallet
 from node.exchange.wallet_refusals import WalletRefused
 
 _STATUS: Final = 409
-_NOBODY: Final = bytes(20)
 _DAY_S: Final = 86_400
 _WEI: Final = 10**18
 # A search is asked for what it has found, for so long at a time.
@@ -185,7 +185,7 @@ def _conditions(request: web.Request) -> Conditions | None:
         _number(request, "quorum", len(set(arbiters)) // 2 + 1),
         notice * _DAY_S,
         _number(request, "challenge", notice) * _DAY_S,
-        _address(request.query["sink"], "sink") if "sink" in request.query else _NOBODY,
+        _address(request.query["sink"], "sink") if "sink" in request.query else NOBODY,
     )
 
 
@@ -212,7 +212,7 @@ def _bond(bond: OwnBond, stake: Stake | None = None) -> dict[str, Any]:
         "quorum": terms.quorum,
         "notice_days": terms.notice / _DAY_S,
         "challenge_days": terms.challenge / _DAY_S,
-        "sink": None if terms.sink == _NOBODY else checksummed(terms.sink),
+        "sink": None if terms.sink == NOBODY else checksummed(terms.sink),
     }
     if stake is not None:
         money = {

@@ -86,8 +86,8 @@ async def _moved(endpoint: Endpoint, chain: Chain, payer: bytes, nonce: bytes, v
     token, step = hexed(chain.network.token.address), chain.network.logs
     for first in blocks[::step]:
         last = min(first + step - 1, blocks[-1])
-        used = {"address": token, "fromBlock": hexed(first), "toBlock": hexed(last)}
-        used["topics"] = [hexed(_USED), hexed(payer.rjust(32, b"\0")), hexed(nonce)]  # type: ignore[assignment]
+        topics = [hexed(_USED), hexed(payer.rjust(32, b"\0")), hexed(nonce)]
+        used = {"address": token, "fromBlock": hexed(first), "toBlock": hexed(last), "topics": topics}
         for block, place in await endpoint.ask("eth_getLogs", used, parse=_places):
             sides = [hexed(side.rjust(32, b"\0")) for side in (payer, chain.address)]
             moved = {"address": token, "blockHash": hexed(block), "topics": [hexed(_MOVED), *sides]}

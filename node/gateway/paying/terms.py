@@ -18,7 +18,7 @@ _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
 _AMOUNT: Final = re.compile(r"[1-9][0-9]{0,17}")
 _COUNT: Final = re.compile(r"[0-9]{1,18}")
 _ERROR: Final = re.compile(r"[a-z0-9_]{1,96}")
-NOBODY: Final = "0x" + 40 * "0"
+_NOBODY: Final = "0x" + 40 * "0"
 # A payment can be taken as long as it is valid, and so long nothing else is signed: an hour is the most.
 MAX_VALID_S: Final = 3_600
 _LEAST_VALID_S: Final = 5
@@ -103,7 +103,7 @@ def _reason_against(one: PaymentRequirements, coin: Coin) -> str | None:
         return f"it calls the token otherwise than {coin.name!r}, version {coin.version!r}"
     if extra.get("assetTransferMethod", "eip3009") != "eip3009":
         return "it wants an allowance, and this node gives authorizations for one transfer alone"
-    if not _ADDRESS.fullmatch(one.pay_to) or one.pay_to == NOBODY:
+    if not _ADDRESS.fullmatch(one.pay_to) or one.pay_to == _NOBODY:
         return "it names no address to pay to"
     if not _AMOUNT.fullmatch(one.amount) or int(one.amount) > MAX_AMOUNT:
         return "it names no amount in the token's units"
@@ -114,7 +114,7 @@ def _reason_against(one: PaymentRequirements, coin: Coin) -> str | None:
 
 def _reason_against_channel(extra: dict[str, Any]) -> str | None:
     authorizer, delay = extra.get("receiverAuthorizer"), cast(object, extra.get("withdrawDelay"))
-    if not isinstance(authorizer, str) or not _ADDRESS.fullmatch(authorizer) or authorizer == NOBODY:
+    if not isinstance(authorizer, str) or not _ADDRESS.fullmatch(authorizer) or authorizer == _NOBODY:
         return "it names no receiverAuthorizer"
     if type(delay) is not int or not MIN_WITHDRAW_DELAY_S <= delay <= MAX_WITHDRAW_DELAY_S:
         return "its withdrawDelay is out of range"
