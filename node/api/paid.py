@@ -9,6 +9,7 @@ are for wallets that have paid by transfers: who asks signs a transfer of one un
 
 import asyncio
 import contextlib
+from collections import Counter as Counted
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from typing import Final
@@ -35,9 +36,10 @@ from node.paid.till import Till
 from node.ports import Clock, Entropy
 
 MAX_BODY: Final = 2**20
-# Strangers' requests at work at a time, and of one address so many a second after a first burst: each is counted in
-# tokens before its price is known.
+# Strangers' requests at work at a time, of all and of one address, which may send so many a second after a first burst:
+# each is counted in tokens before its price is known.
 MAX_REQUESTS: Final = 64
+MAX_OF_ADDRESS: Final = 16
 _PER_S: Final = 10.0
 _AT_FIRST: Final = 50.0
 _READ_S: Final = 30.0
@@ -48,11 +50,21 @@ _WISHES: Final = Wishes("public", "local", may_degrade=False)
 class PaidDoor:
     """Sells answers to whoever pays for them."""
 
-    def __init__(self, shop: Shop, till: Till, refunds: Refunds, clock: Clock, entropy: Entropy) -> None:
+    def __init__(
+        self,
+        shop: Shop,
+        till: Till,
+        refunds: Refunds,
+        clock: Clock,
+        entropy: Entropy,
+        trusted: Callable[[str], bool] = is_loopback,
+    ) -> None:
+        """`trusted` addresses may ask as often as they like: this machine's own, and what is before the door."""
+        self._trusted = trusted
         self._shop, self._till, self._refunds = shop, till, refunds
         self._clock, self._entropy = clock, entropy
         self._rates = Rates(clock.now, _PER_S, _AT_FIRST)
-        self._requests = 0
+        self._requests: Counted[str] = Counted()
 
     def app(self) -> web.Application:
         """The application of its listener."""
@@ -71,21 +83,25 @@ class PaidDoor:
     def _guard(self) -> Middleware:
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-            # This machine's own programs, and what it has before the door, may ask as often as they like.
             address = request.remote or ""
-            if not is_loopback(address) and self._rates.charge(address) < 0:
-                raise busy("too many requests from your address: slow down", 1)
-            if self._requests >= MAX_REQUESTS:
+            if not self._trusted(address):
+                if self._rates.charge(address) < 0:
+                    raise busy("too many requests from your address: slow down", 1)
+                if self._requests[address] >= MAX_OF_ADDRESS:
+                    raise busy("too many requests from your address are at work here: wait for one to end", 1)
+            if self._requests.total() >= MAX_REQUESTS:
                 raise busy("too many requests are at work here: try again in a second", 1)
             if request.headers.get("Content-Encoding", "identity").lower() != "identity":
                 raise Encoded
-            self._requests += 1
+            self._requests[address] += 1
             try:
                 return await handler(request)
             except LedgerError:
                 raise ApiError(503, NO_LEDGER, kind="server_error", code="not_selling") from None
             finally:
-                self._requests -= 1
+                self._requests[address] -= 1
+                if not self._requests[address]:
+                    del self._requests[address]
 
         return guard
 

@@ -133,7 +133,9 @@ async def stall(
     bank = Bank(book, tabs, chain, facilitator, wait_s, partial(rail.fee, "top_up", 1))
     terms = Terms(chain.place, here.token, chain.address, DELAY_S, schemes, budget, least_deposit=5_000)
     till = Till(book, tabs, terms, bank, rail, channels.has)
-    door = PaidDoor(shop, till, Refunds(book, tabs, till, bank, driver.ask), clock, entropy)
+    door = PaidDoor(
+        shop, till, Refunds(book, tabs, till, bank, driver.ask), clock, entropy, lambda address: address == "127.0.0.1"
+    )
     listener = socket.create_server(("127.0.0.1", 0))
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(chain.close)

@@ -13,6 +13,7 @@ from ledger.identity import Identity
 from ledger.journal import MemoryJournal
 from ledger.rails.stablecoin.chain import Chain
 from ledger.rails.stablecoin.keys import Key
+from node.api.paid import MAX_OF_ADDRESS
 from node.models.tokenizer import Tokenizer
 from node.paid.presented import Voucher, read_payment
 from tests.chain import Anvil
@@ -148,4 +149,29 @@ async def test_nothing_goes_back_bit_by_bit_at_the_nodes_expense(
         with pytest.raises(Exception, match="server returned 402"):
             await asyncio.to_thread(scheme.refund, door.chat)
         assert chain.rpc("eth_getTransactionCount", seller.address, "latest") == spent
+    await engine.close()
+
+
+async def test_bodies_that_never_come_from_one_address_keep_no_other_away(
+    chain: Anvil, tmp_path: Path, speaking: Tokenizer
+) -> None:
+    engine = engine_of(speaking)
+    async with stall(chain, tmp_path, speaking, engine, chain.wallet()) as door, httpx.AsyncClient() as plain:
+        where = httpx.URL(door.chat)
+        head = f"POST {where.path} HTTP/1.1\r\nHost: door\r\nContent-Length: 9\r\n\r\n".encode()
+        lines = [
+            await asyncio.open_connection(where.host, where.port, local_addr=("127.0.0.2", 0))
+            for _ in range(MAX_OF_ADDRESS + 1)
+        ]
+        for _, writer in lines:
+            writer.write(head)
+        answers = {asyncio.create_task(reader.readline()) for reader, _ in lines}
+        done, waiting = await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
+        assert [each.result().split()[1] for each in done] == [b"429"]
+        assert (await plain.post(door.chat, json=asking())).status_code == 402
+        for each in waiting:
+            each.cancel()
+        for _, writer in lines:
+            writer.close()
+            await writer.wait_closed()
     await engine.close()
