@@ -93,7 +93,7 @@ async def open_ground(
     sold = [model.engine.manifest.digest for model in own.models if model.price is not None]
     lines = {did_of(peer): HttpPeer(session, peer.url) for peer in config.peers}
     money, purses = await _open_money(stack, home, config, book, entropy, lines)
-    policies = {money.rail.name: money.policy} if money is not None else {}
+    policies = {money.rail.name: money.settings.policy()} if money is not None else {}
     rails = [*rails, *money.rails] if money is not None else rails
     payer_of = purses.payer_of if purses is not None else no_payer
     elsewhere = await open_remotes(config, home, session, tokenizers, names, sold, payer_of)

@@ -10,7 +10,6 @@ from typing import Final
 from attrs import frozen
 
 from ledger.identity import Did
-from ledger.rails.policy import Policy
 from ledger.rails.port import Rail
 from ledger.rails.stablecoin.bond_terms import KnownBonds
 from ledger.rails.stablecoin.bonds import Bonds
@@ -71,18 +70,6 @@ class Money:
         if self.bonds is None:
             return None
         return KnownBonds(self.bonds.place, self.token, frozenset(map(address, arbiters)))
-
-    @property
-    def policy(self) -> Policy:
-        """When money moves by itself."""
-        said = self.settings
-        return Policy(
-            move_at=said.claim_at.value,
-            move_after_s=said.claim_after,
-            top_up_below=said.top_up_below.value,
-            top_up_to=said.deposit.value,
-            max_fee_ppm=round(said.max_fee_share * 1_000_000),
-        )
 
 
 async def open_money(
