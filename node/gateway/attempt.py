@@ -349,8 +349,7 @@ class Attempt:
         """The best local model instead, and say so; or the error that lists why nobody else can."""
         question, local = self._question, self._supply.local_candidates()
         self._reasons += self._supply.troubles(self._models)
-        if question.route in ("auto", "peers"):
-            self._reasons += self._supply.absent_peers()
+        self._reasons += self._supply.absent_peers(question.route)
         if question.may_degrade:
             for best in self._supply.readiest(rank(local, self._wish(None, 0), self._policy.weights)):
                 if await self._can_read(best):

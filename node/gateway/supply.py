@@ -17,7 +17,7 @@ from node.exchange.buyer import Buyer
 from node.exchange.purchase import Ask, NotPlaced
 from node.gateway.remotes import Remotes
 from node.gateway.sources import BoughtSource
-from node.market.candidates import Candidate, quality_of
+from node.market.candidates import Candidate, Route, quality_of
 from node.mesh.static import NamedPeers, NoTokenizerToBeHad
 from node.models.catalogue import Catalogue, NoSuchModel
 from node.models.quantization import TIERS, UnknownTier
@@ -112,8 +112,12 @@ class Supply:
         why = "its file is not what it was when the node started; start the node again"
         return [f"this machine ({one.name}): {why}" for one in gone if one.state() == "changed"]
 
-    def absent_peers(self) -> list[str]:
-        """Why named peers offer nothing: those that sell nothing now, and those that cannot be asked."""
+    def absent_peers(self, route: Route) -> list[str]:
+        """Why named peers offer nothing on this route: those that sell nothing now, and those that cannot be asked."""
+        if route not in ("auto", "peers"):
+            return []
+        if route == "peers" and not self._peers.dids:
+            return ["no peers are named: idlemesh up --peer DID@URL"]
         paused = [f"{did} sells nothing now: {why}" for did, why in self._peers.paused.items()]
         return paused + [f"{did} is not there now: {why}" for did, why in self._peers.trouble.items()]
 

@@ -6,15 +6,19 @@ payee that has lost its outbox gives nothing back twice. What vouchers promise s
 withdrawal under way, which takes as long as the notice: the effect goes on until the money is back.
 """
 
+import time
+
 from attrs import frozen
 
 from ledger.effects import Effect
+from ledger.money import Amount
 from ledger.rails.port import Answer
 from ledger.rails.stablecoin.chain import Chain, ChannelView
 from ledger.rails.stablecoin.contracts import finalize_withdraw, initiate_withdraw, refund_with_signature
 from ledger.rails.stablecoin.digests import CHANNELS, REFUND, ChannelConfig
 from ledger.rails.stablecoin.sending import Act, sent, submitted, waits
 from ledger.rails.stablecoin.typed import domain_of, message
+from ledger.rails.stablecoin.vouchers import UNIT
 
 
 @frozen
@@ -80,18 +84,26 @@ class Returns:
         _, now = await self._chain.block()
         due = view.withdraw_began + config.withdraw_delay
         if now < due:
-            return Answer("unknown", why=f"the notice of the withdrawal is over at {due} (seconds since 1970)")
+            return Answer("unknown", why=f"the notice of the withdrawal is over at {_moment(due)}")
         call = finalize_withdraw(contract, config)
         return lambda: submitted(self._chain, last.key, call, "end of the withdrawal")
 
     def _notice(self, key: bytes, effect: Effect, config: ChannelConfig, view: ChannelView) -> Answer | Act:
         if view.withdrawing:
-            return Answer("failed", why=f"a withdrawal of {view.withdrawing} is under way: it comes first")
+            return Answer(
+                "failed", why=f"a withdrawal of {Amount(view.withdrawing, UNIT)} is under way: it comes first"
+            )
         spare = view.balance - view.claimed_at_head
         if effect.amount > spare:
-            return Answer("failed", why=f"only {spare} of the channel is not claimed")
+            return Answer("failed", why=f"only {Amount(spare, UNIT)} of the channel is not claimed")
         call = initiate_withdraw(self._chain.place.contract, config, effect.amount)
-        return lambda: submitted(self._chain, key, call, "notice of the withdrawal")
+        # A rail's first word stays until the effect is over: it says how long that takes.
+        what = f"notice of the withdrawal, of {config.withdraw_delay / 3600:.3g} hours,"
+        return lambda: submitted(self._chain, key, call, what)
+
+
+def _moment(seconds: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
 def _is_it(view: ChannelView, effect: Effect) -> bool:

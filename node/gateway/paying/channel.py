@@ -20,7 +20,15 @@ from ledger.account import Account
 from node.engine.paying import SIGNATURE, Demand
 from node.engine.streaming import RemoteBusy
 from node.gateway.paying.fates import LATE_S, fate_of
-from node.gateway.paying.limits import Charged, OtherChannel, PayLimits, PaymentPending, TooPoor, TurnedDown
+from node.gateway.paying.limits import (
+    ChannelLeaving,
+    Charged,
+    OtherChannel,
+    PayLimits,
+    PaymentPending,
+    TooPoor,
+    TurnedDown,
+)
 from node.gateway.paying.payments import Payments
 from node.gateway.paying.signing import Signing, header_of, held_voucher
 from node.gateway.paying.terms import Terms, decoded, error_of, response_of, shown_in
@@ -56,7 +64,7 @@ class ChannelPayment:
         """
         self._check_channel()
         if self._payments.is_moving(self._key):
-            raise PaymentPending(self._limits.name, "money is on its way back from its channel")
+            raise ChannelLeaving(self._limits.name)
         terms, network = self._terms, self._signing.coin.network
         deposit = await self._pending_deposit()
         account = await self._account()

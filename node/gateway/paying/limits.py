@@ -75,6 +75,13 @@ class PaymentPending(PaymentRefused):
         super().__init__(name, f"has an earlier payment of which nothing was heard: {what}")
 
 
+class ChannelLeaving(PaymentRefused):
+    """The owner takes money back from the channel; until that is over it pays for nothing."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, "is paid from a channel whose money you are taking back: wait until that is over")
+
+
 class CannotSign(PaymentRefused):
     """The wallet or the chain does not do its part."""
 

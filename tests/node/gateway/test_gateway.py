@@ -332,6 +332,15 @@ async def test_the_route_peers_leaves_this_machine_out(speaking: Tokenizer, cloc
     assert answer.route == seller.did
 
 
+async def test_the_route_peers_says_when_there_are_none(speaking: Tokenizer, move_in: Move) -> None:
+    household = await move_in({LARGE: engine_of(speaking)})
+
+    answer, _ = await household.told(route="peers")
+
+    assert answer.degraded is not None
+    assert "no peers are named: idlemesh up --peer" in answer.degraded
+
+
 async def test_the_route_local_leaves_the_neighbours_out(
     speaking: Tokenizer, clock: ManualClock, move_in: Move
 ) -> None:
