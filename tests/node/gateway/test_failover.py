@@ -510,7 +510,8 @@ async def test_a_client_that_leaves_after_the_seam_stops_the_second_seller(
 # The real model.
 
 
-@pytest.mark.parametrize("broken_at", [1, 20, 40])
+# Tokens that come faster than they are read share a chunk, so these are few.
+@pytest.mark.parametrize("broken_at", [1, 3, 6])
 async def test_on_the_demo_model_the_text_is_that_of_an_uninterrupted_run(
     speaking: Tokenizer, clock: ManualClock, move_in: Move, demo: LlamaEngine, broken_at: int
 ) -> None:
@@ -547,7 +548,7 @@ async def test_on_the_demo_model_penalties_and_grammar_go_on_over_the_seam(
         "steering": steering,
     }
     sound = await move_in({}, second.seller)
-    broken = await move_in({}, CutLine(first.seller, cut_after(17)), second.seller)
+    broken = await move_in({}, CutLine(first.seller, cut_after(5)), second.seller)
 
     _, whole = await sound.told(**wishes)
     answer, text = await broken.told(**wishes)
