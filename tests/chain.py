@@ -7,9 +7,10 @@ import contextlib
 import hashlib
 import signal
 from collections.abc import Iterator
+from itertools import count
 from typing import Any, Final
 
-from attrs import define
+from attrs import define, field
 from eth_abi.abi import decode
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
@@ -24,6 +25,8 @@ _DEEP: Final = 3  # blocks: more than the network's confirmations
 @define
 class Anvil(LocalChain):
     """A running chain, mining a block for each transaction, until told otherwise; `catch_up` waits for it."""
+
+    _numbers: Iterator[int] = field(factory=lambda: count(1), init=False, repr=False)
 
     # The process
 

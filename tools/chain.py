@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -93,7 +92,6 @@ class LocalChain:
     block_s: int | None = None
     deployed: Deployed = field(default=None)  # set once the contracts are there
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
-    _numbers: Iterator[int] = field(factory=lambda: count(1), repr=False)
 
     @property
     def url(self) -> str:
