@@ -7,7 +7,6 @@ web pages (a page's request carries an Origin, or a Host that is not this machin
 
 import hmac
 import logging
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
 from typing import Final
@@ -22,6 +21,7 @@ from node.api.mesh import MeshDoor, refusal_response
 from node.api.openai import OpenAiDoor
 from node.api.owner import OwnerDoor
 from node.exchange.book import NO_LEDGER
+from node.exchange.rates import Rates
 from node.ports import Clock
 from node.wire.messages import MAX_ENVELOPE, Refused
 
@@ -74,28 +74,9 @@ class Encoded(Exception):
     """A body with a Content-Encoding, which nothing here decodes."""
 
 
-class _Rates:
-    """Token buckets by remote address, the least recently seen forgotten first."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def admits(self, remote: str) -> bool:
-        """Whether one more request may pass."""
-        now = self._clock.now()
-        left, since = self._buckets.pop(remote, (MESH_BURST, now))
-        left = min(MESH_BURST, left + max(now - since, 0.0) * MESH_RATE)
-        admitted = left >= 1
-        self._buckets[remote] = (left - 1 if admitted else left, now)
-        if len(self._buckets) > _REMEMBERED:
-            self._buckets.popitem(last=False)
-        return admitted
-
-
 def build_app(openai: OpenAiDoor, mesh: MeshDoor, owner: OwnerDoor, keys: Keys, clock: Clock) -> web.Application:
     """Put the doors together."""
-    rates = _Rates(clock)
+    rates = Rates(clock.now, MESH_RATE, MESH_BURST, _REMEMBERED)
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
