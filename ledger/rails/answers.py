@@ -53,17 +53,20 @@ def shows(tracked: Tracked, account: Account) -> bool:
     return tracked.effect.kind != "top_up" or account.funded >= tracked.effect.total
 
 
-def seen(account: Account, me: str, tracked: Tracked | None, sight: Sight) -> tuple[Change, ...]:
+def seen(
+    account: Account, me: str, tracked: Tracked | None, sight: Sight, *, awaited: bool = False
+) -> tuple[Change, ...]:
     """What the latest sight of the collateral changes in the account of `me`, whose effect is `tracked`.
 
-    A payer learns by it what was claimed; a payee counts its own claims, as its effects are told.
+    A payer learns by it what was claimed; a payee counts its own claims, as its effects are told. `awaited`: a deposit
+    that is counted need not show yet, so that one that shows less takes nothing away.
     """
     withdrawn = sight.withdrawn
     if tracked is not None and tracked.effect.kind in ("refund", "close"):
         withdrawn = max(withdrawn, account.withdrawn)  # what is about to go back covers nothing any more
     changes: list[Change] = []
     # The account may have gone on counting since the rail last did.
-    if sight.funded != account.funded:
+    if sight.funded > account.funded or (sight.funded < account.funded and not awaited):
         changes.append(Funded(sight.funded, max(sight.sequence, account.funded_sequence + 1)))
     if withdrawn != account.withdrawn:
         changes.append(Withdrawn(withdrawn, max(sight.sequence, account.withdrawn_sequence + 1)))

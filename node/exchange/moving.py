@@ -181,9 +181,15 @@ class Mover:
         sight = await self.bounded(rail, rail.collateral(self._book.journal.books.account(key)))
         if isinstance(sight, Sight) and waits.saw(sight.sequence, sight.leaving):
             books = self._book.journal.books
-            changes = seen(books.account(key), self._book.me, books.effects.get(key), sight)
+            account, awaited = books.account(key), self._is_awaited(key)
+            changes = seen(account, self._book.me, books.effects.get(key), sight, awaited=awaited)
             if changes:
                 await self._book.post(*(AccountChanged(key, change) for change in changes))
+
+    def _is_awaited(self, key: AccountKey) -> bool:
+        """Whether a deposit to one who is paid by x402 may come to show; what came to nothing is told by its order."""
+        until = self._book.strangers.deposit_until(key)
+        return until > 0 and (self._book.now() <= until or self._book.journal.books.account(key).reserved > 0)
 
     async def bounded(self, rail: Rail, asked: Awaitable[T]) -> T | None:
         """An answer; None where there is none in time, whatever went wrong: it may have been done all the same."""

@@ -3,13 +3,14 @@
 Theory of operation. It follows the journal entry by entry, also of those that come after a restart. So that a restart
 need not fold years, it is written down with each snapshot of the books and read back from there:
 
-    deterministic CBOR of {"format": 5, "experience": ..., "turnover": [[day, role, counter, unit, amount], ...],
+    deterministic CBOR of {"format": 6, "experience": ..., "turnover": [[day, role, counter, unit, amount], ...],
                            "checking": [[day, unit, cost], ...],
                            "unsettled": [[payer, payee, rail, unit, settled, since_ms], ...],
                            "promised": [[payer, payee, unit, total, digest], ...],
                            "trails": [[payee, rail, unit, total], ...],
                            "strangers": {"vouchers": [[did, config, total, signature], ...],
-                                         "transfers": [[order, did, nonce, value, expires], ...]}}
+                                         "transfers": [[order, did, nonce, value, expires], ...],
+                                         "deposits": [[did, until], ...]}}
 
 Equal recollections have equal bytes, so `idlemesh ledger verify` can hold them against the chain.
 """
@@ -32,7 +33,7 @@ from node.exchange.trails import Trails
 from node.exchange.unsettled import Unsettled
 
 # It is raised whenever the fold comes to say something else of the same entries.
-_FORMAT: Final = 5
+_FORMAT: Final = 6
 MAX_BYTES: Final = 128 * 2**20
 _MAX_ITEMS: Final = 16 * 2**20
 # Sums of so many days with trade are kept; only today's are asked for, and a clock may step back.

@@ -11,6 +11,9 @@ What it authorizes up front is in the journal, in one entry with the order that 
 configuration and the latest voucher, from which the rail claims; of each transfer that it was presented, until it is
 known whether its money came. An account's `authorized` follows what is charged: the voucher may say more, which is the
 payer's risk by x402's rules, and never claimed.
+
+Where this node is the payer, a deposit counts from the moment that it is presented. Until `deposit_until` the chain may
+show it, or not yet; what it shows less than is counted is no news before that.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,6 +30,7 @@ _PKH: Final = "did:pkh:"
 _HELD: Final = "x402 voucher"
 _PRESENTED: Final = "x402 transfer"
 _ENDED: Final = "x402 transfer ended"
+_DEPOSIT: Final = "x402 deposit"
 
 
 def did_of_wallet(network: str, address: bytes, channel: bytes | None = None) -> str:
@@ -93,12 +97,22 @@ def ended(order: bytes, transfer: Transfer) -> Observed:
     return Observed(transfer.payer, _ENDED, {"order": order})
 
 
+def deposited(did: str, until: int) -> Observed:
+    """The event that a deposit of ours goes into a channel, and may show on the chain until then (in seconds)."""
+    return Observed(did, _DEPOSIT, {"until": until})
+
+
 class Strangers:
     """What follows from the journal about strangers' payments."""
 
     def __init__(self) -> None:
         self.vouchers: Final[dict[str, HeldVoucher]] = {}
         self.transfers: Final[dict[bytes, Transfer]] = {}
+        self._deposits: Final[dict[str, int]] = {}
+
+    def deposit_until(self, key: AccountKey) -> int:
+        """Until when (seconds since 1970) a deposit of ours on an account may come to show on the chain; 0: none."""
+        return self._deposits.get(key.payee, 0)
 
     def voucher(self, key: AccountKey) -> HeldVoucher | None:
         """The latest voucher on an account with a stranger, if it has a channel: a payer's, or ours to a payee."""
@@ -110,6 +124,7 @@ class Strangers:
         copied = Strangers()
         copied.vouchers.update(self.vouchers)
         copied.transfers.update(self.transfers)
+        copied._deposits.update(self._deposits)
         return copied
 
     def take(self, events: Iterable[Event]) -> None:
@@ -129,6 +144,8 @@ class Strangers:
                 self.transfers[order] = Transfer(did, nonce, value, expires)
             case {"order": bytes(order)} if what == _ENDED:
                 self.transfers.pop(order, None)
+            case {"until": int(until)} if what == _DEPOSIT:
+                self._deposits[did] = max(self._deposits.get(did, 0), until)
 
     def to_plain(self) -> dict[str, Any]:
         """It as plain values."""
@@ -141,6 +158,7 @@ class Strangers:
                 [order, transfer.payer, transfer.nonce, transfer.value, transfer.expires]
                 for order, transfer in sorted(self.transfers.items())
             ],
+            "deposits": [[did, until] for did, until in sorted(self._deposits.items())],
         }
 
     @classmethod
@@ -153,6 +171,9 @@ class Strangers:
         for row in written["transfers"]:
             order, payer, nonce, value, expires = _typed(row, bytes, str, bytes, int, int)
             found.transfers[order] = Transfer(payer, nonce, value, expires)
+        for row in written["deposits"]:
+            did, until = _typed(row, str, int)
+            found._deposits[did] = until
         return found
 
 

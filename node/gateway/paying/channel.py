@@ -19,7 +19,7 @@ from x402.mechanisms.evm.batch_settlement.errors import (
 from ledger.account import Account
 from node.engine.paying import SIGNATURE, Demand
 from node.engine.streaming import RemoteBusy
-from node.gateway.paying.fates import LATE_S, fate_of
+from node.gateway.paying.fates import fate_of
 from node.gateway.paying.limits import (
     ChannelLeaving,
     Charged,
@@ -29,7 +29,7 @@ from node.gateway.paying.limits import (
     TooPoor,
     TurnedDown,
 )
-from node.gateway.paying.payments import Payments
+from node.gateway.paying.payments import LATE_S, Payments
 from node.gateway.paying.signing import Signing, header_of, held_voucher
 from node.gateway.paying.terms import Terms, decoded, error_of, response_of, shown_in
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from x402.http.utils import decode_payment_signature_header
 
@@ -10,11 +10,8 @@ from ledger.account import Account, AccountKey
 from ledger.database import LedgerError
 from ledger.rails.stablecoin.errors import ChainError
 from node.exchange.strangers import PREPAID_RAIL, channel_of
-from node.gateway.paying.payments import Payments, Pending
+from node.gateway.paying.payments import LATE_S, Payments, Pending
 from node.gateway.paying.signing import Authorization, Signing, exact_authorization
-
-# After its end the chain may still show that an authorization was used: blocks, and this machine's clock.
-LATE_S: Final = 600
 
 Fate = Literal["taken", "open", "over"]
 

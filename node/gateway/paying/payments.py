@@ -10,7 +10,7 @@ before its headers leave, earned by what was charged. Its record holds it as it 
                                                                                 order reserved
     what was charged is known          order earned, released; authorized and   order earned, released; authorized =
                                        settled = owed                           owed
-    its time is over, nothing moved    order released; withdrawn + amount       withdrawn + deposit
+    its time is over, nothing moved    order released; withdrawn + amount       order released; funded - deposit
     the seller shows a voucher that    -                                        an order that cost the difference
     says more than is known here
     the chain has a channel that is    -                                        funded; an order that cost what was
@@ -25,6 +25,7 @@ two, never both.
 
 import asyncio
 import hashlib
+from collections.abc import Iterable
 from typing import Final
 
 from attrs import frozen
@@ -49,7 +50,15 @@ from ledger.money import MAX_AMOUNT
 from ledger.rails.stablecoin.networks import address
 from ledger.statement import DAY_MS
 from node.exchange.book import Book
-from node.exchange.strangers import CHANNEL_RAIL, PREPAID_RAIL, HeldVoucher, did_of_wallet, held, is_stranger
+from node.exchange.strangers import (
+    CHANNEL_RAIL,
+    PREPAID_RAIL,
+    HeldVoucher,
+    deposited,
+    did_of_wallet,
+    held,
+    is_stranger,
+)
 from node.ports import Entropy
 
 PAYMENT: Final = "x402-payment"
@@ -58,6 +67,8 @@ SELLER: Final = "x402-seller"
 _MAX_RECORD: Final = 64 * 1024
 # A payment as it is sent: what is written down with it has to be read again.
 MAX_PAYMENT: Final = 48 * 1024
+# After its end the chain may still show that an authorization was used: blocks, and this machine's clock.
+LATE_S: Final = 600
 _MOST_SELLERS: Final = 1_000
 _UNIT: Final = "uusd"
 
@@ -178,8 +189,11 @@ class Payments:
         changes.append(Reserved(order, amount, self.now() + valid_s))
         self._book.under_way.add(order)
         records = [Kept(PAYMENT, codec.encode({"order": order, "payment": header}), order)] if header else []
+        also = [held(key.payee, voucher)] if voucher is not None else []
+        if funds and key.rail == CHANNEL_RAIL:
+            also.append(deposited(key.payee, self.now() + valid_s + LATE_S))
         try:
-            await self._post(key, changes, *records, also=() if voucher is None else (held(key.payee, voucher),))
+            await self._post(key, changes, *records, also=also)
         except BaseException:
             self._book.under_way.discard(order)
             raise
@@ -208,7 +222,8 @@ class Payments:
     async def found(self, key: AccountKey, balance: int, claimed: int) -> Account:
         """The chain shows more in a channel than is counted here: the journal lost it, or waits until it is deep."""
         account = self.account(key)
-        await self._post(key, [Funded(balance + account.withdrawn, account.funded_sequence + 1)])
+        funded = Funded(balance + account.withdrawn, account.funded_sequence + 1)
+        await self._post(key, [funded], also=[deposited(key.payee, self.now() + LATE_S)])
         await self.catch_up(key, claimed)
         return self.account(key)
 
@@ -221,13 +236,18 @@ class Payments:
 
     def _back(self, key: AccountKey, funds: int) -> list[Change]:
         account = self.account(key)
-        return [Withdrawn(account.withdrawn + funds, account.withdrawn_sequence + 1)] if funds else []
+        if not funds:
+            return []
+        if key.rail == PREPAID_RAIL:
+            return [Withdrawn(account.withdrawn + funds, account.withdrawn_sequence + 1)]
+        # The chain never showed it, and tells what was in a channel from its deposits.
+        return [Funded(account.funded - funds, account.funded_sequence + 1)]
 
     async def _close(self, key: AccountKey, order: bytes, changes: list[Change]) -> None:
         await self._post(key, changes)
         self._book.under_way.discard(order)
 
-    async def _post(self, key: AccountKey, changes: list[Change], *records: Kept, also: tuple[Event, ...] = ()) -> None:
+    async def _post(self, key: AccountKey, changes: list[Change], *records: Kept, also: Iterable[Event] = ()) -> None:
         await self._book.post(*also, *(AccountChanged(key, change) for change in changes), records=records)
 
     def _is_ours(self, key: AccountKey) -> bool:

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from x402.http.utils import decode_payment_signature_header
 
 from node.engine.paying import SIGNATURE, Demand
-from node.gateway.paying.fates import LATE_S, fate_of
+from node.gateway.paying.fates import fate_of
 from node.gateway.paying.limits import PayLimits, PaymentPending, TooPoor, TurnedDown
-from node.gateway.paying.payments import Payments, Pending
+from node.gateway.paying.payments import LATE_S, Payments, Pending
 from node.gateway.paying.signing import Signing, exact_authorization, header_of
 from node.gateway.paying.terms import Terms, decoded, error_of, response_of
 

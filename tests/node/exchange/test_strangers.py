@@ -13,6 +13,7 @@ from node.exchange.strangers import (
     Strangers,
     Transfer,
     channel_of,
+    deposited,
     did_of_wallet,
     ended,
     held,
@@ -54,13 +55,14 @@ def test_a_transfer_is_remembered_until_it_is_known_what_became_of_it() -> None:
 async def test_what_is_remembered_outlives_the_node() -> None:
     identity = Identity(b"1" * 32)
     book = await Book.open(MemoryJournal(identity.did), identity, ManualClock())
-    await book.post(held(DID, HeldVoucher(b"c", 5, b"s")), presented(ORDER, TRANSFER))
+    await book.post(held(DID, HeldVoucher(b"c", 5, b"s")), presented(ORDER, TRANSFER), deposited(DID, 88))
     raw = book._recollection.freeze()()
     again = Recollection.read(raw, identity.did, []).strangers
     assert (again.vouchers, again.transfers) == (book.strangers.vouchers, book.strangers.transfers)
+    assert again.deposit_until(AccountKey("me", DID, "stablecoin", "uusd")) == 88
 
 
 @pytest.mark.parametrize("rows", [[["did", b"c", "5", b"s"]], [["did", 5, 5, 5]], [5], [["did"]]])
 def test_what_it_did_not_write_is_refused(rows: list[object]) -> None:
     with pytest.raises(TypeError):
-        Strangers.from_plain({"vouchers": rows, "transfers": []})
+        Strangers.from_plain({"vouchers": rows, "transfers": [], "deposits": []})
