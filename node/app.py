@@ -17,13 +17,14 @@ from ledger.database import LedgerError
 from ledger.identity import Did
 from ledger.rails import credit
 from ledger.rails.port import Rail
-from node.api.connections import Bounds, serving
+from node.api.callers import Proxies
+from node.api.connections import serving
 from node.api.disputes import DisputesDoor
 from node.api.effects import EffectsDoor
 from node.api.mesh import MeshDoor
 from node.api.openai import OpenAiDoor
 from node.api.owner import OwnerDoor
-from node.api.server import Keys, build_app, is_loopback, is_wildcard
+from node.api.server import Keys, build_app, is_wildcard
 from node.api.settlements import SettlementsDoor
 from node.config import Config
 from node.engine.hardware import Plan
@@ -39,7 +40,7 @@ from node.exchange.settler import Settler
 from node.gateway.gateway import Gateway
 from node.ground import SWEEP_S, Ground, open_ground
 from node.home import Home, Running
-from node.listening import api_key, listen, url_of
+from node.listening import api_key, bounds, listen, url_of
 from node.mesh.static import NamedPeers
 from node.models.manifest import Manifest
 from node.own_models import LoadEngine, OwnModels, Say
@@ -118,7 +119,7 @@ async def run_node(
         buying.peers.start()
         stack.push_async_callback(buying.peers.close)
         app = _doors(ground, buying, seller, keys)
-        await stack.enter_async_context(serving(app, listener, Bounds(trusted=is_loopback)))
+        await stack.enter_async_context(serving(app, listener, bounds(config)))
         paid = await _open_paid(stack, ground)
         # At the end this comes first: what is being sold is cut in good order, and paid up to its last checkpoint.
         for remote in ground.elsewhere:
@@ -157,7 +158,7 @@ def _doors(ground: Ground, buying: Buying, seller: Seller | None, keys: Keys) ->
     owner = OwnerDoor(book, buying.gateway, buying.peers, buying.auditor, offers, selling, running, heads, stakes)
     till = open_till(ground) if seller is not None else None
     mesh = MeshDoor(seller, buying.settling, buying.netter, buying.disputes, buying.reconciler, till)
-    app = build_app(own, mesh, owner, keys, ground.clock)
+    app = build_app(own, mesh, owner, keys, ground.clock, Proxies(config.node.trusted_proxies))
     app.add_routes(SettlementsDoor(buying.settling, buying.netter).routes())
     app.add_routes(DisputesDoor(buying.disputes, book.me).routes())
     app.add_routes(EffectsDoor(book, ground.effects).routes())

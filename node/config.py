@@ -3,6 +3,7 @@
 import re
 import tomllib
 from collections.abc import Callable, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -58,7 +59,19 @@ def _parse_memory(text: str) -> int:
     return int(float(found[1]) * _MEMORY_UNITS[found[2].lower()])
 
 
+def _parse_network(text: str) -> IPv4Network | IPv6Network:
+    """Read an address, or a network of them, that proxies have."""
+    try:
+        network = ip_network(text.strip())
+    except ValueError:
+        raise ValueError(f"{text[:64]!r} is no address or network: write 127.0.0.1, or 10.0.0.0/8") from None
+    if not network.prefixlen:
+        raise ValueError("these are all addresses: anybody could say in whose name it asks; write the proxies' own")
+    return network
+
+
 _Context = Annotated[int, Field(ge=64, le=2**20)]
+_Network = Annotated[IPv4Network | IPv6Network, read_with(_parse_network)]
 _MemoryText = Annotated[int, read_with(_parse_memory), Field(ge=2**20, le=2**50)]
 
 
@@ -69,6 +82,7 @@ class NodeSettings(Section):
     """Where the node listens, and how it runs its models; what is None follows from the machine."""
 
     host: str = "127.0.0.1"
+    trusted_proxies: Annotated[tuple[_Network, ...], Field(max_length=64)] = ()  # believed for whom they ask
     jurisdiction: _Jurisdiction | None = None  # the law that this node's owner is under
     port: Annotated[int, Field(ge=0, le=65_535)] = DEFAULT_PORT
     memory: _MemoryText | None = None  # bytes that all models together may take

@@ -3,6 +3,8 @@
 import socket
 from pathlib import Path
 
+from node.api.callers import Proxies
+from node.api.connections import Bounds
 from node.api.server import is_loopback
 from node.config import Config
 from node.home import Home, HomeError
@@ -32,6 +34,12 @@ def api_key(home: Home, config: Config) -> str | None:
     if key is None:
         raise NeedsApiKey(config.node.host, home.folder)
     return key
+
+
+def bounds(config: Config) -> Bounds:
+    """What connections may hold: this machine's own programs, and proxies that come for many, may have any number."""
+    proxies = Proxies(config.node.trusted_proxies)
+    return Bounds(trusted=lambda address: is_loopback(address) or address in proxies)
 
 
 def listen(host: str, port: int) -> socket.socket:

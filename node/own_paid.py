@@ -8,14 +8,14 @@ from functools import partial
 
 from attrs import frozen
 
-from node.api.connections import Bounds, serving
+from node.api.callers import Proxies
+from node.api.connections import serving
 from node.api.paid import PaidDoor
-from node.api.server import is_loopback
 from node.exchange.sale import Ware
 from node.exchange.tabs import Tabs
 from node.gateway.shop import Shop
 from node.ground import Ground
-from node.listening import listen
+from node.listening import bounds, listen
 from node.own_money import Money, NoMoney
 from node.paid.bank import WAIT_S, Bank, facilitator_at
 from node.paid.refunds import Refunds
@@ -66,8 +66,9 @@ async def open_paid(stack: contextlib.AsyncExitStack, ground: Ground, money: Mon
     till = Till(ground.book, tabs, terms, bank, money.rail, money.channels.has)
     shop = Shop(_wares(ground, paid), ground.book.me, ground.may_sell, ground.config.api.max_tokens)
     refunds = Refunds(ground.book, tabs, till, bank, ground.effects.ask)
-    door = PaidDoor(shop, till, refunds, ground.clock, ground.entropy)
-    await stack.enter_async_context(serving(door.app(), listener, Bounds(trusted=is_loopback)))
+    proxies = Proxies(ground.config.node.trusted_proxies)
+    door = PaidDoor(shop, till, refunds, ground.clock, ground.entropy, proxies=proxies)
+    await stack.enter_async_context(serving(door.app(), listener, bounds(ground.config)))
     return OpenDoor(listener, shop, tabs, bank)
 
 

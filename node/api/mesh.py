@@ -8,11 +8,12 @@ from aiohttp import web
 
 from ledger import codec
 from ledger.records import Acknowledgement, Cancel, Channel, Forgiveness, Netting, Settlement
-from node.exchange.channels import Teller
+from node.api.callers import caller_of
 from node.exchange.disputes import Payee as Waiving
 from node.exchange.netting import Helper
 from node.exchange.reconciling import Counterpart
 from node.exchange.settling import Payee
+from node.exchange.till import Till
 from node.wire.client import CBOR
 from node.wire.messages import (
     MAX_BRINGING,
@@ -72,14 +73,14 @@ class MeshDoor:
         helper: Helper | None = None,
         waiving: Waiving | None = None,
         counterpart: Counterpart | None = None,
-        teller: Teller | None = None,
+        till: Till | None = None,
     ) -> None:
         self._seller = seller
         self._payee = payee
         self._helper = helper
         self._waiving = waiving
         self._counterpart = counterpart
-        self._teller = teller
+        self._till = till
         self._downloads = 0
 
     def routes(self) -> list[web.RouteDef]:
@@ -178,20 +179,20 @@ class MeshDoor:
         return _cbor(await self._waiving.forgiveness(await _body(request, Forgiveness.limit)))
 
     @property
-    def _paid(self) -> Teller:
-        if self._teller is None:
+    def _paid(self) -> Till:
+        if self._till is None:
             raise Refused("rail", "this node is not paid by channels")
-        return self._teller
+        return self._till
 
     async def channel_terms(self, _request: web.Request) -> web.Response:
         return _cbor(await self._paid.channel_terms())
 
     async def channel(self, request: web.Request) -> web.Response:
-        await self._paid.channel(await _body(request, Channel.limit))
+        await self._paid.channel(await _body(request, Channel.limit), caller_of(request).share)
         return web.Response(status=204)
 
     async def deposit(self, request: web.Request) -> web.Response:
-        await self._paid.deposit(await _body(request, MAX_BRINGING))
+        await self._paid.deposit(await _body(request, MAX_BRINGING), caller_of(request).share)
         return web.Response(status=204)
 
     @property

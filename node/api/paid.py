@@ -21,6 +21,7 @@ from ledger.database import LedgerError
 from ledger.money import Amount
 from node.api import chat
 from node.api.answers import Responder
+from node.api.callers import Proxies, caller_of
 from node.api.errors import FAILURES, ApiError, busy, told
 from node.api.openai import read_body
 from node.api.requests import Wishes, parse
@@ -44,6 +45,7 @@ _PER_S: Final = 10.0
 _AT_FIRST: Final = 50.0
 _READ_S: Final = 30.0
 _WRITE_S: Final = 60.0
+_NO_PROXIES: Final = Proxies()
 _WISHES: Final = Wishes("public", "local", may_degrade=False)
 
 
@@ -58,9 +60,11 @@ class PaidDoor:
         clock: Clock,
         entropy: Entropy,
         trusted: Callable[[str], bool] = is_loopback,
+        proxies: Proxies = _NO_PROXIES,
     ) -> None:
-        """`trusted` addresses may ask as often as they like: this machine's own, and what is before the door."""
+        """`trusted` addresses may ask as often as they like: this machine's own, but not whom `proxies` ask for."""
         self._trusted = trusted
+        self._proxies = proxies
         self._shop, self._till, self._refunds = shop, till, refunds
         self._clock, self._entropy = clock, entropy
         self._rates = Rates(clock.now, _PER_S, _AT_FIRST)
@@ -68,7 +72,7 @@ class PaidDoor:
 
     def app(self) -> web.Application:
         """The application of its listener."""
-        app = web.Application(middlewares=[errors, self._guard()], client_max_size=MAX_BODY)
+        app = web.Application(middlewares=[errors, self._proxies.middleware, self._guard()], client_max_size=MAX_BODY)
         app.add_routes(
             [
                 web.get("/v1/models", self.models),
@@ -83,8 +87,9 @@ class PaidDoor:
     def _guard(self) -> Middleware:
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-            address = request.remote or ""
-            if not self._trusted(address):
+            caller = caller_of(request)
+            address = caller.share
+            if caller.is_forwarded or not self._trusted(caller.address):
                 if self._rates.charge(address) < 0:
                     raise busy("too many requests from your address: slow down", 1)
                 if self._requests[address] >= MAX_OF_ADDRESS:
@@ -153,7 +158,7 @@ class PaidDoor:
 
     async def _taken(self, request: web.Request, payment: Payment, most: int) -> Paid:
         try:
-            return await self._till.take(payment, most, request.remote or "")
+            return await self._till.take(payment, most, caller_of(request).share)
         except PaymentRefused as refused:
             raise self._asked(request, self._till.terms.accepts(most, refused.state), refused) from None
 

@@ -1,7 +1,8 @@
 """The one HTTP server of a node: its doors, who may pass through which, and errors that keep their shape.
 
 `/mesh/v1` is open to all: records carry their own signatures. `/v1` is open on loopback, to local programs but not to
-web pages (a page's request carries an Origin, or a Host that is not this machine); elsewhere it asks for the API key.
+web pages (a page's request carries an Origin, or a Host that is not this machine), nor to whom a trusted proxy brings
+from elsewhere; on other addresses it asks for the API key.
 `/node/v1`, the owner's commands, always asks for the token that lies in the home folder.
 """
 
@@ -16,6 +17,7 @@ from aiohttp import web
 from attrs import field, frozen
 
 from ledger.database import LedgerError
+from node.api.callers import Proxies, caller_of
 from node.api.errors import ApiError, internal_error, no_ledger
 from node.api.mesh import MeshDoor, refusal_response
 from node.api.openai import OpenAiDoor
@@ -28,7 +30,7 @@ from node.wire.messages import MAX_ENVELOPE, Refused
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 MAX_BODY: Final = max(8 * 2**20, MAX_ENVELOPE)
-# Each remote address may make so many mesh requests a second, after a first burst.
+# Each remote address (of IPv6, each network of 64 bits) may make so many mesh requests a second, after a first burst.
 MESH_RATE: Final = 200.0
 MESH_BURST: Final = 400.0
 _REMEMBERED: Final = 10_000
@@ -74,14 +76,16 @@ class Encoded(Exception):
     """A body with a Content-Encoding, which nothing here decodes."""
 
 
-def build_app(openai: OpenAiDoor, mesh: MeshDoor, owner: OwnerDoor, keys: Keys, clock: Clock) -> web.Application:
-    """Put the doors together."""
+def build_app(
+    openai: OpenAiDoor, mesh: MeshDoor, owner: OwnerDoor, keys: Keys, clock: Clock, proxies: Proxies
+) -> web.Application:
+    """Put the doors together; of `proxies` it is believed for whom they ask."""
     rates = Rates(clock.now, MESH_RATE, MESH_BURST, _REMEMBERED)
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path.startswith("/mesh/"):
-            if not rates.admits(request.remote or ""):
+            if not rates.admits(caller_of(request).share):
                 raise Refused("too_many_requests", "too many requests from your address: slow down", 1)
         else:
             _check_owner(request, keys)
@@ -89,7 +93,7 @@ def build_app(openai: OpenAiDoor, mesh: MeshDoor, owner: OwnerDoor, keys: Keys, 
             raise Encoded
         return await handler(request)
 
-    app = web.Application(middlewares=[errors, guard], client_max_size=MAX_BODY)
+    app = web.Application(middlewares=[errors, proxies.middleware, guard], client_max_size=MAX_BODY)
     app.add_routes(openai.routes() + mesh.routes() + owner.routes())
     return app
 
@@ -106,6 +110,10 @@ def _check_owner(request: web.Request, keys: Keys) -> None:
         if not has_token and not hmac.compare_digest(offered, keys.api.encode()):
             raise ApiError(401, "this needs the API key: `idlemesh key api` shows it", code="invalid_api_key")
         return
+    caller = caller_of(request)
+    if caller.is_forwarded and not is_loopback(caller.address):
+        why = "this is for programs on the node's own machine: others reach it with an API key, on another [node] host"
+        raise ApiError(403, why, code="foreign_host")
     origin = request.headers.get("Origin")
     if origin is not None and not _names_this_machine(origin):
         raise ApiError(403, "web pages of other sites may not use this node", code="foreign_origin")

@@ -3,7 +3,8 @@
 Theory of operation. Anyone may name a channel, so nothing is kept of one until the chain says that there is money in
 it. Whoever tops one up says so again, and the chain is looked at. A deposit that a buyer signed is brought to the chain
 at our expense, so that buyers need no gas: only of so much that it is worth it, and no more often than so. Looking at
-the chain costs us requests to somebody's endpoint: each buyer, and all strangers together, may ask for it so often.
+the chain costs us requests to somebody's endpoint: each buyer may ask for it so often, each address of those that are
+not known yet, and all of these together, in turns, so that nobody who asks much keeps a new buyer waiting.
 """
 
 import asyncio
@@ -24,17 +25,24 @@ from ledger.rails.stablecoin.digests import Place, config_of
 from ledger.records import Channel, ChannelTerms, Signed, open_record, sign
 from node.exchange.book import Book
 from node.exchange.channels import Channels, key_of
-from node.exchange.rates import Rates
+from node.exchange.rates import Rates, Turns
 from node.exchange.strangers import did_of_wallet
 from node.wire.messages import Refused, decode_bringing
 
 TERMS_LIFETIME_S: Final = 3_600
-# So many looks a second for each buyer, and for all strangers together, after a first burst.
+# So many looks a second for each buyer, or for the address of one whose channel is not known here yet, after a first
+# burst; and for all of these together.
 _LOOKS_PER_S: Final = 0.5
 _LOOKS_AT_FIRST: Final = 6.0
-# A deposit costs us gas: so many seconds between two of one buyer, and of all strangers together, after the first few.
+_STRANGE_LOOKS_PER_S: Final = 2.0
+_STRANGE_LOOKS_AT_FIRST: Final = 20.0
+# A deposit costs us gas: so many a second in the same way.
 _DEPOSITS_PER_S: Final = 1 / 30
 _DEPOSITS_AT_FIRST: Final = 3.0
+_STRANGE_DEPOSITS_PER_S: Final = 1 / 10
+_STRANGE_DEPOSITS_AT_FIRST: Final = 10.0
+# How long a stranger waits for its turn, in seconds: less than what asks it waits for an answer.
+_PATIENCE_S: Final = 10.0
 # So many questions to the chain at a time.
 _AT_ONCE: Final = 4
 _LOOK_S: Final = 20.0
@@ -63,7 +71,7 @@ class Wanted:
 
 
 class Till:
-    """The payee's side of channels. A `Teller` for other nodes."""
+    """The payee's side of channels: what `Teller` is for other nodes."""
 
     def __init__(
         self,
@@ -81,6 +89,8 @@ class Till:
         self._look = look
         self._looks = Rates(book.now, _LOOKS_PER_S, _LOOKS_AT_FIRST)
         self._deposits = Rates(book.now, _DEPOSITS_PER_S, _DEPOSITS_AT_FIRST)
+        self._strange_looks = Turns(book.now, _STRANGE_LOOKS_PER_S, _STRANGE_LOOKS_AT_FIRST, _PATIENCE_S)
+        self._strange_deposits = Turns(book.now, _STRANGE_DEPOSITS_PER_S, _STRANGE_DEPOSITS_AT_FIRST, _PATIENCE_S)
         self._at_once = asyncio.Semaphore(_AT_ONCE)
         self._locks: WeakValueDictionary[AccountKey, asyncio.Lock] = WeakValueDictionary()
 
@@ -102,10 +112,11 @@ class Till:
             expires=now + TERMS_LIFETIME_S,
         )
 
-    async def channel(self, raw: bytes) -> None:
-        """See `Teller.channel`. Raises Refused."""
+    async def channel(self, raw: bytes, address: str) -> None:
+        """See `Teller.channel`; `address` is who asks, by where it is. Raises Refused."""
         channel = self._opened(raw)
-        self._charge(self._looks, channel, "channels were looked at often enough: wait a moment", 2)
+        if not await self._may(self._looks, self._strange_looks, channel, address):
+            raise Refused("too_many_requests", "channels were looked at often enough: wait a moment", 2)
         key = key_of(channel.record)
         async with self._at_once, self._lock(key):
             if self._channels.record(key) is None:
@@ -113,8 +124,8 @@ class Till:
             else:
                 await self._look(key)
 
-    async def deposit(self, raw: bytes) -> None:
-        """See `Teller.deposit`. Raises Refused."""
+    async def deposit(self, raw: bytes, address: str) -> None:
+        """See `Teller.deposit`; `address` as for `channel`. Raises Refused."""
         try:
             said, signed = decode_bringing(raw)
             deposit = decode_deposit(signed)
@@ -125,7 +136,8 @@ class Till:
             raise Refused(
                 "credit", f"deposits of less than {self._wanted.min_deposit} are not brought: send it yourself"
             )
-        self._charge(self._deposits, channel, "deposits were brought often enough: wait, or send it yourself", 30)
+        if not await self._may(self._deposits, self._strange_deposits, channel, address):
+            raise Refused("too_many_requests", "deposits were brought often enough: wait, or send it yourself", 30)
         async with self._at_once, self._lock(key_of(channel.record)):
             with self._channels.looking_at(channel) as key:
                 self._check_apart(channel.record)
@@ -175,11 +187,11 @@ class Till:
         if did_of_wallet(place.network, config.payer, place.channel_id(config)) in self._book.strangers.vouchers:
             raise Refused("malformed", "this channel pays here by x402: open another one, by another wallet")
 
-    def _charge(self, rates: Rates, channel: Signed[Channel], why: str, retry_after: int) -> None:
-        """Raises Refused."""
-        known = self._channels.record(key_of(channel.record)) is not None
-        if rates.charge(channel.signer if known else "") < 0:
-            raise Refused("too_many_requests", why, retry_after)
+    async def _may(self, rates: Rates, strange: Turns, channel: Signed[Channel], address: str) -> bool:
+        """Whether a buyer may cause one more; where no channel of its is known here, its address may, in its turn."""
+        if self._channels.record(key_of(channel.record)) is not None:
+            return rates.charge(channel.signer) >= 0
+        return rates.charge(address) >= 0 and await strange.take(address)
 
     def _lock(self, key: AccountKey) -> asyncio.Lock:
         return self._locks.setdefault(key, asyncio.Lock())

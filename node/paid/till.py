@@ -22,7 +22,7 @@ from ledger.rails.stablecoin.digests import NOBODY, ChannelConfig
 from ledger.rails.stablecoin.errors import ChainError
 from ledger.rails.stablecoin.vouchers import is_promised
 from node.exchange.book import Book
-from node.exchange.rates import Rates
+from node.exchange.rates import Rates, Turns
 from node.exchange.strangers import CHANNEL_RAIL, HeldVoucher, did_of_wallet, held
 from node.exchange.tabs import TabBusy, Tabs, TabUsedUp
 from node.paid.bank import Bank, Moved, unread
@@ -32,11 +32,12 @@ from node.paid.presented import Payment, SignedTransfer, Voucher
 from node.paid.terms import PaymentRefused, Terms
 
 # Looks at the chain in a second, after the first few: at one channel, at those that this node does not know yet and one
-# address names, and at all of these. Whoever makes channels up keeps those away that it shares an address with.
+# address names, and at all of these, in turns. Whoever makes channels up keeps those away that share its address.
 _LOOKS_PER_S: Final = 1.0
 _LOOKS_AT_FIRST: Final = 20.0
 _STRANGE_PER_S: Final = 10.0
 _STRANGE_AT_FIRST: Final = 100.0
+_PATIENCE_S: Final = 10.0  # how long one waits for its turn
 
 
 class Till:
@@ -60,7 +61,7 @@ class Till:
         self._bank = bank
         self._rail = rail
         self._looks = Rates(book.now, _LOOKS_PER_S, _LOOKS_AT_FIRST)
-        self._strange = Rates(book.now, _STRANGE_PER_S, _STRANGE_AT_FIRST)
+        self._strange = Turns(book.now, _STRANGE_PER_S, _STRANGE_AT_FIRST, _PATIENCE_S)
 
     async def take(self, payment: Payment, most: int, address: str) -> Paid:
         """Have a request paid for that came from an address and may cost `most`, in millionths of a dollar.
@@ -171,7 +172,8 @@ class Till:
         if self._book.strangers.voucher(key) is not None:
             return
         _count(self._looks, address)
-        _count(self._strange, "")
+        if not await self._strange.take(address):
+            raise _often()
         claimed, holds = await self._bank.channel(voucher.config)
         # Each channel is looked at from now on: one for which nobody has to put much aside is not taken.
         least = voucher.total if claimed else max(voucher.total, self.terms.least_deposit)
@@ -207,8 +209,12 @@ class Till:
 def _count(looks: Rates, whose: str) -> None:
     """Looking costs questions to somebody's endpoint. Raises PaymentRefused."""
     if looks.charge(whose) < 0:
-        why = "channels were looked at often enough by now: try again in a few seconds"
-        raise PaymentRefused(errors.ERR_RPC_READ_FAILED, why)
+        raise _often()
+
+
+def _often() -> PaymentRefused:
+    why = "channels were looked at often enough by now: try again in a few seconds"
+    return PaymentRefused(errors.ERR_RPC_READ_FAILED, why)
 
 
 def _held(key: AccountKey, voucher: Voucher) -> Observed:

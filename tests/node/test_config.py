@@ -45,6 +45,7 @@ def test_every_setting_can_be_written(write: Write) -> None:
             [node]
             host = "0.0.0.0"
             port = 9000
+            trusted_proxies = ["127.0.0.1", "fd00::/8"]
             memory = "12GiB"
             slots = 8
             context = 4096
@@ -518,6 +519,12 @@ def test_settings_of_money_on_a_chain_that_make_no_sense_say_what_to_write(write
     assert "secret" not in str(error.value)
 
 
+@pytest.mark.parametrize("everybody", ["0.0.0.0/0", "::/0"])
+def test_not_everybody_can_be_a_trusted_proxy(write: Write, everybody: str) -> None:
+    with pytest.raises(BadConfig, match="these are all addresses"):
+        load_config(write(f"[node]\ntrusted_proxies = ['{everybody}']"), {})
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -528,6 +535,10 @@ def test_settings_of_money_on_a_chain_that_make_no_sense_say_what_to_write(write
         ("[api]\nzzz = 1", "api.zzz: there is no such setting; known are privacy, route, max_tokens"),
         ("[api]\nprivacy = 'x'", "api.privacy: write 'public', 'internal', 'confidential' or 'restricted'"),
         ("[node]\njurisdiction = 'de'", "node.jurisdiction: write a country in capitals, as DE, or EU"),
+        (
+            "[node]\ntrusted_proxies = ['localhost']",
+            "node.trusted_proxies[1]: 'localhost' is no address or network: write 127.0.0.1, or 10.0.0.0/8",
+        ),
         ("[idle]\nenabled = 'maybe'", "idle.enabled: write true or false"),
         ("[[models]]\npath = 'a'\n[[models]]\nname = 'b'", "models[2].path: is missing"),
         ("node = 3", "node: is a section: write [node], and its settings below"),

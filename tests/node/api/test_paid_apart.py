@@ -1,5 +1,8 @@
-"""A channel's money stands behind one account: a node's, or a stranger's that pays by x402."""
+"""Where channels of nodes come in at a node that strangers pay, too."""
 
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -32,6 +35,43 @@ def mesh(door: Stall) -> Till:
     return Till(door.book, door.channels, door.rail, wanted, door.driver.look)
 
 
+async def test_whoever_names_channels_that_are_not_there_keeps_no_new_buyer_waiting(
+    chain: Anvil, tmp_path: Path, speaking: Tokenizer
+) -> None:
+    engine = engine_of(speaking)
+    async with stall(chain, tmp_path, speaking, engine, chain.wallet()) as door:
+        till = mesh(door)
+        terms = open_record(await till.channel_terms(), ChannelTerms).record
+
+        async def name(number: int, address: str) -> str:
+            identity = Identity(number.to_bytes(32, "big"))
+            named = open_channel(identity, door.book.me, terms, door.chain.place, bytes(19) + b"\1")
+            with pytest.raises(Refused) as refused:
+                await till.channel(named.raw, address)
+            return refused.value.code
+
+        numbers = count(1)
+        said = [await name(next(numbers), "198.51.100.1") for _ in range(30)]
+        assert set(said) == {"credit", "too_many_requests"}
+        assert await name(next(numbers), "198.51.100.2") == "credit"
+        # All together are bounded, and take turns: those of few addresses that ask without end come after a new one.
+        at_once = await asyncio.gather(*(name(next(numbers), f"2001:db8:0:{at % 8}::/64") for at in range(80)))
+        assert at_once.count("credit") < 40
+        hostile = [asyncio.create_task(_without_end(name, numbers, f"203.0.113.{each}")) for each in range(20)]
+        try:
+            assert await name(next(numbers), "198.51.100.3") == "credit"
+        finally:
+            for each in hostile:
+                each.cancel()
+            await asyncio.gather(*hostile, return_exceptions=True)
+    await engine.close()
+
+
+async def _without_end(name: Callable[[int, str], Awaitable[str]], numbers: Iterator[int], address: str) -> None:
+    while True:
+        await name(next(numbers), address)
+
+
 @pytest.mark.parametrize("first", ["x402", "node"])
 async def test_a_channel_pays_as_a_nodes_or_as_a_strangers(
     chain: Anvil, tmp_path: Path, speaking: Tokenizer, first: str
@@ -52,7 +92,7 @@ async def test_a_channel_pays_as_a_nodes_or_as_a_strangers(
                 response = await paying.post(door.chat, json=asking())
                 assert response.status_code == 200, response.text
                 with pytest.raises(Refused, match="pays here by x402"):
-                    await till.channel(named)
+                    await till.channel(named, "127.0.0.1")
             else:
                 config = config_of(open_record(named, Channel).record)
                 payer = await Chain.open(
@@ -66,7 +106,7 @@ async def test_a_channel_pays_as_a_nodes_or_as_a_strangers(
                 await payer.close()
                 await door.chain.submit(b"deposit", door.chain.bring(config, deposit))
                 chain.catch_up()
-                await till.channel(named)
+                await till.channel(named, "127.0.0.1")
                 refused = await paying.post(door.chat, json=asking())
                 assert refusal(refused) == errors.ERR_CHANNEL_ID_MISMATCH
         assert len(door.accounts("stablecoin")) == 1
