@@ -99,7 +99,7 @@ async def open_money(
             home.chain,
             signer,
             contract=contract,
-            max_gas_price=int(settings.max_gas_price * _GWEI),
+            max_gas_price=None if settings.max_gas_price is None else int(settings.max_gas_price * _GWEI),
         )
     except (KeysError, NetworkError, ChainError, SignerFailed) as error:
         raise NoMoney(str(error)) from None

@@ -69,7 +69,7 @@ class StablecoinSettings(Section):
     passphrase_file: _Folder | None = None
     signer: Annotated[tuple[str, ...], Field(min_length=1, max_length=32)] | None = None
     ether: DollarText = Amount(3_000 * MILLION, "uusd")  # what one costs: fees are weighed against sums by it
-    max_gas_price: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)] = 50.0
+    max_gas_price: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)] | None = None  # None: the network's
     max_fee_share: Share = 0.02  # of a sum that is claimed
     claim_at: DollarText = Amount(MILLION, "uusd")
     claim_after: Annotated[float, Field(ge=0, le=365 * 86_400, allow_inf_nan=False)] = 86_400.0

@@ -24,11 +24,12 @@ from ledger.rails.stablecoin.errors import (
     Unreachable,
     WrongDecimals,
 )
-from ledger.rails.stablecoin.fees import GasPrice, gas_price
+from ledger.rails.stablecoin.fees import GasPrice
 from ledger.rails.stablecoin.finding import Finding
 from ledger.rails.stablecoin.keys import Signer
 from ledger.rails.stablecoin.networks import DECIMALS, Deployment, Network, checksummed
 from ledger.rails.stablecoin.outbox import Outbox, Outcome, State
+from ledger.rails.stablecoin.prices import Prices
 from ledger.rails.stablecoin.reading import Reading
 from ledger.rails.stablecoin.rpc import ANSWER_S, Endpoints, hexed, octets, quantity
 from ledger.rails.stablecoin.sights import Sights
@@ -37,8 +38,6 @@ from ledger.rails.stablecoin.typed import digest_of, domain_of_token, message
 from ledger.rails.stablecoin.watch import ChannelView, Watch
 
 __all__ = ["Chain", "ChannelView", "GasPrice", "Outcome", "State"]
-
-MAX_GAS_PRICE: Final = 50 * 10**9  # wei
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +52,7 @@ class Chain:
         endpoints: Endpoints,
         sights: Sights,
         signer: Signer | None,
+        prices: Prices,
         transactions: Transactions | None,
         poll_s: float,
     ) -> None:
@@ -66,6 +66,7 @@ class Chain:
         self._watch = Watch(self._reading, network, sights.place, sights)
         self._finding = Finding(self._reading, network, sights.place)
         self._signer = signer
+        self._prices = prices
         self._transactions = transactions
         self._poll_s = poll_s
         self._wake = asyncio.Event()
@@ -80,25 +81,27 @@ class Chain:
         signer: Signer | None = None,
         *,
         contract: bytes | None = None,
-        max_gas_price: int = MAX_GAS_PRICE,
+        max_gas_price: int | None = None,
         answer_s: float = ANSWER_S,
         stuck_s: float = STUCK_S,
         poll_s: float | None = None,
     ) -> Self:
         """Without asking anything: a node starts while the chain is down. `folder` keeps outbox and sights.
 
-        `rpc` empty: the network's public endpoints. `max_gas_price` is in wei; after `stuck_s` without a block a
-        transaction is replaced; it is tended every `poll_s` (None: as blocks come).
+        `rpc` empty: the network's public endpoints. `max_gas_price` is in wei (None: the network's bound); after
+        `stuck_s` without a block a transaction is replaced; it is tended every `poll_s` (None: as blocks come).
         Raises UnknownDeployment, OutboxUnreadable.
         """
         deployment = network.deployment(contract)
         sights, outbox = _kept(folder, Place(network.chain_id, deployment.contract), signer)
         endpoints = Endpoints(rpc or network.rpc, network.chain_id, answer_s)
+        most = network.max_gas_price if max_gas_price is None else max_gas_price
+        prices = Prices(endpoints, network, most, folder / f"prices-{network.chain_id}.json")
         transactions = None
         if signer is not None and outbox is not None:
-            transactions = Transactions(endpoints, network, signer, outbox, max_gas_price, stuck_s)
+            transactions = Transactions(endpoints, network, signer, outbox, prices, stuck_s)
         wait_s = max(network.block_s, 1.0) if poll_s is None else poll_s
-        return cls(network, deployment, endpoints, sights, signer, transactions, wait_s)
+        return cls(network, deployment, endpoints, sights, signer, prices, transactions, wait_s)
 
     async def close(self) -> None:
         """Stop tending; what waits is sent on after the next `open`."""
@@ -217,7 +220,7 @@ class Chain:
 
     async def gas_price(self) -> GasPrice:
         """What gas costs now. Raises Unreachable."""
-        return await gas_price(self.endpoints, self.network)
+        return await self._prices.said()
 
     # Transactions
 

@@ -43,8 +43,8 @@ async def gas_price(endpoints: Endpoints, network: Network) -> GasPrice:
     bases = [each.base_fee for _, each in heads if not isinstance(each, Said)]
     if not bases:
         raise Unreachable("none gives the last block")
-    base = _middle(bases)
-    tip = _middle([each for _, each in tips if not isinstance(each, Said)])
+    base = middle(bases)
+    tip = middle([each for _, each in tips if not isinstance(each, Said)])
     return GasPrice(base + tip, 2 * base + tip, tip, await _l1_byte(endpoints, network))
 
 
@@ -58,10 +58,11 @@ async def _l1_byte(endpoints: Endpoints, network: Network) -> int:
 
     said = await endpoints.ask_all("eth_call", question, "latest", parse=parse)
     found = [each for _, each in said if not isinstance(each, Said)]
-    return -(-_middle(found) // _L1_SAMPLE)
+    return -(-middle(found) // _L1_SAMPLE)
 
 
-def _middle(values: list[int]) -> int:
+def middle(values: list[int]) -> int:
+    """The median, the lower of two; 0 of none."""
     return sorted(values)[(len(values) - 1) // 2] if values else 0
 
 

@@ -3,6 +3,10 @@
 Addresses of USDC are Circle's (developers.circle.com/stablecoins/usdc-contract-addresses), those of the contracts are
 x402's, which are the same on every chain. `anvil` is a chain of one's own: its addresses are those that anvil's first
 account gives to what it deploys first.
+
+`max_gas_price` (gwei) is far above what the network asks, and below what would hurt. Base asks for 0.002 at least (its
+docs, network-fees), Arbitrum for 0.02 (since ArbOS 51): the bound is a thousand and a hundred times that. Polygon
+asks for tips of 25 to 30 and has had hundreds for hours, of a coin that costs less than a dollar.
 """
 
 import json
@@ -16,6 +20,7 @@ from ledger.rails.stablecoin.digests import keccak
 
 ADDRESS_BYTES: Final = 20
 DECIMALS: Final = 6  # one unit of the token is a millionth of a dollar, as the ledger counts
+_GWEI: Final = 10**9
 # x402's `batch-settlement` contract and its collector of EIP-3009 deposits.
 _X402: Final = {
     "contract": "0x4020074e9dF2ce1deE5A9C1b5c3f541D02a10003",
@@ -105,8 +110,9 @@ class Deployment:
 @frozen
 class Network:
     """One chain. `confirmations` are blocks on top after which a block counts as staying, `logs` the most blocks that
-    one question for events may span, `since` the block before which no channel was opened; `l1_fees` is the
-    OP stack's GasPriceOracle, None where gas is all that a transaction costs.
+    one question for events may span, `since` the block before which no channel was opened; `max_gas_price` is the most
+    that is offered for a gas, in wei, unless the owner says otherwise; `l1_fees` is the OP stack's GasPriceOracle, None
+    where gas is all that a transaction costs.
     """
 
     name: str
@@ -115,6 +121,7 @@ class Network:
     confirmations: int
     logs: int
     since: int
+    max_gas_price: int
     token: Token
     l1_fees: bytes | None
     rpc: tuple[str, ...]
@@ -169,6 +176,7 @@ def _read(kept: dict[str, Any]) -> Network:
         confirmations=kept["confirmations"],
         logs=kept["logs"],
         since=kept["since"],
+        max_gas_price=kept["max_gas_price"] * _GWEI,
         token=token,
         l1_fees=address(kept["l1_fees"]) if kept["l1_fees"] else None,
         rpc=tuple(kept["rpc"]),

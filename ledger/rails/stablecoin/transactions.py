@@ -25,10 +25,11 @@ from attrs import evolve, frozen
 
 from ledger.rails.stablecoin.contracts import Call, Malformed
 from ledger.rails.stablecoin.errors import NoEther, OutboxFull, Refused, TooDear, Unreachable
-from ledger.rails.stablecoin.fees import GasPrice, gas_price, raised, shown, signed_transaction, transaction
+from ledger.rails.stablecoin.fees import raised, shown, signed_transaction, transaction
 from ledger.rails.stablecoin.keys import Signer
 from ledger.rails.stablecoin.networks import Network, checksummed
 from ledger.rails.stablecoin.outbox import MAX_WAITING, Outbox, Outcome, Sent
+from ledger.rails.stablecoin.prices import Prices
 from ledger.rails.stablecoin.reverts import reason
 from ledger.rails.stablecoin.rpc import Endpoints, Said, digest, hexed, quantity
 
@@ -72,7 +73,7 @@ def _receipt(found: Any) -> _Receipt | None:
 
 
 class Transactions:
-    """One wallet's on one chain. `max_price` is in wei per gas, `stuck_s` how long one waits before it is replaced."""
+    """One wallet's on one chain. `prices` says what is offered, `stuck_s` how long one waits before it is replaced."""
 
     def __init__(
         self,
@@ -80,14 +81,14 @@ class Transactions:
         network: Network,
         signer: Signer,
         outbox: Outbox,
-        max_price: int,
+        prices: Prices,
         stuck_s: float = STUCK_S,
     ) -> None:
         self._endpoints = endpoints
         self._network = network
         self._signer = signer
         self._outbox = outbox
-        self._max_price = max_price
+        self._prices = prices
         self._stuck_s = stuck_s
         self._sent_at: dict[bytes, float] = {}
         self._submitting = asyncio.Lock()
@@ -141,7 +142,7 @@ class Transactions:
             if len(self._outbox.waiting) >= MAX_WAITING:
                 raise OutboxFull(len(self._outbox.waiting))
             gas = await self._gas(call)
-            price = await self._price()
+            price = await self._prices.offer()
             await self._afford(call, gas * price.most)
             nonce = await self._next_nonce()
             sent = await self._signed(Sent(key, call, nonce, gas, price.most, price.tip, b"", ()))
@@ -163,12 +164,6 @@ class Transactions:
             raise Refused(next((reason(each.data) or each.message for each in refusals), "it takes too much gas"))
         estimate = max(estimates) * _SPARE_NUMERATOR // _SPARE_DENOMINATOR + _SPARE_GAS
         return max(estimate, call.gas)
-
-    async def _price(self) -> GasPrice:
-        price = await gas_price(self._endpoints, self._network)
-        if price.expected > self._max_price:
-            raise TooDear(price.expected, self._max_price)
-        return evolve(price, most=min(price.most, self._max_price))
 
     async def _afford(self, call: Call, fee: int) -> None:
         said = await self._endpoints.ask_all("eth_getBalance", hexed(self._signer.address), "latest", parse=quantity)
@@ -264,7 +259,7 @@ class Transactions:
             return
         async with self._submitting:
             try:
-                gas, price = await self._gas(sent.call), await self._price()
+                gas, price = await self._gas(sent.call), await self._prices.offer()
                 fresh = await self._signed(
                     evolve(sent, nonce=await self._next_nonce(), gas=gas, most=price.most, tip=price.tip)
                 )
@@ -280,14 +275,12 @@ class Transactions:
         await self._send(fresh)
 
     async def _replace(self, sent: Sent) -> None:
-        price = await gas_price(self._endpoints, self._network)
-        most, tip = max(raised(sent.most), price.most), max(raised(sent.tip), price.tip)
-        if raised(sent.most) > self._max_price or len(sent.hashes) >= _MAX_FORMS:
+        if raised(sent.most) > self._prices.most or len(sent.hashes) >= _MAX_FORMS:
             await self._send(sent)
             return
-        most = min(most, self._max_price)
+        most, tip = await self._prices.offer_again(raised(sent.most), raised(sent.tip))
         async with self._submitting:
-            fresh = await self._signed(evolve(sent, most=most, tip=min(tip, most)))
+            fresh = await self._signed(evolve(sent, most=most, tip=tip))
             self._outbox.write(fresh)
             self._sent_at[sent.key] = time.monotonic()
         await self._send(fresh)

@@ -25,7 +25,7 @@ class Opens(Protocol):
         folder: str | None = None,
         stuck_s: float = NEVER_S,
         poll_s: float = NEVER_S,
-        max_gas_price: int = 50 * 10**9,
+        max_gas_price: int | None = None,
         answer_s: float = 5.0,
     ) -> Chain: ...
 
@@ -43,7 +43,7 @@ async def opens(chain: Anvil, tmp_path: Path) -> AsyncIterator[Opens]:
             folder: str | None = None,
             stuck_s: float = NEVER_S,
             poll_s: float = NEVER_S,
-            max_gas_price: int = 50 * 10**9,
+            max_gas_price: int | None = None,
             answer_s: float = 5.0,
         ) -> Chain:
             nonlocal number
