@@ -1,5 +1,6 @@
-"""Commands about payments by other means and mutual aid: settle, settlements, confirm, net, retry, dismiss."""
+"""Commands about what is owed: accounts, settle, settlements, confirm, net, retry, dismiss."""
 
+import asyncio
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,17 +8,37 @@ from urllib.parse import quote
 
 import typer
 
-from node.api.settlements import ABOVE_DEBT
+from node.cli import show
 from node.cli.client import call
 from node.cli.options import HomeOption, JsonOption
 from node.cli.output import CommandFailed, plain, print_json, print_table, short
-from node.home import Home, open_home
+from node.home import Home, NotRunning, open_home
 from node.owner_client import CallFailed
 
 PeerArgument = Annotated[str, typer.Argument(help="The peer's did:key; `idlemesh accounts --json` shows it.")]
 EffectArgument = Annotated[str, typer.Argument(help="The beginning of its id; `idlemesh accounts` shows it.")]
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask back, also where it is more than is owed.")]
 AmountArgument = Annotated[str, typer.Argument(help="The amount with its unit: 0.05usd, 250000msat.")]
+
+
+def accounts(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Rebuild every balance from the journal, and say whether its chain is whole. Works without a running node.
+
+    Example: idlemesh accounts
+    """
+    where = open_home(home)
+    try:
+        where.running()
+    except NotRunning:
+        # A ledger takes a second to import, and where a node runs nobody waits for that.
+        from node.cli.from_disk import accounts_from_disk
+
+        body = asyncio.run(accounts_from_disk(where))
+    else:
+        body = call(where, lambda client: client.get("/node/v1/accounts"))
+    print_json(body) if as_json else show.accounts(body)
+    if body["chain"] != "intact":
+        raise typer.Exit(1)
 
 
 def settle(
@@ -110,6 +131,8 @@ def _settled(home: Home, peer: str, amount: str, yes: bool) -> Any:
     try:
         return _post(home, peer, amount, "ask?in_advance=1" if yes else "ask")
     except CallFailed as error:
+        from node.api.settlements import ABOVE_DEBT  # as above
+
         if error.code != ABOVE_DEBT:
             raise
         if not sys.stdin.isatty():

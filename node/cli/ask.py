@@ -1,14 +1,44 @@
 """`idlemesh ask`: one question, streamed."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from node.cli.output import plain
+from node.cli.client import call
+from node.cli.options import HomeOption, JsonOption
+from node.cli.output import CommandFailed, plain, print_json
+from node.home import open_home
 from node.owner_client import OwnerClient
 
 
-async def ask(client: OwnerClient, body: dict[str, Any], headers: dict[str, str], quiet: bool) -> dict[str, Any]:
+def ask(
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    home: HomeOption = None,
+    model: Annotated[str, typer.Option(help="A model's name, or auto.")] = "auto",
+    route: Annotated[str | None, typer.Option(help="auto, local, peers or remotes.")] = None,
+    privacy: Annotated[str | None, typer.Option(help="public, internal, confidential or restricted.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="The longest answer, in tokens.", min=1)] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is always the same, 1 the model's own variety.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask the running node one question; the last line says who answered, tokens, cost and receipt.
+
+    Example: idlemesh ask "What is a receipt?"
+    """
+    if not question.strip():
+        raise CommandFailed('there is no question: write one in quotes, as idlemesh ask "What is a receipt?"')
+    body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": question}]}
+    body |= {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    headers = {"X-IdleMesh-Route": route, "X-IdleMesh-Privacy": privacy}
+    body = {name: value for name, value in body.items() if value is not None}
+    sent = {name: value for name, value in headers.items() if value is not None}
+    result = call(open_home(home), lambda client: stream(client, body, sent, quiet=as_json))
+    if as_json:
+        print_json(result)
+
+
+async def stream(client: OwnerClient, body: dict[str, Any], headers: dict[str, str], quiet: bool) -> dict[str, Any]:
     """Stream an answer to the terminal (unless quiet); what it was in the end is returned, and said in one line."""
     text, model, finish = "", body["model"], None
     facts: dict[str, Any] = {}

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import aiohttp
 import typer
@@ -15,12 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ledger.records import Sampling
-from node.cli.output import CommandFailed, print_table
+from node.cli.options import HomeOption, JsonOption
+from node.cli.output import CommandFailed, print_json, print_table
 from node.config import BadConfig, RemoteSettings, load_config
 from node.engine.calibration import ANSWERS, CalibrationFiles, Calibrator, Table
 from node.engine.hardware import default_threads
 from node.engine.recordings import Recorder, Recording, open_recording
-from node.home import Home
+from node.home import Home, open_home
 from node.models.gguf import BadModelFile
 from node.models.manifest import Manifest, manifest_of
 from node.models.template import TemplateRenderer
@@ -44,6 +45,47 @@ Bar = contextlib.AbstractContextManager[Advance]
 
 
 def calibrate(
+    model: Annotated[Path, typer.Argument(help="A GGUF file.")],
+    home: HomeOption = None,
+    tokens: Annotated[int, typer.Option(help="So many honest tokens in all, earlier calls included.", min=1)] = (
+        DEFAULT_TOKENS
+    ),
+    threads: Annotated[int | None, typer.Option(help="Compared with one thread; else the cores.", min=1)] = None,
+    gpu_layers: Annotated[int, typer.Option(help="Layers on the GPU, as in config.toml; -1 is all.", min=-1)] = -1,
+    remote: Annotated[
+        str | None, typer.Option(help="A [[remotes]] of config.toml that runs this model: compare its greedy answers.")
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Only write honest answers to this file, for --answers on another machine.")
+    ] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="Check what --record wrote on a machine that you trust to be honest.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what honest engines show on a model, so that audits of it mean something. Ctrl-C keeps what is done.
+
+    Sellers of another build or backend take two machines: one records its answers, the other checks them.
+
+    Example: idlemesh calibrate llama.gguf --tokens 1000000
+    """
+    if sum(one is not None for one in (remote, record, answers)) > 1:
+        raise typer.BadParameter("choose one of --remote, --record and --answers")
+    place = open_home(home)
+    if record is not None:
+        result = record_answers(place, model, tokens, threads, gpu_layers, record, quiet=as_json)
+        print_json(result) if as_json else show_recording(result)
+    else:
+        if answers is not None:
+            result = check(place, model, threads, gpu_layers, answers, quiet=as_json)
+        else:
+            result = measure(place, model, tokens, threads, gpu_layers, remote, quiet=as_json)
+        print_json(result) if as_json else show(result)
+    if result["stopped"]:
+        raise typer.Exit(130)
+
+
+def measure(
     home: Home, path: Path, tokens: int, threads: int | None, gpu_layers: int, remote: str | None, *, quiet: bool
 ) -> dict[str, Any]:
     """Calibrate until a model has so many honest tokens here, those from before included, or until Ctrl-C.
@@ -60,7 +102,7 @@ def calibrate(
     return _result(files, table, before, stopped)
 
 
-def record(
+def record_answers(
     home: Home, path: Path, tokens: int, threads: int | None, gpu_layers: int, out: Path, *, quiet: bool
 ) -> dict[str, Any]:
     """Write so many tokens of honest answers to a file, or as many as there are at Ctrl-C, for another machine.

@@ -19,8 +19,6 @@ from node.cli.output import CommandFailed, print_json
 from node.home import Home, open_home
 from node.ports import SystemEntropy
 
-key = typer.Typer(help="Keys of this node. Example: idlemesh key api", no_args_is_help=True, rich_markup_mode=None)
-
 _SHORTEST: Final = 8
 PassphraseOption = Annotated[
     Path | None,
@@ -28,7 +26,6 @@ PassphraseOption = Annotated[
 ]
 
 
-@key.command("api")
 def api(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Print the key that clients need where the node listens beyond this machine; made at the first time.
 
@@ -38,7 +35,6 @@ def api(home: HomeOption = None, as_json: JsonOption = False) -> None:
     print_json({"api_key": made}) if as_json else typer.echo(made)
 
 
-@key.command()
 def backup(
     file: Annotated[Path, typer.Argument(help="The file to write; it must not be there yet.")],
     passphrase_file: PassphraseOption = None,
@@ -87,7 +83,6 @@ async def _chain(home: Home, me: str) -> AsyncIterator[bytes]:
         yield chunk
 
 
-@key.command()
 def restore(
     file: Annotated[Path, typer.Argument(help="A file that `idlemesh key backup` wrote.")],
     passphrase_file: PassphraseOption = None,

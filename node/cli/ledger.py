@@ -27,10 +27,6 @@ from node.home import Home, NotRunning, open_home
 from node.owner_client import owner_client
 from node.ports import SystemEntropy
 
-ledger = typer.Typer(
-    help="The journal of this node. Example: idlemesh ledger verify", no_args_is_help=True, rich_markup_mode=None
-)
-
 ConfigOption = Annotated[Path | None, typer.Option(help="Settings; else config.toml in the home folder.")]
 
 _CHUNK: Final = 65_536
@@ -46,7 +42,6 @@ def ledger_place(home: Home, config: Path | None = None) -> Place:
     return load_config(file, {}).ledger.place(home.ledger)
 
 
-@ledger.command()
 def upgrade(home: HomeOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Make the ledger's tables, or bring them up to date, while no node uses them; needed with ledger.url alone.
 
@@ -65,7 +60,6 @@ def upgrade(home: HomeOption = None, config: ConfigOption = None, as_json: JsonO
         typer.echo(f"The ledger's tables are now of version {done.after}.{kept}")
 
 
-@ledger.command()
 def verify(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Read the whole journal and check chain, records, guards, sums and snapshot. With and without a running node.
 
@@ -112,7 +106,6 @@ async def _verify_disk(home: Home, check: Verification) -> None:
                 database.follow(check.recollection)  # at its end the right one is written
 
 
-@ledger.command()
 def export(
     file: Annotated[Path, typer.Argument(help="The file to write; it must not be there yet.")],
     home: HomeOption = None,
@@ -158,7 +151,6 @@ def new_file(file: Path) -> Iterator[Any]:
         raise CommandFailed(f"{file} cannot be written: {error.strerror}") from None
 
 
-@ledger.command("import")
 def import_(
     file: Annotated[Path, typer.Argument(help="A file that `idlemesh ledger export` wrote.")],
     home: HomeOption = None,
@@ -251,7 +243,6 @@ def _remove(path: Path) -> None:
         path.with_name(name).unlink(missing_ok=True)
 
 
-@ledger.command()
 def statement(
     home: HomeOption = None,
     since: FromOption = None,

@@ -1,50 +1,14 @@
-"""What commands print for people, and the files they read and write."""
+"""What commands print for people, and the file that one writes."""
 
 import json
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import typer
 
-from ledger.bundle import MAX_FILE, Bundle, NotABundle, check, from_json
-from ledger.codec import Malformed
-from ledger.records import Checkpoint, Order, Receipt, Signed, amount_of, open_record
-from node.api.server import is_loopback, is_wildcard
-from node.app import Node
 from node.cli.output import CommandFailed, local_time, plain, print_facts, print_table, short, short_time, size
-from node.config import Config
 
 Body = dict[str, Any]
-
-
-def started(node: Node, config: Config) -> None:
-    """Where the node is and what it does."""
-    typer.echo(f"This node is {node.did}")
-    typer.echo(f"It answers at {node.url}/v1 (OpenAI-compatible); Ctrl-C stops it.")
-    for model in node.own.models:
-        when = "" if model.engine.state == "loaded" else "; it is loaded when it is first used"
-        sold = f", sold at {model.price} for a million tokens in:out" if model.price else ""
-        typer.echo(f"It runs {model.name}{sold}{when}.")
-    if config.prices:
-        typer.echo(f"Others buy from it with: idlemesh up --peer {node.did}@{node.url}")
-        typer.echo(_reach(config.node.host, node.url))
-        if config.idle.enabled:
-            typer.echo("It sells while this machine is idle: `idlemesh status` says whether it does now.")
-    if config.paid is not None and config.paid.port:
-        where = f"{config.paid.host}:{config.paid.port}"
-        typer.echo(f"Anyone who pays by x402 is answered at {where}, by this machine's models alone.")
-    for remote in config.remotes:
-        typer.echo(f"It may ask the remote {remote.name} at {remote.url}, with prompts up to {remote.privacy}.")
-    for peer in config.peers:
-        typer.echo(f"It may buy from {peer.did} at {peer.url}")
-
-
-def _reach(host: str, url: str) -> str:
-    """From where a seller can be reached."""
-    if is_wildcard(host):
-        return f"There {urlsplit(url).hostname} must be this machine's address in their network."
-    return "Only this machine can reach it there: --host lets others in." if is_loopback(host) else ""
 
 
 def _running(body: Body) -> None:
@@ -283,72 +247,6 @@ def _effects(effects: list[Body]) -> None:
                 f" `idlemesh retry {e['id'][:12]}` (it is paid once at most) or `idlemesh dismiss {e['id'][:12]}`.",
                 fg=typer.colors.RED,
             )
-
-
-def verify_file(path: Path) -> Body:
-    """Check an exported receipt. Raises CommandFailed when the file is none."""
-    try:
-        if path.stat().st_size > MAX_FILE:
-            raise CommandFailed(f"{path} is larger than an exported receipt can be")
-        bundle = from_json(json.loads(path.read_bytes()))
-    except OSError as error:
-        raise CommandFailed(f"{path} cannot be read: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        raise CommandFailed(f"{path} is not JSON: it should be a file that `idlemesh export` wrote") from None
-    except NotABundle as error:
-        raise CommandFailed(f"{path}: {error}") from None
-    done = check(bundle)
-    return {
-        **_whose(bundle),
-        "valid": all(one.passed is not False for one in done),
-        "checks": [{"name": one.name, "passed": one.passed, "detail": one.detail} for one in done],
-    }
-
-
-def _whose(bundle: Bundle) -> Body:
-    """Who sold what to whom, as the records say; nothing if they cannot be read."""
-    try:
-        order = open_record(bundle.order, Order)
-        if bundle.receipt is None:
-            return _whose_cut(bundle.checkpoint or b"", order)
-        receipt = open_record(bundle.receipt, Receipt)
-    except Malformed:
-        return {}
-    said = receipt.record
-    return {
-        "receipt": receipt.digest.hex(),
-        "seller": receipt.signer,
-        "buyer": order.signer,
-        "prompt_tokens": said.prompt_tokens,
-        "output_tokens": said.output_tokens,
-        "cost": str(amount_of(said)),
-        "finished_ms": said.finished_ms,
-    }
-
-
-def _whose_cut(raw: bytes, order: Signed[Order]) -> Body:
-    """The same of an answer that was cut off, which only a checkpoint speaks for."""
-    checkpoint = open_record(raw, Checkpoint)
-    return {
-        "checkpoint": checkpoint.digest.hex(),
-        "seller": checkpoint.signer,
-        "buyer": order.signer,
-        "output_tokens": checkpoint.record.tokens,
-    }
-
-
-def checks(body: Body) -> None:
-    """The checks of a receipt, one a line."""
-    if "receipt" in body:
-        typer.echo(f"Receipt {body['receipt']} of {local_time(body['finished_ms'])}")
-    elif "checkpoint" in body:
-        typer.echo(f"Checkpoint {body['checkpoint']} of an answer that was cut off")
-    if "seller" in body:
-        typer.echo(f"sold by   {body['seller']}\nbought by {body['buyer']}")
-    marks = {True: "ok      ", False: "WRONG   ", None: "not here"}
-    for one in body["checks"]:
-        typer.echo(f"{marks[one['passed']]}  {one['name']}: {one['detail']}")
-    typer.echo("The receipt is valid." if body["valid"] else "The receipt is NOT valid.")
 
 
 def write_file(path: Path, body: Body) -> None:

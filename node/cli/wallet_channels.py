@@ -7,17 +7,11 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from ledger.database import Database
-from node.api.channel_rows import channel_row
 from node.cli.client import call
-from node.cli.ledger import place_on_disk
 from node.cli.options import HomeOption, JsonOption
 from node.cli.output import CommandFailed, plain, print_json, print_table, short
 from node.cli.wallet_calls import AT, STATES, in_path, post
-from node.exchange.book import Book
-from node.exchange.channel_rows import channel_rows
-from node.home import Home, NotRunning, open_home
-from node.ports import SystemClock, SystemEntropy
+from node.home import NotRunning, open_home
 
 PeerArgument = Annotated[
     str,
@@ -38,7 +32,10 @@ def channels(home: HomeOption = None, as_json: JsonOption = False) -> None:
     try:
         where.running()
     except NotRunning:
-        body = asyncio.run(_from_disk(where))
+        # A ledger takes a second to import, and where a node runs nobody waits for that.
+        from node.cli.from_disk import channels_from_disk
+
+        body = asyncio.run(channels_from_disk(where))
     else:
         body = call(where, lambda client: client.get(f"{AT}/channels"))
     if as_json:
@@ -56,14 +53,6 @@ def show_channels(channels: Sequence[dict[str, Any]]) -> None:
     for row in channels:
         if row["effect"] is not None and row["effect"]["state"] != "settled":
             typer.echo(_said(row["effect"]))
-
-
-async def _from_disk(home: Home) -> dict[str, Any]:
-    place, identity = place_on_disk(home), home.identity(SystemEntropy())
-    with home.lock():
-        async with await Database.open(place, identity.did) as database:
-            book = await Book.open(database, identity, SystemClock())
-            return {"channels": [channel_row(row, book.me) for row in channel_rows(book, lambda _: None)]}
 
 
 _FOUND: Final = {

@@ -87,7 +87,7 @@ def test_a_damaged_calibration_says_what_to_do(idlemesh: Idlemesh, tmp_path: Pat
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a machine with another build recorded."""
     folder = tmp_path_factory.mktemp("recording")
-    calibrating.record(Home(folder), DEMO, 100, 1, -1, folder / "file", quiet=True)
+    calibrating.record_answers(Home(folder), DEMO, 100, 1, -1, folder / "file", quiet=True)
     head, *answers = (folder / "file").read_text().splitlines()
     sellers = [one | {"build": OTHER} for one in json.loads(head)["sellers"]]
     path = folder / "answers.jsonl"

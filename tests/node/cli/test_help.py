@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,8 +18,10 @@ Path = tuple[str, ...]
 
 def commands_in(group: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     """All commands under a group, groups within it included."""
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
+    context = typer.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if hasattr(command, "list_commands"):
             yield from commands_in(command, (*path, name))
         else:
             yield (*path, name), command
@@ -59,6 +63,15 @@ def test_the_promised_commands_are_there() -> None:
         "demo",
     ]
     assert {(name,) for name in promised} | {("key", "api"), ("ledger", "upgrade")} <= COMMANDS.keys()
+    wallet = ["create", "import", "address", "deposit", "channels", "claim", "withdraw", "bond", "unbond"]
+    assert {("wallet", name) for name in wallet} <= COMMANDS.keys()
+
+
+def test_a_command_that_asks_the_running_node_imports_nothing_else_of_one() -> None:
+    """To import all of a node takes longer than all else that such a command does."""
+    loaded = "import sys; from node.cli import main; from node.cli.look import status; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", loaded], check=True, capture_output=True, text=True).stdout.split()
+    assert not {"node.app", "node.config", "ledger.database", "numpy", "sqlalchemy"} & set(modules)
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)

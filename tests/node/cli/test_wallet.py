@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from eth_account import Account
 
-from node.cli.wallet import wallet
 from tests.node.cli.conftest import Idlemesh
 
 SECRET = "11" * 32
@@ -124,10 +123,3 @@ def test_what_contradicts_itself_is_refused(arguments: tuple[str, ...], why: str
     said = idlemesh("wallet", *arguments)
     assert said.status == 1
     assert why in said.err
-
-
-def test_the_promised_commands_are_there() -> None:
-    promised = {"create", "import", "address", "deposit", "channels", "claim", "withdraw", "bond", "unbond"}
-    assert promised <= {
-        command.name or command.callback.__name__ for command in wallet.registered_commands if command.callback
-    }
