@@ -33,7 +33,7 @@ from node.exchange.trails import Trails
 from node.exchange.unsettled import Unsettled
 
 # It is raised whenever the fold comes to say something else of the same entries.
-_FORMAT: Final = 6
+_FORMAT: Final = 7
 MAX_BYTES: Final = 128 * 2**20
 _MAX_ITEMS: Final = 16 * 2**20
 # Sums of so many days with trade are kept; only today's are asked for, and a clock may step back.

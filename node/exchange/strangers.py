@@ -9,11 +9,9 @@ the fragment, because an account stands for one channel for good:
 
 What it authorizes up front is in the journal, in one entry with the order that it is for: of each channel its
 configuration and the latest voucher, from which the rail claims; of each transfer that it was presented, until it is
-known whether its money came. An account's `authorized` follows what is charged: the voucher may say more, which is the
-payer's risk by x402's rules, and never claimed.
-
-Where this node is the payer, a deposit counts from the moment that it is presented. Until `deposit_until` the chain may
-show it, or not yet; what it shows less than is counted is no news before that.
+known whether its money came. A transfer that only said whose balance pays is not sent, but anyone who has seen it can
+bring it to the chain until it expires: so it is followed as well. An account's `authorized` follows what is charged: the
+voucher may say more, which is the payer's risk by x402's rules, and never claimed.
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,6 +27,8 @@ PREPAID_RAIL: Final = "prepaid"
 _PKH: Final = "did:pkh:"
 _HELD: Final = "x402 voucher"
 _PRESENTED: Final = "x402 transfer"
+_SHOWN: Final = "x402 transfer shown"
+_REMEMBERED_S: Final = 86_400  # far longer than any transfer is good
 _ENDED: Final = "x402 transfer ended"
 _DEPOSIT: Final = "x402 deposit"
 
@@ -83,18 +83,21 @@ def held(did: str, voucher: HeldVoucher) -> Observed:
 
 def presented(order: bytes, transfer: Transfer) -> Observed:
     """The event that a transfer is about to be handed to the chain, for an order."""
-    facts: dict[str, Fact] = {
-        "order": order,
-        "nonce": transfer.nonce,
-        "value": transfer.value,
-        "expires": transfer.expires,
-    }
-    return Observed(transfer.payer, _PRESENTED, facts)
+    return Observed(transfer.payer, _PRESENTED, _facts(order, transfer))
+
+
+def shown(order: bytes, transfer: Transfer) -> Observed:
+    """The event that a transfer said whose balance pays for an order, and is not handed to the chain by this node."""
+    return Observed(transfer.payer, _SHOWN, _facts(order, transfer))
+
+
+def _facts(order: bytes, transfer: Transfer) -> dict[str, Fact]:
+    return {"order": order, "nonce": transfer.nonce, "value": transfer.value, "expires": transfer.expires}
 
 
 def ended(order: bytes, transfer: Transfer) -> Observed:
     """The event that it is known what became of a transfer: its money is counted by now, or will never come."""
-    return Observed(transfer.payer, _ENDED, {"order": order})
+    return Observed(transfer.payer, _ENDED, {"order": order, "expires": transfer.expires})
 
 
 def deposited(did: str, until: int) -> Observed:
@@ -108,6 +111,8 @@ class Strangers:
     def __init__(self) -> None:
         self.vouchers: Final[dict[str, HeldVoucher]] = {}
         self.transfers: Final[dict[bytes, Transfer]] = {}
+        self.shown: Final[dict[bytes, Transfer]] = {}
+        self._ended: Final[dict[bytes, int]] = {}  # by order: when the transfer expires
         self._deposits: Final[dict[str, int]] = {}
 
     def deposit_until(self, key: AccountKey) -> int:
@@ -119,11 +124,17 @@ class Strangers:
         stranger = key.payer if is_stranger(key.payer) else key.payee
         return self.vouchers.get(stranger) if key.rail == CHANNEL_RAIL else None
 
+    def is_ended(self, order: bytes) -> bool:
+        """Whether it was known before what became of a transfer; remembered for longer than one is good."""
+        return order in self._ended
+
     def copy(self) -> "Strangers":
         """All of it as it is now."""
         copied = Strangers()
         copied.vouchers.update(self.vouchers)
         copied.transfers.update(self.transfers)
+        copied.shown.update(self.shown)
+        copied._ended.update(self._ended)
         copied._deposits.update(self._deposits)
         return copied
 
@@ -139,25 +150,37 @@ class Strangers:
                 # Requests of a channel come one after another, so the latest covers all that was charged.
                 self.vouchers[did] = HeldVoucher(config, total, signature)
             case {"order": bytes(order), "nonce": bytes(nonce), "value": int(value), "expires": int(expires)} if (
-                what == _PRESENTED
+                what in (_PRESENTED, _SHOWN)
             ):
-                self.transfers[order] = Transfer(did, nonce, value, expires)
+                kept = self.transfers if what == _PRESENTED else self.shown
+                kept[order] = Transfer(did, nonce, value, expires)
             case {"order": bytes(order)} if what == _ENDED:
-                self.transfers.pop(order, None)
+                known = self.transfers.pop(order, None) or self.shown.pop(order, None)
+                said = facts.get("expires")  # older entries do not say
+                self._end(order, said if isinstance(said, int) else known.expires if known is not None else 0)
             case {"until": int(until)} if what == _DEPOSIT:
                 self._deposits[did] = max(self._deposits.get(did, 0), until)
 
+    def _end(self, order: bytes, expires: int) -> None:
+        """Remember an end until nobody can present the transfer any more."""
+        for long_over in [one for one, until in self._ended.items() if until < expires - _REMEMBERED_S]:
+            del self._ended[long_over]
+        self._ended[order] = expires
+
     def to_plain(self) -> dict[str, Any]:
         """It as plain values."""
+
+        def rows(transfers: Mapping[bytes, Transfer]) -> list[list[Any]]:
+            return [[order, one.payer, one.nonce, one.value, one.expires] for order, one in sorted(transfers.items())]
+
         return {
             "vouchers": [
                 [did, voucher.config, voucher.total, voucher.signature]
                 for did, voucher in sorted(self.vouchers.items())
             ],
-            "transfers": [
-                [order, transfer.payer, transfer.nonce, transfer.value, transfer.expires]
-                for order, transfer in sorted(self.transfers.items())
-            ],
+            "transfers": rows(self.transfers),
+            "shown": rows(self.shown),
+            "ended": [[order, expires] for order, expires in sorted(self._ended.items())],
             "deposits": [[did, until] for did, until in sorted(self._deposits.items())],
         }
 
@@ -168,9 +191,13 @@ class Strangers:
         for row in written["vouchers"]:
             did, config, total, signature = _typed(row, str, bytes, int, bytes)
             found.vouchers[did] = HeldVoucher(config, total, signature)
-        for row in written["transfers"]:
-            order, payer, nonce, value, expires = _typed(row, bytes, str, bytes, int, int)
-            found.transfers[order] = Transfer(payer, nonce, value, expires)
+        for kept, name in ((found.transfers, "transfers"), (found.shown, "shown")):
+            for row in written[name]:
+                order, payer, nonce, value, expires = _typed(row, bytes, str, bytes, int, int)
+                kept[order] = Transfer(payer, nonce, value, expires)
+        for row in written["ended"]:
+            order, expires = _typed(row, bytes, int)
+            found._ended[order] = expires
         for row in written["deposits"]:
             did, until = _typed(row, str, int)
             found._deposits[did] = until

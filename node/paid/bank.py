@@ -3,13 +3,14 @@
 Theory of operation. The node is its own facilitator: it brings what was signed to the chain, by transactions that have
 the name of what was signed and so are sent once, whatever happens. A facilitator of somebody else may do that instead;
 what counts is never its word, but what the chain has at depth. A transfer is in the journal before it is tried, and
-stays there until it is known what became of it: a timeout is unknown, and its money is counted when it shows.
+stays there until it is known what became of it: a timeout is unknown, and its money is counted when it shows. So is the
+money of transfers that this node has seen and not sent: whoever else has seen one can bring it to the chain.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, Protocol
 
@@ -36,7 +37,7 @@ from ledger.rails.stablecoin.errors import ChainError, ChannelUnknown, Refused, 
 from ledger.rails.stablecoin.gas import WORTH
 from ledger.rails.stablecoin.networks import Token
 from ledger.rails.stablecoin.sending import TriedOften, sent
-from ledger.rails.stablecoin.transfers import happened
+from ledger.rails.stablecoin.transfers import MOST_NONCES, happened, used_among
 from ledger.rails.stablecoin.vouchers import signer_of
 from node.exchange.book import Book
 from node.exchange.strangers import PREPAID_RAIL, Transfer, ended, presented, wallet_of
@@ -54,6 +55,8 @@ _FACILITATOR_S: Final = 60.0
 _LATE_S: Final = 600
 # A transfer was presented no longer before its end than this, and was not used then.
 _EARLIEST_S: Final = 2 * TIMEOUT_S + _LATE_S
+# So many transfers that were refused are remembered, the latest.
+_MOST_WATCHED: Final = 4_096
 _PENDING: Final = "the chain has not confirmed the payment yet: it is counted when it does; try again in a minute"
 
 _log = logging.getLogger(__name__)
@@ -107,6 +110,7 @@ class Bank:
         self._fee = fee
         self._under_way: set[bytes] = set()
         self._moving: Counter[bytes] = Counter()  # by wallet, units of the token
+        self._watched: OrderedDict[bytes, Transfer] = OrderedDict()  # by order: refused, and good all the same
         self.gas: Final = Gas(book.now)
 
     @property
@@ -307,8 +311,23 @@ class Bank:
         key = self._tabs.key(transfer.payer, PREPAID_RAIL)
         await self._tabs.pay_in(key, transfer.value if came else 0, ended(order, transfer))
 
+    def watch(self, order: bytes, transfer: Transfer) -> None:
+        """Count a transfer that was refused, should somebody bring it to the chain; of many the latest."""
+        strangers = self._book.strangers
+        if order not in strangers.transfers and order not in strangers.shown and not strangers.is_ended(order):
+            self._watched[order] = transfer
+            while len(self._watched) > _MOST_WATCHED:
+                self._watched.popitem(last=False)
+
     async def sweep(self) -> None:
-        """Find out what became of transfers that nobody waits for any more."""
+        """Find out what became of transfers that nobody waits for any more, and of those that were only seen."""
+        await self._sweep_sent()
+        try:
+            await self._sweep_seen()
+        except ChainError as error:
+            _log.info("whether somebody brought what strangers have signed is not known now: %s", error)
+
+    async def _sweep_sent(self) -> None:
         for order, transfer in list(self._book.strangers.transfers.items()):
             if order in self._under_way or order not in self._book.strangers.transfers:
                 continue  # whoever waits for it counts it, or has done so meanwhile
@@ -321,6 +340,46 @@ class Bank:
                 _log.info("what became of a stranger's transfer is not known yet: %s", error)
             finally:
                 self._under_way.discard(order)
+
+    async def _sweep_seen(self) -> None:
+        """Of those that this node does not send, only such as endpoints say were used are looked at one by one.
+
+        Raises ChainError.
+        """
+        seen = [*self._book.strangers.shown.items(), *self._watched.items()]
+        if not seen:
+            return
+        _, now = await self._chain.block()
+        for first in range(0, len(seen), MOST_NONCES):
+            some = dict(seen[first : first + MOST_NONCES])
+            since = min(transfer.expires for transfer in some.values()) - _EARLIEST_S
+            signed = {(wallet_of(transfer.payer), transfer.nonce): order for order, transfer in some.items()}
+            used = await used_among(self._chain, signed, since)
+            for order in [order for one, order in signed.items() if used is None or one in used]:
+                await self._look(order, some.pop(order))
+            await self._forget({order: one for order, one in some.items() if now > one.expires + _LATE_S})
+
+    async def _forget(self, over: dict[bytes, Transfer]) -> None:
+        """Those that nobody has used, and nobody can any more."""
+        shown = self._book.strangers.shown
+        if ends := [ended(order, transfer) for order, transfer in over.items() if order in shown]:
+            await self._book.post(*ends)
+        for order in over:
+            self._watched.pop(order, None)
+
+    async def _look(self, order: bytes, transfer: Transfer) -> None:
+        """Count the money of one that was seen, if it is here for good. Raises ChainError."""
+        strangers = self._book.strangers
+        if order in self._under_way or order in strangers.transfers or strangers.is_ended(order):
+            return
+        self._under_way.add(order)
+        try:
+            came = await self._came(order, transfer)
+            if came is not None:
+                await self._end(order, transfer, came)
+                self._watched.pop(order, None)
+        finally:
+            self._under_way.discard(order)
 
 
 def unread(error: ChainError) -> PaymentRefused:

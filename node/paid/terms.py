@@ -16,8 +16,10 @@ from ledger.rails.stablecoin.networks import Token, address, checksummed
 from node.paid.presented import Payment
 
 Scheme = Literal["exact", "batch-settlement"]
-# A wallet's signature is good for so long: enough for a deposit to become deep on any network.
+# A wallet's signature is good for so long: enough for a deposit to become deep on any network. A transfer has only to
+# be in a block by then; as anyone who sees it can bring it there, it is good for no longer than that takes.
 TIMEOUT_S: Final = 300
+TRANSFER_S: Final = 120
 # The channels contract that x402's clients sign for; they know no other.
 X402_CONTRACT: Final = address(BATCH_SETTLEMENT_ADDRESS)
 PENDING: Final = ERR_SETTLEMENT_PENDING
@@ -87,7 +89,7 @@ class Terms:
             asset=checksummed(self.token.address),
             amount=str(amount),
             pay_to=checksummed(self.wallet),
-            max_timeout_seconds=TIMEOUT_S,
+            max_timeout_seconds=TRANSFER_S if scheme == SCHEME_EXACT else TIMEOUT_S,
             extra=domain | extra,
         )
 

@@ -5,6 +5,7 @@ seconds since 1970.
 """
 
 import math
+from collections.abc import Collection, Iterator
 from typing import Any, Final
 
 from attrs import field, frozen, validators
@@ -12,6 +13,7 @@ from attrs import field, frozen, validators
 from ledger.rails.stablecoin.chain import Chain
 from ledger.rails.stablecoin.contracts import CODEC, Call, Malformed
 from ledger.rails.stablecoin.digests import TRANSFER, domain, keccak
+from ledger.rails.stablecoin.errors import Unreachable
 from ledger.rails.stablecoin.networks import Token
 from ledger.rails.stablecoin.rpc import Endpoint, digest, hexed, octets, quantity
 from ledger.rails.stablecoin.typed import domain_of_token, message
@@ -22,6 +24,7 @@ _ARGUMENTS: Final = ("address", "address", "uint256", "uint256", "uint256", "byt
 _USED: Final = keccak(b"AuthorizationUsed(address,bytes32)")
 _MOVED: Final = keccak(b"Transfer(address,address,uint256)")
 _MAX_EVENTS: Final = 1_000
+MOST_NONCES: Final = 200  # of one question: endpoints bound its length
 _MOST_SPANS: Final = 64
 _SELECTOR: Final = keccak(f"transferWithAuthorization({','.join(_ARGUMENTS)})".encode())[:4]
 
@@ -70,24 +73,63 @@ async def happened(chain: Chain, authorization: tuple[bytes, bytes], value: int,
     None: the endpoints do not agree, or it lies too far back. Raises Unreachable.
     """
     payer, nonce = authorization
-    number, now = await chain.block()
-    span = math.ceil(max(now - since, 0) / chain.network.block_s) + chain.network.logs
-    if span > _MOST_SPANS * chain.network.logs:
+    blocks = await _since(chain, since)
+    if blocks is None:
         return None
-    said = await chain.endpoints.each(
-        lambda endpoint: _moved(endpoint, chain, payer, nonce, value, range(max(number - span, 0), number + 1))
-    )
+    said = await chain.endpoints.each(lambda endpoint: _moved(endpoint, chain, payer, nonce, value, blocks))
     words = {word for _, word in said if isinstance(word, bool)}
     return words.pop() if len(words) == 1 else None
 
 
-async def _moved(endpoint: Endpoint, chain: Chain, payer: bytes, nonce: bytes, value: int, blocks: range) -> bool:
-    """What one endpoint says. Raises Silent, Said."""
-    token, step = hexed(chain.network.token.address), chain.network.logs
+async def used_among(
+    chain: Chain, authorizations: Collection[tuple[bytes, bytes]], since: int
+) -> set[tuple[bytes, bytes]] | None:
+    """Those of authorizations (payer, nonce; at most MOST_NONCES) that were used up since then, by any endpoint's word.
+
+    None: that lies too far back. Raises Unreachable.
+    """
+    blocks = await _since(chain, since)
+    if blocks is None:
+        return None
+    said = await chain.endpoints.each(lambda endpoint: _used(endpoint, chain, authorizations, blocks))
+    found = [word for _, word in said if isinstance(word, set)]
+    if not found:
+        raise Unreachable("none tells the token's events")
+    return set().union(*found) & set(authorizations)
+
+
+async def _since(chain: Chain, since: int) -> range | None:
+    """The blocks since then (seconds since 1970), and some before; None: too many. Raises Unreachable."""
+    number, now = await chain.block()
+    span = math.ceil(max(now - since, 0) / chain.network.block_s) + chain.network.logs
+    return None if span > _MOST_SPANS * chain.network.logs else range(max(number - span, 0), number + 1)
+
+
+def _questions(chain: Chain, blocks: range, topics: list[Any]) -> Iterator[dict[str, Any]]:
+    """What is asked for the token's events in these blocks."""
+    step = chain.network.logs
     for first in blocks[::step]:
         last = min(first + step - 1, blocks[-1])
-        topics = [hexed(_USED), hexed(payer.rjust(32, b"\0")), hexed(nonce)]
-        used = {"address": token, "fromBlock": hexed(first), "toBlock": hexed(last), "topics": topics}
+        token = hexed(chain.network.token.address)
+        yield {"address": token, "fromBlock": hexed(first), "toBlock": hexed(last), "topics": topics}
+
+
+async def _used(
+    endpoint: Endpoint, chain: Chain, authorizations: Collection[tuple[bytes, bytes]], blocks: range
+) -> set[tuple[bytes, bytes]]:
+    """What one endpoint says. Raises Silent, Said."""
+    payers = sorted({hexed(payer.rjust(32, b"\0")) for payer, _ in authorizations})
+    nonces = sorted({hexed(nonce) for _, nonce in authorizations})
+    found: set[tuple[bytes, bytes]] = set()
+    for question in _questions(chain, blocks, [hexed(_USED), payers, nonces]):
+        found |= await endpoint.ask("eth_getLogs", question, parse=_users)
+    return found
+
+
+async def _moved(endpoint: Endpoint, chain: Chain, payer: bytes, nonce: bytes, value: int, blocks: range) -> bool:
+    """What one endpoint says. Raises Silent, Said."""
+    token = hexed(chain.network.token.address)
+    for used in _questions(chain, blocks, [hexed(_USED), hexed(payer.rjust(32, b"\0")), hexed(nonce)]):
         for block, place in await endpoint.ask("eth_getLogs", used, parse=_places):
             sides = [hexed(side.rjust(32, b"\0")) for side in (payer, chain.address)]
             moved = {"address": token, "blockHash": hexed(block), "topics": [hexed(_MOVED), *sides]}
@@ -103,6 +145,17 @@ def _events(found: object) -> list[dict[str, Any]]:
     if not isinstance(found, list) or len(found) > _MAX_EVENTS or not all(isinstance(each, dict) for each in found):
         raise Malformed("not a list of events")
     return found
+
+
+def _users(found: object) -> set[tuple[bytes, bytes]]:
+    """The payers and nonces of events that say that one was used."""
+    users = set()
+    for each in _events(found):
+        topics = each.get("topics")
+        if not isinstance(topics, list) or len(topics) != 3:
+            raise Malformed("not the events that were asked for")
+        users.add((digest(topics[1])[12:], digest(topics[2])))
+    return users
 
 
 def _places(found: object) -> list[tuple[bytes, int]]:

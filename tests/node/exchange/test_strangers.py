@@ -1,9 +1,10 @@
 """What strangers' payments leave in the journal, and in what is remembered of it."""
 
 import pytest
+from attrs import evolve
 
 from ledger.account import AccountKey
-from ledger.events import decode_events, encode_events
+from ledger.events import Observed, decode_events, encode_events
 from ledger.identity import Identity
 from ledger.journal import MemoryJournal
 from node.exchange.book import Book
@@ -19,6 +20,7 @@ from node.exchange.strangers import (
     held,
     is_stranger,
     presented,
+    shown,
     wallet_of,
 )
 from node.ports import ManualClock
@@ -52,17 +54,32 @@ def test_a_transfer_is_remembered_until_it_is_known_what_became_of_it() -> None:
     assert strangers.transfers == {}
 
 
+def test_a_transfer_that_was_only_shown_is_followed_until_its_end_which_is_remembered_for_a_while() -> None:
+    strangers = Strangers()
+    strangers.take(decode_events(encode_events([shown(ORDER, TRANSFER)])))
+    assert (strangers.shown, strangers.transfers, strangers.is_ended(ORDER)) == ({ORDER: TRANSFER}, {}, False)
+    strangers.take(decode_events(encode_events([ended(ORDER, TRANSFER)])))
+    assert (strangers.shown, strangers.is_ended(ORDER)) == ({}, True)
+    later = evolve(TRANSFER, expires=TRANSFER.expires + 100_000)
+    strangers.take([ended(bytes(32), later)])
+    assert not strangers.is_ended(ORDER)
+    strangers.take([presented(ORDER, TRANSFER), Observed(TRANSFER.payer, "x402 transfer ended", {"order": ORDER})])
+    assert strangers.is_ended(ORDER)  # older entries did not repeat when it expires
+
+
 async def test_what_is_remembered_outlives_the_node() -> None:
     identity = Identity(b"1" * 32)
     book = await Book.open(MemoryJournal(identity.did), identity, ManualClock())
     await book.post(held(DID, HeldVoucher(b"c", 5, b"s")), presented(ORDER, TRANSFER), deposited(DID, 88))
+    await book.post(shown(bytes(32), TRANSFER), ended(b"\1" * 32, TRANSFER))
     raw = book._recollection.freeze()()
     again = Recollection.read(raw, identity.did, []).strangers
     assert (again.vouchers, again.transfers) == (book.strangers.vouchers, book.strangers.transfers)
+    assert (again.shown, again.is_ended(b"\1" * 32)) == ({bytes(32): TRANSFER}, True)
     assert again.deposit_until(AccountKey("me", DID, "stablecoin", "uusd")) == 88
 
 
 @pytest.mark.parametrize("rows", [[["did", b"c", "5", b"s"]], [["did", 5, 5, 5]], [5], [["did"]]])
 def test_what_it_did_not_write_is_refused(rows: list[object]) -> None:
     with pytest.raises(TypeError):
-        Strangers.from_plain({"vouchers": rows, "transfers": [], "deposits": []})
+        Strangers.from_plain({"vouchers": rows, "transfers": [], "shown": [], "ended": [], "deposits": []})

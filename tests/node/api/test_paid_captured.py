@@ -1,0 +1,136 @@
+"""Transfers that were shown at the door and that somebody else brings to the chain: their money is their payer's."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+from eth_account.signers.local import LocalAccount
+from x402.mechanisms.evm.constants import ERR_NONCE_ALREADY_USED
+
+from ledger.identity import Identity
+from ledger.journal import MemoryJournal
+from node.engine.memory import MemoryEngine
+from node.exchange.strangers import PREPAID_RAIL, Transfer, did_of_wallet, shown
+from node.models.tokenizer import Tokenizer
+from node.paid.presented import SignedTransfer, read_payment
+from tests.chain import Anvil
+from tests.node.strangers import (
+    NETWORK,
+    Stall,
+    asking,
+    client,
+    exact_scheme,
+    raw,
+    refusal,
+    required,
+    settlement,
+    signed,
+    stall,
+)
+from tests.node.trading import engine_of
+
+Open = Callable[..., AbstractAsyncContextManager[Stall]]
+BUDGET = 2_000
+
+
+@pytest.fixture
+async def engine(speaking: Tokenizer) -> AsyncIterator[MemoryEngine]:
+    engine = engine_of(speaking, slots=4)
+    yield engine
+    await engine.close()
+
+
+@pytest.fixture
+def buyer(chain: Anvil) -> LocalAccount:
+    return chain.wallet(dollars=100_000)
+
+
+@pytest.fixture
+def door(chain: Anvil, tmp_path: Path, speaking: Tokenizer, engine: MemoryEngine) -> Open:
+    return partial(stall, chain, tmp_path, speaking, engine, chain.wallet(dollars=10_000), budget=BUDGET)
+
+
+def bring(chain: Anvil, door: Stall, headers: dict[str, str]) -> None:
+    """What whoever has seen a header can do."""
+    payment = read_payment(headers["PAYMENT-SIGNATURE"]).signed
+    assert isinstance(payment, SignedTransfer)
+    call = payment.authorization.call(door.chain.network.token, payment.signature)
+    anyone = chain.wallet()
+    chain.rpc("anvil_impersonateAccount", anyone.address)
+    sent = {"from": anyone.address, "to": f"0x{call.to.hex()}", "data": f"0x{call.data.hex()}"}
+    assert chain.rpc("eth_sendTransactionSync", sent)["status"] == "0x1"
+
+
+async def test_a_transfer_that_only_signed_in_counts_for_its_payer_when_somebody_makes_it(
+    door: Open, chain: Anvil, buyer: LocalAccount
+) -> None:
+    journal = MemoryJournal(Identity(b"\x01" * 32).did)
+    async with door(journal=journal) as open_door, httpx.AsyncClient() as plain:
+        async with client(exact_scheme(buyer)) as paying:
+            await paying.post(open_door.chat, json=asking())
+        headers = [await signed(exact_scheme(buyer), open_door.chat, json=asking()) for _ in range(2)]
+        for each in headers:
+            answer = await plain.post(open_door.chat, json=asking(), headers=each)
+            assert settlement(answer).amount == "0", "the balance pays"
+        assert len(open_door.book.strangers.shown) == 2
+        bring(chain, open_door, headers[0])
+        # The node is started anew before it looks.
+    async with door(journal=journal) as open_door, httpx.AsyncClient() as plain:
+        for _ in range(2):
+            await open_door.bank.sweep()
+        assert open_door.prepaid(buyer).funded == 2 * BUDGET
+        assert chain.dollars(buyer.address) == 100_000 - 2 * BUDGET
+        assert len(open_door.book.strangers.shown) == 1, "the other is still good"
+        again = await plain.post(open_door.chat, json=asking(), headers=headers[0])
+        assert refusal(again) == ERR_NONCE_ALREADY_USED
+
+
+async def test_what_nobody_brought_is_looked_for_no_more_when_it_has_expired(
+    door: Open, chain: Anvil, buyer: LocalAccount
+) -> None:
+    async with door() as open_door:
+        payer = did_of_wallet(NETWORK, raw(buyer.address))
+        await open_door.book.post(shown(b"o" * 32, Transfer(payer, b"n" * 32, BUDGET, chain.time - 1_000)))
+        await open_door.bank.sweep()
+        assert (open_door.book.strangers.shown, open_door.prepaid(buyer).funded) == ({}, 0)
+
+
+async def test_a_transfer_that_was_refused_counts_all_the_same_when_somebody_makes_it(
+    door: Open, chain: Anvil, buyer: LocalAccount
+) -> None:
+    async with door(ether=10**12) as open_door, httpx.AsyncClient() as plain:
+        headers = await signed(exact_scheme(buyer), open_door.chat, json=asking())
+        refused = await plain.post(open_door.chat, json=asking(), headers=headers)
+        assert "gas costs more" in refused.json()["error"]["message"]
+        bring(chain, open_door, headers)
+        for _ in range(2):
+            await open_door.bank.sweep()
+        assert open_door.prepaid(buyer).funded == BUDGET
+
+
+async def test_a_transfer_that_was_counted_is_not_counted_again_however_often_it_is_shown(
+    door: Open, chain: Anvil, buyer: LocalAccount
+) -> None:
+    async with door(wait_s=0.5) as open_door, httpx.AsyncClient() as plain:
+        headers = await signed(exact_scheme(buyer), open_door.chat, json=asking())
+        with chain.without_mining():
+            slow = await plain.post(open_door.chat, json=asking(), headers=headers)
+            assert refusal(slow) == "settlement_pending"
+        chain.mine()
+        await open_door.bank.sweep()
+        assert open_door.prepaid(buyer).funded == BUDGET
+        again = await plain.post(open_door.chat, json=asking(), headers=headers)
+        assert (again.status_code, settlement(again).amount) == (200, "0")
+        for _ in range(2):
+            await open_door.bank.sweep()
+        (account,) = open_door.accounts(PREPAID_RAIL)
+        assert account.funded == BUDGET
+
+
+async def test_transfers_are_good_for_no_longer_than_it_takes_to_make_them(door: Open) -> None:
+    async with door() as open_door, httpx.AsyncClient() as plain:
+        asked = required(await plain.post(open_door.chat, json=asking())).accepts
+        assert {each.scheme: each.max_timeout_seconds for each in asked} == {"exact": 120, "batch-settlement": 300}
