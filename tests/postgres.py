@@ -15,6 +15,7 @@ from typing import IO, Any, Final
 from attrs import field, frozen
 
 from ledger.database import POSTGRES
+from tools.watchdog import Watchdog
 
 _USER: Final = "idlemesh"
 # Tests kill clients and the server, never the machine: nothing has to reach the disk.
@@ -77,11 +78,13 @@ def running(settings: Sequence[str] = _FAST) -> Iterator[Server]:
         command = [str(programs / "postgres"), "-D", str(data), "-c", "listen_addresses=", "-k", str(folder)]
         command += [part for setting in settings for part in ("-c", setting)]
         with (folder / "log").open("wb") as log, _started(command, log, folder, rights) as process:
+            watchdog = Watchdog(process.pid, folder)
             try:
                 server = Server(programs, folder)
                 _await(server, process)
                 yield server
             finally:
+                watchdog.close()
                 process.send_signal(signal.SIGINT)
     finally:
         shutil.rmtree(folder)

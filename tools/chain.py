@@ -26,6 +26,7 @@ from eth_utils.crypto import keccak
 
 from tools.commands import SetUpError
 from tools.contracts import Contracts, NotAvailable
+from tools.watchdog import Watchdog
 
 CHAIN_ID: Final = 31337
 ETHER: Final = 10**18
@@ -92,6 +93,7 @@ class LocalChain:
     block_s: int | None = None
     deployed: Deployed = field(default=None)  # set once the contracts are there
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    _watchdog: Watchdog | None = field(default=None, repr=False)
 
     @property
     def url(self) -> str:
@@ -105,6 +107,7 @@ class LocalChain:
         environment = os.environ | {"HOME": str(self.folder)}  # it writes beside itself
         with log.open("wb") as out:
             self._process = subprocess.Popen(command, stdout=out, stderr=out, cwd=self.folder, env=environment)
+        self._watchdog = Watchdog(self._process.pid, self.folder)
         while not (found := re.search(rb"Listening on 127\.0\.0\.1:(\d+)", log.read_bytes())):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(0.02)
@@ -114,6 +117,9 @@ class LocalChain:
 
     def kill(self) -> None:
         """End it at once; nothing of it is left."""
+        if self._watchdog is not None:
+            self._watchdog.close()
+            self._watchdog = None
         if self._process is not None:
             self._process.kill()
             self._process.wait()
