@@ -90,5 +90,7 @@ def _wares(ground: Ground, paid: PaidSettings) -> list[Ware]:
     for model, settings in zip(ground.own.models, ground.config.own_models, strict=True):
         price = (paid.price or model.price) if settings.sell else None
         if price is not None and price.unit == "uusd":
-            wares.append(Ware(model.engine, model.tokenizer, model.name, price, model.engine.is_unchanged))
+            engine = model.engine
+            ware = Ware(engine, model.tokenizer, model.name, price, engine.is_unchanged, miss=engine.miss)
+            wares.append(ware)
     return wares

@@ -139,7 +139,7 @@ class PaidDoor:
             quote = await self._shop.quote(asking.questions)
             self._shop.check_open()
             payment = self._payment(request, partial(self._till.terms.accepts, quote.most))
-            await self._shop.wait_for_slot(quote)
+            await self._shop.wait_for_slot(quote, partial(self._till.is_proven, payment, quote.most))
         except FAILURES as error:
             raise told(error, "messages") from None
         paid = await self._taken(request, payment, quote.most)

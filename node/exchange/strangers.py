@@ -10,8 +10,8 @@ the fragment, because an account stands for one channel for good:
 What it authorizes up front is in the journal, in one entry with the order that it is for: of each channel its
 configuration and the latest voucher, from which the rail claims; of each transfer that it was presented, until it is
 known whether its money came. A transfer that only said whose balance pays is not sent, but anyone who has seen it can
-bring it to the chain until it expires: so it is followed as well. An account's `authorized` follows what is charged: the
-voucher may say more, which is the payer's risk by x402's rules, and never claimed.
+bring it to the chain until it expires: so it is followed as well. An account's `authorized` follows what is charged;
+the voucher may say more, which is the payer's risk by x402's rules, and never claimed.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,7 +28,7 @@ _PKH: Final = "did:pkh:"
 _HELD: Final = "x402 voucher"
 _PRESENTED: Final = "x402 transfer"
 _SHOWN: Final = "x402 transfer shown"
-_REMEMBERED_S: Final = 86_400  # far longer than any transfer is good
+_REMEMBERED_S: Final = 3_600  # longer than any transfer is good
 _ENDED: Final = "x402 transfer ended"
 _DEPOSIT: Final = "x402 deposit"
 
@@ -163,9 +163,9 @@ class Strangers:
 
     def _end(self, order: bytes, expires: int) -> None:
         """Remember an end until nobody can present the transfer any more."""
-        for long_over in [one for one, until in self._ended.items() if until < expires - _REMEMBERED_S]:
-            del self._ended[long_over]
         self._ended[order] = expires
+        while self._ended[oldest := next(iter(self._ended))] < expires - _REMEMBERED_S:
+            del self._ended[oldest]
 
     def to_plain(self) -> dict[str, Any]:
         """It as plain values."""
@@ -180,7 +180,7 @@ class Strangers:
             ],
             "transfers": rows(self.transfers),
             "shown": rows(self.shown),
-            "ended": [[order, expires] for order, expires in sorted(self._ended.items())],
+            "ended": [[order, expires] for order, expires in self._ended.items()],
             "deposits": [[did, until] for did, until in sorted(self._deposits.items())],
         }
 

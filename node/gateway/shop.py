@@ -101,8 +101,11 @@ class Shop:
         if (refusal := self._may_sell()) is not None:
             raise Unservable(str(refusal), [])
 
-    async def wait_for_slot(self, quote: Quote) -> None:
-        """Return when a request can begin at once. Raises Unservable, EngineBusy."""
+    async def wait_for_slot(self, quote: Quote, is_proven: Callable[[], bool] = lambda: False) -> None:
+        """Return when a request can begin at once; for who `is_proven` other models make room until it comes again.
+
+        Raises Unservable, EngineBusy.
+        """
         self.check_open()
         if not quote.ware.is_unchanged():
             raise Unservable(f"{quote.ware.name} is not sold any more", [])
@@ -110,6 +113,8 @@ class Shop:
         patience = loop.time() + _SLOT_WAIT_S
         while not quote.ware.engine.free_slots():
             if loop.time() >= patience:
+                if is_proven():
+                    quote.ware.miss()
                 raise EngineBusy(0, _RETRY_AFTER_S)
             await asyncio.sleep(_POLL_S)
 

@@ -67,6 +67,11 @@ class Transfers:
             raise PaymentRefused(ERR_NONCE_ALREADY_USED, str(PaymentUsed()))
         return order
 
+    def payer_of(self, presented: SignedTransfer, asked: PaymentRequirements) -> AccountKey:
+        """The account of who has signed a transfer that was asked for. Raises PaymentRefused."""
+        self.check(presented, asked)
+        return self._tabs.key(did_of_wallet(self._terms.place.network, presented.authorization.payer), PREPAID_RAIL)
+
     def check(self, presented: SignedTransfer, asked: PaymentRequirements) -> None:
         """Whether a transfer is what was asked for, valid now, and signed by its payer. Raises PaymentRefused."""
         terms, said, now = self._terms, presented.authorization, self._book.now()

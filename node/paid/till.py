@@ -16,6 +16,7 @@ from x402.schemas import PaymentRequirements
 from ledger.account import AccountKey
 from ledger.changes import Change
 from ledger.events import AccountChanged, Observed
+from ledger.exposure import is_proven
 from ledger.rails.answers import seen
 from ledger.rails.port import Rail, Sight
 from ledger.rails.stablecoin.digests import NOBODY, ChannelConfig
@@ -75,6 +76,23 @@ class Till:
             case SignedTransfer() as transfer:
                 return await self.transfers.take(transfer, payment, asked, most)
         raise PaymentRefused(errors.ERR_REFUND_PAYLOAD, "a refund pays for no request: ask for it by GET")
+
+    def is_proven(self, payment: Payment, most: int) -> bool:
+        """Whether a payment is signed by who has paid for an answer before: as with orders, money that is only here can
+        be had back.
+        """
+        try:
+            asked = self.terms.chosen(payment, most)
+            match payment.signed:
+                case Voucher() as voucher:
+                    key = self.check(voucher)
+                case SignedTransfer() as transfer:
+                    key = self.transfers.payer_of(transfer, asked)
+                case _:
+                    return False
+        except PaymentRefused:
+            return False
+        return is_proven(self._tabs.account(key), ())
 
     # Channels
 

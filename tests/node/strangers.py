@@ -115,6 +115,7 @@ async def stall(
     may_sell: Callable[[], Refused | None] = lambda: None,
     wait_s: float = 20.0,
     ether: int = 1,
+    miss: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Stall]:
     """Open a door. The chain's confirmations are 0: its blocks come with transactions alone."""
     identity, clock, entropy = Identity(b"\x01" * 32), SystemClock(), SystemEntropy()
@@ -129,7 +130,7 @@ async def stall(
     pace = Pace(round_s=0.05, look_s=0.0, look_again_s=0.0, first_retry_s=0.0, last_retry_s=0.0)
     policies = dict.fromkeys(("stablecoin", "prepaid"), Policy(move_at=1, max_fee_ppm=1_000_000))
     driver = EffectDriver(book, entropy, [rail, Prepaid(chain)], policies, pace)
-    shop = Shop([Ware(engine, tokenizer, "memory", PRICE)], book.me, may_sell, 16)
+    shop = Shop([Ware(engine, tokenizer, "memory", PRICE, miss=miss)], book.me, may_sell, 16)
     bank = Bank(book, tabs, chain, facilitator, wait_s, partial(rail.fee, "top_up", 1))
     terms = Terms(chain.place, here.token, chain.address, DELAY_S, schemes, budget, least_deposit=5_000)
     till = Till(book, tabs, terms, bank, rail, channels.has)

@@ -22,7 +22,9 @@ from ledger.account import Account
 from ledger.identity import Identity
 from ledger.journal import MemoryJournal
 from node.engine.memory import MemoryEngine
+from node.engine.pool import Pool
 from node.engine.port import Job
+from node.engine.turns import Pace
 from node.models.tokenizer import Tokenizer
 from node.wire.messages import Refused
 from tests.chain import X402_CHANNELS, Anvil
@@ -40,7 +42,7 @@ from tests.node.strangers import (
     stall,
     until,
 )
-from tests.node.trading import HOT, PROMPT, engine_of
+from tests.node.trading import HOT, PROMPT, engine_of, pooled
 
 Open = Callable[..., AbstractAsyncContextManager[Stall]]
 RICH = 1_000_000
@@ -65,7 +67,7 @@ def buyer(chain: Anvil) -> LocalAccount:
 
 @pytest.fixture
 def door(chain: Anvil, tmp_path: Path, speaking: Tokenizer, engine: MemoryEngine, seller: LocalAccount) -> Open:
-    return partial(stall, chain, tmp_path, speaking, engine, seller)
+    return partial(stall, chain, tmp_path, speaking, engine=engine, wallet=seller)
 
 
 def cost_of(usage: dict[str, int]) -> int:
@@ -415,3 +417,26 @@ async def test_what_was_not_signed_is_not_taken(door: Open, chain: Anvil, buyer:
             changed = {"PAYMENT-SIGNATURE": encode_payment_signature_header(payment)}
             assert refusal(await plain.post(open_door.chat, json=asking(), headers=changed)) == why
         assert open_door.book.journal.head.sequence == 0
+
+
+@pytest.mark.parametrize("proven", [True, False])
+async def test_a_request_that_finds_no_room_for_its_model_gets_it_the_next_turn(
+    door: Open, chain: Anvil, buyer: LocalAccount, speaking: Tokenizer, tmp_path: Path, proven: bool
+) -> None:
+    """As with orders: only for who has paid for an answer before."""
+    pool = Pool(100, pace=Pace(after=0, residence=0.05, pause=0, comeback=600))
+    busy = pooled(pool, tmp_path, "busy", lambda: MemoryEngine(eog=frozenset()))
+    asked = pooled(pool, tmp_path, "asked", lambda: engine_of(speaking))
+    async with door(engine=asked, miss=asked.miss) as open_door, client(exact_scheme(buyer)) as paying:
+        if proven:
+            assert (await paying.post(open_door.chat, json=asking())).status_code == 200
+        running = busy.generate(Job((1, 2), HOT, 1, 9, sold=True))
+        await anext(running)
+        assert (await paying.post(open_door.chat, json=asking())).status_code == 429
+        following = asyncio.create_task(anext(busy.generate(Job((1, 2), HOT, 1, 9, sold=True))))
+        await asyncio.sleep(0)
+        await running.aclose()
+        if proven:
+            assert (await paying.post(open_door.chat, json=asking())).status_code == 200
+        assert (await following).ids
+    await pool.close()
