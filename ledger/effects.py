@@ -16,20 +16,20 @@ What the rail says of it moves a `Tracked` effect from state to state:
     state         settled  failed  unknown  retried  contradicted  vanished  confirmed  dismissed
     ------------  -------  ------  -------  -------  ------------  --------  ---------  ---------
     planned       settled  failed  unknown  -        contradicted  -         -          -
-    unknown       settled  failed  -        -        contradicted  -         -          -
+    unknown       settled  failed  unknown  -        contradicted  -         -          -
     failed        -        -       -        planned  contradicted  -         -          forgotten
     settled       -        -       -        -        contradicted  planned   forgotten  -
     contradicted  -        -       -        planned  -             -         -          forgotten
 
 `planned` says that it may have been tried, and may not: whoever picks it up asks the rail. `unknown` was tried, and no
-answer came. While either stands, nothing else is tried on the account, and no wait makes it fail. What failed is tried
-again under the same key: rails move the money of one key once at most, so even a rail that says "failed" and means
-something else cannot be made to pay twice. Only a claim may be planned anew over one that failed: rails pay claims by
-their totals. For the same reason a claim that settled and has `vanished`, as a chain that is reorganised can lose it,
-is made again without its owner; what was counted stands, and is not counted twice. `contradicted` is a rail that said
-two things, or moved another amount than it was asked to: what was counted stands, what is above what was asked is never
-counted, and the account is left alone until its owner has looked: it is retried under its key, and counted up to what
-was asked, or dismissed.
+answer came; that it is so still is told where there is another reason for it. While either stands, nothing else is
+tried on the account, and no wait makes it fail. What failed is tried again under the same key: rails move the money of
+one key once at most, so even a rail that says "failed" and means something else cannot be made to pay twice. Only a
+claim may be planned anew over one that failed: rails pay claims by their totals. For the same reason a claim that
+settled and has `vanished`, as a chain that is reorganised can lose it, is made again without its owner; what was
+counted stands, and is not counted twice. `contradicted` is a rail that said two things, or moved another amount than it
+was asked to: what was counted stands, what is above what was asked is never counted, and the account is left alone
+until its owner has looked: it is retried under its key, and counted up to what was asked, or dismissed.
 """
 
 from typing import Any, Final, Literal, get_args
@@ -61,6 +61,7 @@ _NEXT: Final[dict[tuple[State, News], State | None]] = {
     ("planned", "contradicted"): "contradicted",
     ("unknown", "settled"): "settled",
     ("unknown", "failed"): "failed",
+    ("unknown", "unknown"): "unknown",
     ("unknown", "contradicted"): "contradicted",
     ("failed", "retried"): "planned",
     ("failed", "contradicted"): "contradicted",

@@ -4,7 +4,7 @@ from typing import Final
 
 from ledger.account import Account
 from ledger.changes import Change, Funded, Settled, Withdrawn
-from ledger.effects import News, Tracked
+from ledger.effects import MAX_WHY, News, Tracked
 from ledger.rails.port import Answer, Sight
 
 # A claim that was tried so often, and vanished each time, is no reorganised chain: its owner should look.
@@ -19,6 +19,8 @@ def news_of(tracked: Tracked, answer: Answer) -> News | None:
         case "planned" | "unknown", "failed":
             return "failed"
         case "planned", "unknown" | "absent":
+            return "unknown"
+        case "unknown", "unknown" if answer.why and answer.why[:MAX_WHY] != tracked.why:
             return "unknown"
         case "settled", "settled":
             return "confirmed" if answer.moved == tracked.effect.amount else "contradicted"

@@ -65,7 +65,10 @@ class EffectsDoor:
 
 
 def effect_row(tracked: Tracked, me: str) -> dict[str, Any]:
-    """What a rail was asked to move, and what is known of it; times in seconds since 1970."""
+    """What a rail was asked to move, and what is known of it; times in seconds since 1970.
+
+    `heard` is when its state came to be so, or the latest reason for it.
+    """
     effect, key = tracked.effect, tracked.effect.account
     return {
         "id": effect.key.hex(),

@@ -239,7 +239,7 @@ def _effects(effects: list[Body]) -> None:
     print_table("Under way", ("id", "peer", "rail", "what", "amount", "is"), rows, "")
     for e in effects:
         if e["why"]:
-            typer.echo(f"{e['id'][:12]}: {plain(e['why'])}")
+            typer.echo(f"{e['id'][:12]}: {plain(e['why'])}, since {local_time(1000 * e['heard'])}")
         if e["state"] == "contradicted":
             typer.secho(
                 f"{e['id'][:12]}: the rail {plain(e['rail'])} does not agree with itself, and {e['moved']} was counted."

@@ -9,7 +9,7 @@ import typer
 
 from node.cli.client import call
 from node.cli.options import HomeOption, JsonOption
-from node.cli.output import CommandFailed, plain, print_json, print_table, short
+from node.cli.output import CommandFailed, local_time, plain, print_json, print_table, short
 from node.cli.wallet_calls import AT, STATES, in_path, post
 from node.home import NotRunning, open_home
 
@@ -156,7 +156,8 @@ def _said(effect: dict[str, Any]) -> str:
     """A movement of money, and what is known of it."""
     what = f"{effect['kind'].replace('_', ' ')} of {effect['amount']}, {effect['direction']} {short(effect['peer'])}"
     state = STATES.get(effect["state"], effect["state"])
-    return plain(f"{what}: {state}" + (f" ({effect['why']})" if effect["why"] else ""))
+    since = f" ({effect['why']}, since {local_time(1000 * effect['heard'])})" if effect["why"] else ""
+    return plain(f"{what}: {state}{since}")
 
 
 def _whole(home: Path | None, peer: str) -> str:

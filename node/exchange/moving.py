@@ -35,6 +35,8 @@ from node.ports import Entropy
 # An account that moves between reckoning and writing is reckoned again so many times.
 _RECKONED: Final = 8
 _NO_WORD: Final = Answer("unknown")
+# A rail that gives another reason each time it is asked fills no journal with them.
+_REASON_S: Final = 60
 
 _log = logging.getLogger(__name__)
 
@@ -212,7 +214,7 @@ class Mover:
         if tracked is None or tracked.effect.key != effect.key:
             return
         news = news_of(tracked, answer)
-        if news is None:
+        if news is None or (news == tracked.state and 0 <= self._book.now() - tracked.heard < _REASON_S):
             self.pause(effect.account)
             return
         why = why_of(tracked, answer)

@@ -41,7 +41,7 @@ STATES, NEWS, KINDS = (get_args(kind) for kind in (State, News, Kind))
 # As the table in the module says; what is not here cannot be heard.
 HEARD: dict[State, dict[News, State | None]] = {
     "planned": {"settled": "settled", "failed": "failed", "unknown": "unknown", "contradicted": "contradicted"},
-    "unknown": {"settled": "settled", "failed": "failed", "contradicted": "contradicted"},
+    "unknown": {"settled": "settled", "failed": "failed", "unknown": "unknown", "contradicted": "contradicted"},
     "failed": {"retried": "planned", "contradicted": "contradicted", "dismissed": None},
     "settled": {"contradicted": "contradicted", "vanished": "planned", "confirmed": None},
     "contradicted": {"retried": "planned", "dismissed": None},

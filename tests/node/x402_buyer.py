@@ -59,6 +59,7 @@ class OpenWallet:
             "authorizationState": ("(address,bytes32)", "bool"),
             "balanceOf": ("(address)", "uint256"),
             "channels": ("(bytes32)", "uint128,uint128"),
+            "pendingWithdrawals": ("(bytes32)", "uint128,uint40"),
         }
         arguments, returns = shapes[name]
         found = self._chain.call("0x" + to.hex(), name + arguments, *values, returns=returns)

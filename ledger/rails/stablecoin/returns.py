@@ -97,7 +97,6 @@ class Returns:
         if effect.amount > spare:
             return Answer("failed", why=f"only {Amount(spare, UNIT)} of the channel is not claimed")
         call = initiate_withdraw(self._chain.place.contract, config, effect.amount)
-        # A rail's first word stays until the effect is over: it says how long that takes.
         what = f"notice of the withdrawal, of {config.withdraw_delay / 3600:.3g} hours,"
         return lambda: submitted(self._chain, key, call, what)
 

@@ -2,6 +2,10 @@
 
 A voucher promises all that was charged before and the most that this request may cost. Where nothing was heard of the
 one before, the seller says what it charged when it is shown the next: it has to show a voucher of ours for that.
+
+What its owner takes back from a channel is promised to nobody any more from the moment that it is asked for. So what is
+left pays on during the notice, and more can be put in: a withdrawal takes the amount that it named, and no more.
+Whether a seller serves such a channel is its own affair; nodes do, and x402's own code.
 """
 
 import re
@@ -21,7 +25,6 @@ from node.engine.paying import SIGNATURE, Demand
 from node.engine.streaming import RemoteBusy
 from node.gateway.paying.fates import fate_of
 from node.gateway.paying.limits import (
-    ChannelLeaving,
     Charged,
     OtherChannel,
     PayLimits,
@@ -63,8 +66,6 @@ class ChannelPayment:
         Raises PaymentRefused, ChainError, LedgerError.
         """
         self._check_channel()
-        if self._payments.is_moving(self._key):
-            raise ChannelLeaving(self._limits.name)
         terms, network = self._terms, self._signing.coin.network
         deposit = await self._pending_deposit()
         account = await self._account()
@@ -116,7 +117,7 @@ class ChannelPayment:
         if error == ERR_CHANNEL_BUSY:
             raise RemoteBusy(name, _BUSY_S)
         if error not in _STALE or self._corrected:
-            raise TurnedDown(name, error)
+            raise self._turned_down(error)
         self._corrected = True
         shown, owed = shown_in(refusal, self._terms), self._payments.account(self._key).owed
         if shown is None or shown.charged <= owed:
@@ -126,9 +127,12 @@ class ChannelPayment:
         else:
             charged = shown.charged
         if charged <= owed:
-            raise TurnedDown(name, error)
+            raise self._turned_down(error)
         await self._payments.catch_up(self._key, charged)
         await self.plan()
+
+    def _turned_down(self, error: str) -> TurnedDown:
+        return TurnedDown(self._limits.name, error, self._payments.leaving(self._key))
 
     def _proves(self, charged: int, signed: int, signature: str) -> bool:
         """Whether a signature of ours covers what was charged."""
@@ -144,7 +148,8 @@ class ChannelPayment:
         What the rail has seen counts at depth alone, and a journal may be lost; the money is in the channel before.
         """
         account = self._payments.account(self._key)
-        if account.owed + self._terms.amount <= account.capacity:
+        # What its owner takes back is on the chain as long as it has not left.
+        if account.owed + self._terms.amount <= account.capacity or self._payments.leaving(self._key) is not None:
             return account
         balance, claimed = await self._signing.holds(self._channel)
         return await self._payments.found(self._key, balance, claimed) if balance > account.capacity else account

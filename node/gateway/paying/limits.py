@@ -75,13 +75,6 @@ class PaymentPending(PaymentRefused):
         super().__init__(name, f"has an earlier payment of which nothing was heard: {what}")
 
 
-class ChannelLeaving(PaymentRefused):
-    """The owner takes money back from the channel; until that is over it pays for nothing."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name, "is paid from a channel whose money you are taking back: wait until that is over")
-
-
 class CannotSign(PaymentRefused):
     """The wallet or the chain does not do its part."""
 
@@ -97,10 +90,16 @@ class TooPoor(CannotSign):
 
 
 class TurnedDown(RemoteFailed):
-    """The server does not take a payment. `error` is its code for why, if it gave a plain one."""
+    """The server does not take a payment. `error` is its code for why, if it gave a plain one.
 
-    def __init__(self, name: str, error: str) -> None:
-        super().__init__(name, "does not take the payment" + (f": {error}" if error else ""))
+    `leaving` is what is known of money that its owner takes back from the channel, where that may be why.
+    """
+
+    def __init__(self, name: str, error: str, leaving: str | None = None) -> None:
+        why = f": {error}" if error else ""
+        if leaving is not None:
+            why += f"; you are taking money back from its channel, so try again after that ({leaving or 'just begun'})"
+        super().__init__(name, f"does not take the payment{why}")
         self.error = error
 
 

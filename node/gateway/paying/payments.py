@@ -215,9 +215,10 @@ class Payments:
         """An order came to nothing, and `funds` that were to leave for it cannot any more."""
         await self._close(key, order, [Released(order), *self._back(key, funds)])
 
-    def is_moving(self, key: AccountKey) -> bool:
-        """Whether the owner takes money back from a channel."""
-        return key in self._book.journal.books.effects
+    def leaving(self, key: AccountKey) -> str | None:
+        """What the rail says of money that the owner takes back from a channel; None: none is on its way."""
+        tracked = self._book.journal.books.effects.get(key)
+        return None if tracked is None or tracked.state == "settled" else tracked.why
 
     async def found(self, key: AccountKey, balance: int, claimed: int) -> Account:
         """The chain shows more in a channel than is counted here: the journal lost it, or waits until it is deep."""

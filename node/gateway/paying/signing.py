@@ -140,9 +140,10 @@ class Signing:
         return int(found)
 
     async def holds(self, channel: bytes) -> tuple[int, int]:
-        """What was put into a channel and did not go back, and what the seller has claimed of it. Raises ChainError."""
+        """What was put into a channel and stays there, and what the seller has claimed of it. Raises ChainError."""
         balance, claimed = await self._wallet.read(CHANNELS, "channels", channel)
-        return int(balance), int(claimed)
+        leaving, _ = await self._wallet.read(CHANNELS, "pendingWithdrawals", channel)
+        return int(balance) - min(int(leaving), int(balance) - int(claimed)), int(claimed)
 
 
 def exact_authorization(payload: Mapping[str, Any]) -> Authorization:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from node.cli import show
+from node.cli.output import local_time
 from node.cli.wallet_channels import show_channels
 
 
@@ -112,13 +113,14 @@ def test_channels_fit_a_terminal_of_80_columns_and_say_what_is_under_way(
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     names = ("deposited", "gone_back", "owed", "promised", "paid", "free", "at_risk")
     channel = {"peer": WHOLE, "direction": "they pay", **dict.fromkeys(names, "5000.000000usd")}
-    effect = {"kind": "top_up", "amount": "3.000000usd", "direction": "they pay", "peer": WHOLE, "why": "it is sent"}
+    effect: dict[str, Any] = {"kind": "top_up", "amount": "3.000000usd", "direction": "they pay", "peer": WHOLE}
+    effect |= {"why": "it is sent", "heard": 1_767_225_600}
     show_channels([channel | {"effect": effect | {"state": state}} for state in ("settled", "unknown")])
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines[:-1])) <= 80
     assert [line.count("5000.000000") for line in lines if "5000" in line] == [4, 4]
     assert lines[-1].startswith("top up of 3.000000usd")
-    assert lines[-1].endswith("(it is sent)")
+    assert f"(it is sent, since {local_time(1_767_225_600_000)})" in lines[-1]
 
 
 def test_accounts_of_one_peer_on_two_rails_can_be_told_apart_on_80_columns(

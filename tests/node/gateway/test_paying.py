@@ -10,7 +10,6 @@ from typing import Any, Literal
 import pytest
 
 from ledger.account import Account
-from ledger.effects import EffectPlanned, draw_up
 from ledger.events import decode_events
 from ledger.statement import Statement
 from node.engine.streaming import RemoteFailed
@@ -18,7 +17,6 @@ from node.exchange.strangers import channel_of
 from node.gateway.paying.fates import Sweeper
 from node.gateway.paying.limits import (
     AsksTooMuch,
-    ChannelLeaving,
     Charged,
     DayIsSpent,
     OtherChannel,
@@ -144,15 +142,6 @@ async def test_a_transfer_whose_time_is_over_came_to_nothing(chain: Anvil, exact
     account = only_account(buyer, exact)
     assert (account.funded, account.withdrawn, account.owed) == (1_900, 1_000, 0)
     assert len(buyer.wallet.signed) == 2
-
-
-async def test_a_channel_whose_money_is_being_taken_back_pays_for_nothing_and_says_so(
-    batch: X402Seller, buyer: Buyer
-) -> None:
-    await buyer.ask(batch, buyer.purse())
-    await buyer.book.post(EffectPlanned(draw_up(only_account(buyer, batch), "refund", 100, bytes(32)), 5))
-    with pytest.raises(ChannelLeaving, match="whose money you are taking back"):
-        await buyer.ask(batch, buyer.purse())
 
 
 async def test_payments_whose_time_is_over_are_ended_without_another_request(

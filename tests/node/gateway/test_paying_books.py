@@ -1,6 +1,7 @@
 """What the books say of money in channels to sellers that are paid by x402, while the chain gets to know it."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,12 @@ from ledger.statement import Line, Statement
 from node.engine.streaming import RemoteFailed
 from node.exchange.effects import EffectDriver
 from node.gateway.paying.fates import Sweeper
+from node.gateway.paying.limits import AsksTooMuch, TurnedDown
+from node.models.tokenizer import Tokenizer
 from tests.chain import Anvil
-from tests.node.x402_buyer import ME, Buyer, buying, moving, uusd
+from tests.node.strangers import stall
+from tests.node.trading import engine_of
+from tests.node.x402_buyer import DOLLARS, ME, Buyer, buying, moving, uusd
 from tests.node.x402_seller import X402Seller, selling
 
 DEPTH = 2
@@ -111,3 +116,144 @@ async def test_what_a_reorganisation_took_counts_no_longer_when_it_cannot_come_b
     buyer.clock.advance(3_600)
     await driver.step()
     assert account_of(buyer).funded == 0
+
+
+# What is taken back
+
+
+async def withdraw(chain: Anvil, buyer: Buyer, driver: EffectDriver, amount: int) -> Account:
+    """Give the notice for a part of the only channel; the account afterwards."""
+    key = account_of(buyer).key
+    await driver.ask(key, "refund", amount)
+    chain.mine(DEPTH)
+    await driver.step()
+    return account_of(buyer)
+
+
+async def end_of_notice(chain: Anvil, buyer: Buyer, driver: EffectDriver, delay_s: int) -> None:
+    """The notice is over, and what was taken back is in the wallet."""
+    chain.pass_time(delay_s)
+    key = account_of(buyer).key
+    for _ in range(4):
+        buyer.clock.advance(61)
+        await driver.step()
+        chain.mine(DEPTH)
+    assert buyer.book.journal.books.effects.get(key) is None or not buyer.book.journal.books.effects[key].under_way
+
+
+def has(chain: Anvil, buyer: Buyer) -> int:
+    return chain.dollars("0x" + buyer.wallet.address.hex())
+
+
+async def test_a_channel_pays_on_while_a_part_of_it_is_taken_back(
+    chain: Anvil, buyer: Buyer, driver: EffectDriver, seller: X402Seller
+) -> None:
+    await buyer.ask(seller, buyer.purse())
+    chain.mine(DEPTH)
+    await driver.step()
+    before = has(chain, buyer)
+
+    account = await withdraw(chain, buyer, driver, 7_000)
+    assert (account.funded, account.withdrawn, account.available) == (10_000, 7_000, 2_700)
+    for _ in range(2):
+        assert await buyer.ask(seller, buyer.purse()) == "Once upon"
+        await driver.step()
+    assert (account_of(buyer).owed, has(chain, buyer)) == (900, before)
+
+    # The rest is too little for this one, so more is put in: of that, and of what was left, nothing is taken back.
+    seller.amount = 3_000
+    assert await buyer.ask(seller, buyer.purse(max_payment=uusd(3_000))) == "Once upon"
+    chain.mine(DEPTH)
+    await driver.step()
+    account = account_of(buyer)
+    assert account.funded == 10_000 + (put_in := before - has(chain, buyer)) > 13_000
+    await end_of_notice(chain, buyer, driver, seller.batch.get_withdraw_delay())
+
+    assert has(chain, buyer) == before - put_in + 7_000
+    assert await buyer.ask(seller, buyer.purse(max_payment=uusd(3_000))) == "Once upon"
+    account = account_of(buyer)
+    assert (account.funded, account.withdrawn, account.owed) == (10_000 + put_in, 7_000, 1_500)
+    assert await collateral(buyer) == Line(debit=10_000 + put_in, credit=7_000)
+
+
+async def test_a_node_s_door_serves_what_is_left_of_a_channel(
+    chain: Anvil, buyer: Buyer, driver: EffectDriver, speaking: Tokenizer, tmp_path: Path
+) -> None:
+    engine = engine_of(speaking, slots=4)
+    async with stall(chain, tmp_path / "seller", speaking, engine, chain.wallet()) as shop:
+        purse = buyer.purse(max_payment=None, max_deposit=uusd(6_000))
+        assert await buyer.ask_at(f"{shop.url}/v1", purse, "memory", 8)
+        chain.mine(DEPTH)
+        await driver.step()
+        account = await withdraw(chain, buyer, driver, account_of(buyer).available // 2)
+        for _ in range(2):
+            assert await buyer.ask_at(f"{shop.url}/v1", purse, "memory", 8)
+        (theirs,) = shop.accounts("stablecoin")
+    await engine.close()
+    assert account_of(buyer).owed == theirs.owed > account.owed
+    assert (theirs.funded, theirs.withdrawn) == (account.funded, account.withdrawn)
+    assert buyer.wallet.signed == ["ReceiveWithAuthorization"]
+
+
+async def test_a_channel_that_was_taken_back_whole_is_paid_into_again_within_the_limits(
+    chain: Anvil, buyer: Buyer, driver: EffectDriver, seller: X402Seller
+) -> None:
+    await buyer.ask(seller, buyer.purse())
+    chain.mine(DEPTH)
+    await driver.step()
+    account = await withdraw(chain, buyer, driver, 9_700)
+    assert account.capacity == account.owed == 300
+
+    with pytest.raises(AsksTooMuch, match="max_deposit"):
+        await buyer.ask(seller, buyer.purse(max_deposit=uusd(999)))
+    assert await buyer.ask(seller, buyer.purse(max_deposit=uusd(10_000))) == "Once upon"
+    chain.mine(DEPTH)
+    await driver.step()
+    await end_of_notice(chain, buyer, driver, seller.batch.get_withdraw_delay())
+    account = account_of(buyer)
+    assert (account.funded, account.withdrawn, account.owed) == (20_000, 9_700, 600)
+    assert has(chain, buyer) == DOLLARS - 10_300
+
+
+async def test_a_refusal_while_money_is_taken_back_says_until_when(
+    chain: Anvil, buyer: Buyer, driver: EffectDriver, seller: X402Seller
+) -> None:
+    await buyer.ask(seller, buyer.purse())
+    chain.mine(DEPTH)
+    await driver.step()
+    account = await withdraw(chain, buyer, driver, 5_000)
+    channel = account.key.payee.partition("#")[2]
+    seller.batch.get_storage().update_channel(channel, lambda it: replace(it, charged_cumulative_amount="0"))
+    buyer.clock.advance(61)
+    await driver.step()
+    with pytest.raises(
+        TurnedDown, match=r"taking money back from its channel.*the notice of the withdrawal is over at"
+    ):
+        await buyer.ask(seller, buyer.purse())
+
+
+async def test_the_latest_reason_why_money_is_under_way_is_told_and_since_when(
+    chain: Anvil, buyer: Buyer, driver: EffectDriver, seller: X402Seller
+) -> None:
+    await buyer.ask(seller, buyer.purse())
+    chain.mine(DEPTH)
+    await driver.step()
+    key = account_of(buyer).key
+
+    def told() -> tuple[str, int]:
+        tracked = buyer.book.journal.books.effects[key]
+        return tracked.why.partition(" at ")[0].partition(" in transaction")[0], tracked.heard
+
+    await driver.ask(key, "refund", 5_000)
+    began = buyer.book.now()
+    assert told() == ("the notice of the withdrawal, of 0.25 hours, is under way", began)
+    chain.mine(DEPTH)
+    await driver.step()
+    assert told()[1] == began  # reasons that follow each other closely fill no journal
+    buyer.clock.advance(61)
+    await driver.step()
+    assert told() == ("the notice of the withdrawal is over", began + 61)
+    entries = buyer.book.journal.head.sequence
+    buyer.clock.advance(61)
+    await driver.step()
+    assert (told()[1], buyer.book.journal.head.sequence) == (began + 61, entries)
