@@ -74,7 +74,7 @@ _RULES: Final[dict[tuple[Role, Counter], tuple[BookAccount, BookAccount]]] = {
     ("payer", "withdrawn"): ("money", "collateral"),
 }
 _WITHOUT_DEPOSITS: Final = "credit"
-_PREPAID: Final = "prepaid"
+PREPAID: Final = "prepaid"
 _PREPAID_RULES: Final[dict[tuple[Role, Counter], tuple[BookAccount, BookAccount]]] = {
     ("payee", "funded"): ("money", "prepaid"),
     ("payee", "withdrawn"): ("prepaid", "money"),
@@ -167,7 +167,7 @@ def movements(me: str, before: Account, after: Account, change: Change | None = 
 def post(movement: Movement, sequence: int, time_ms: int) -> tuple[Posting, ...]:
     """The two postings of a movement, of the entry `sequence`; none where it moves no money of ours."""
     counted = movement.role, movement.counter
-    prepaid = _PREPAID_RULES.get(counted) if movement.key.rail == _PREPAID else None
+    prepaid = _PREPAID_RULES.get(counted) if movement.key.rail == PREPAID else None
     rule = prepaid or _RULES.get(counted)
     if rule is None:
         return ()

@@ -92,9 +92,9 @@ async def open_ground(
     names = [model.name for model in own.models]
     sold = [model.engine.manifest.digest for model in own.models if model.price is not None]
     lines = {did_of(peer): HttpPeer(session, peer.url) for peer in config.peers}
-    money, purses = await _open_money(stack, home, config, book, entropy, lines)
+    money, purses = await _open_money(stack, home, config, book, entropy, lines, session)
     policies = {money.rail.name: money.settings.policy()} if money is not None else {}
-    rails = [*rails, *money.rails] if money is not None else rails
+    rails = [*rails, *money.rails(purses.asking if purses is not None else None)] if money is not None else rails
     payer_of = purses.payer_of if purses is not None else no_payer
     elsewhere = await open_remotes(config, home, session, tokenizers, names, sold, payer_of)
     effects = EffectDriver(book, entropy, rails, policies, pace)
@@ -110,6 +110,7 @@ async def _open_money(
     book: Book,
     entropy: Entropy,
     lines: Mapping[Did, HttpPeer],
+    session: aiohttp.ClientSession,
 ) -> "tuple[Money | None, Purses | None]":
     """What the section [stablecoin] says; nothing without one."""
     if config.stablecoin is None:
@@ -120,7 +121,8 @@ async def _open_money(
 
     bond = bytes.fromhex(config.sell.bond[2:]) if config.sell.bond is not None else None
     money = await open_money(stack, home, config.stablecoin, book, lines.get, bond)
-    return money, await open_purses(book, entropy, money.chain, money.chain.network, money.chain.place.contract)
+    chain = money.chain
+    return money, await open_purses(book, entropy, chain, chain.network, chain.place.contract, session)
 
 
 async def _open_book(stack: contextlib.AsyncExitStack, place: Place, identity: Identity, clock: Clock) -> Book:

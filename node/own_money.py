@@ -24,7 +24,7 @@ from node.exchange.channels import Channels, Teller
 from node.exchange.tabs import stranger_config
 from node.exchange.till import Wanted
 from node.home import Home, HomeError
-from node.paid.prepaid import Prepaid
+from node.paid.prepaid import Asks, Prepaid
 from node.stablecoin_settings import StablecoinSettings
 
 _GWEI: Final = 10**9
@@ -49,10 +49,9 @@ class Money:
     bonds: Bonds | None
     own_bonds: OwnBonds | None
 
-    @property
-    def rails(self) -> list[Rail]:
-        """What moves money here: channels, and what strangers have prepaid."""
-        return [self.rail, Prepaid(self.chain)]
+    def rails(self, asks: Asks | None) -> list[Rail]:
+        """What moves money here: channels, and what was prepaid; `asks` gets this node's own of it back."""
+        return [self.rail, Prepaid(self.chain, asks)]
 
     @property
     def token(self) -> bytes:

@@ -3,10 +3,13 @@
 from collections.abc import Collection
 from typing import Final
 
+import aiohttp
+
 from ledger.rails.stablecoin.networks import Network, checksummed
 from node.config import BadConfig, RemoteSettings
 from node.engine.paying import Payer
 from node.exchange.book import Book
+from node.gateway.paying.asking_back import AskingBack
 from node.gateway.paying.fates import Sweeper
 from node.gateway.paying.limits import PayLimits, Scheme
 from node.gateway.paying.payments import Payments
@@ -19,8 +22,9 @@ from node.ports import Entropy
 class Purses:
     """Who pays each remote."""
 
-    def __init__(self, payments: Payments, signing: Signing, schemes: Collection[Scheme]) -> None:
+    def __init__(self, payments: Payments, signing: Signing, schemes: Collection[Scheme], asking: AskingBack) -> None:
         self._payments, self._signing, self._schemes = payments, signing, schemes
+        self.asking: Final = asking
         self.sweep: Final = Sweeper(payments, signing).sweep
 
     def payer_of(self, settings: RemoteSettings) -> Payer:
@@ -40,10 +44,18 @@ class Purses:
             settings.max_deposit,
             settings.pay_to,
         )
+        self.asking.know(settings.name, settings.url, lambda: settings.pay_to or self._payments.pay_to(settings.name))
         return Purse(limits, self._signing, self._payments)
 
 
-async def open_purses(book: Book, entropy: Entropy, wallet: Wallet, network: Network, channels: bytes) -> Purses:
+async def open_purses(
+    book: Book,
+    entropy: Entropy,
+    wallet: Wallet,
+    network: Network,
+    channels: bytes,
+    session: aiohttp.ClientSession,
+) -> Purses:
     """What an earlier run left unknown is taken up: call it before other services start. Call `sweep` now and then.
 
     `channels` is the contract that this node's channels are in.
@@ -54,4 +66,5 @@ async def open_purses(book: Book, entropy: Entropy, wallet: Wallet, network: Net
     coin = Coin(network.caip2, checksummed(token.address), token.name, token.version)
     # In another contract its channels would be none that the rail sees, or takes money back from.
     schemes: tuple[Scheme, ...] = ("exact", "batch-settlement") if channels == CHANNELS else ("exact",)
-    return Purses(payments, Signing(wallet, book.identity, coin), schemes)
+    signing = Signing(wallet, book.identity, coin)
+    return Purses(payments, signing, schemes, AskingBack(session, signing))

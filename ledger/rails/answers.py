@@ -6,6 +6,7 @@ from ledger.account import Account
 from ledger.changes import Change, Funded, Settled, Withdrawn
 from ledger.effects import MAX_WHY, News, Tracked
 from ledger.rails.port import Answer, Sight
+from ledger.statement import PREPAID
 
 # A claim that was tried so often, and vanished each time, is no reorganised chain: its owner should look.
 _TRIES: Final = 4
@@ -48,6 +49,13 @@ def moved_by(tracked: Tracked, answer: Answer) -> int:
 def counted(tracked: Tracked, moved: int, account: Account) -> tuple[Change, ...]:
     """What it changes in the account that so much has moved; collateral is counted by sights of it."""
     return (Settled(account.settled + moved),) if moved and tracked.effect.settles else ()
+
+
+def given_up(tracked: Tracked, news: News, account: Account) -> tuple[Change, ...]:
+    """What it changes that a refund of prepaid money failed and is given up: no sight of the rail's will tell it."""
+    if (tracked.effect.kind, tracked.state, news, account.key.rail) != ("refund", "failed", "dismissed", PREPAID):
+        return ()
+    return (Withdrawn(account.withdrawn - tracked.effect.amount, account.withdrawn_sequence + 1),)
 
 
 def shows(tracked: Tracked, account: Account) -> bool:

@@ -9,6 +9,7 @@ are for wallets that have paid by transfers: who asks signs a transfer of one un
 
 import asyncio
 import contextlib
+import re
 from collections import Counter as Counted
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
@@ -46,6 +47,8 @@ _AT_FIRST: Final = 50.0
 _READ_S: Final = 30.0
 _WRITE_S: Final = 60.0
 _NO_PROXIES: Final = Proxies()
+_AMOUNT: Final = re.compile(r"[0-9]{1,15}")
+_ID: Final = re.compile(r"[0-9a-f]{64}")
 _WISHES: Final = Wishes("public", "local", may_degrade=False)
 
 
@@ -201,10 +204,11 @@ class PaidDoor:
         return web.json_response(self._refunds.balance(self._wallet(request)))
 
     async def refund(self, request: web.Request) -> web.Response:
-        """Give a wallet back what is left of what it has paid."""
+        """Give a wallet back what is left of what it has paid: all, or `amount`; once for each `id` (32 bytes, hex)."""
+        amount, asked = _number(request.query.get("amount")), _name(request.query.get("id"))
         wallet = self._wallet(request)
         try:
-            return _settled(await self._refunds.prepaid(wallet))
+            return _settled(await self._refunds.prepaid(wallet, amount, asked))
         except PaymentRefused as refused:
             if refused.code == PENDING:
                 return self._pending(refused)
@@ -259,6 +263,18 @@ async def _ended(paid: Paid, counter: Counter) -> Mapping[str, str]:
     """Charge a request whose answers are there, and say so."""
     await paid.tab.charge(counter.cost)
     return header_of(paid.response()) | {"x-idlemesh-cost": str(Amount(paid.tab.charged or 0, "uusd"))}
+
+
+def _number(text: str | None) -> int | None:
+    if text is not None and not _AMOUNT.fullmatch(text):
+        raise ApiError(400, "amount is a whole number of millionths of a dollar", param="amount")
+    return None if text is None else int(text)
+
+
+def _name(text: str | None) -> bytes | None:
+    if text is not None and not _ID.fullmatch(text):
+        raise ApiError(400, "id is 32 bytes in hexadecimal, of your own choice", param="id")
+    return None if text is None else bytes.fromhex(text)
 
 
 def _settled(said: Settled) -> web.Response:

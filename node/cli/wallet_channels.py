@@ -133,6 +133,8 @@ def withdraw(
 ) -> None:
     """Take dollars back from the channel to a peer. They come after the channel's notice; the node sees to it.
 
+    What was paid in advance to a seller by x402 is asked back from it.
+
     Example: idlemesh wallet withdraw did:key:z6Mk... 2usd
     """
     query = ({"amount": amount} if amount is not None else {}) | ({"give_back": "1"} if give_back else {})

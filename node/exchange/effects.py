@@ -83,10 +83,11 @@ class EffectDriver:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def ask(self, key: AccountKey, kind: Kind, amount: int) -> Tracked | None:
+    async def ask(self, key: AccountKey, kind: Kind, amount: int, under: bytes | None = None) -> Tracked | None:
         """Move `amount` now, because the owner or the other side asks for it; what is known of it afterwards.
 
-        To close takes what is unsettled, and `amount` is 0. Whatever the fee is. Raises EffectRefused.
+        To close takes what is unsettled, and `amount` is 0. Whatever the fee is. `under` is the effect's key (32
+        bytes), where the other side is to know it. Raises EffectRefused.
         """
         rail = self._rails.get(key.rail)
         if rail is None or kind not in rail.effects:
@@ -101,7 +102,7 @@ class EffectDriver:
                     amount = min(amount, self._due(account, kind))
                     if account.unsettled and not amount:
                         raise NotNow("nothing of what is owed lies in the channel any more: its payer deposits first")
-                effect = self._mover.draw_up(account, Wish(kind, amount))
+                effect = self._mover.draw_up(account, Wish(kind, amount), under)
                 if effect.asked_by_payer not in (None, key.payer == self._book.me):
                     raise CannotMove(key.rail, kind)
                 await self._mover.plan(effect, account)

@@ -24,7 +24,7 @@ from ledger.effects import (
     draw_up,
 )
 from ledger.events import AccountChanged
-from ledger.rails.answers import counted, moved_by, news_of, seen, shows, why_of
+from ledger.rails.answers import counted, given_up, moved_by, news_of, seen, shows, why_of
 from ledger.rails.policy import Wish
 from ledger.rails.port import Answer, Rail, Sight
 from node.exchange.book import Book
@@ -91,9 +91,9 @@ class Mover:
         await self.plan(effect, account)
         await self.perform(rail, effect)
 
-    def draw_up(self, account: Account, wish: Wish) -> Effect:
-        """The effect that a wish is, under a key of its own. Raises InvalidChange."""
-        return draw_up(account, wish.kind, wish.amount, self._entropy.bytes(KEY_BYTES))
+    def draw_up(self, account: Account, wish: Wish, key: bytes | None = None) -> Effect:
+        """The effect that a wish is, under a key of its own unless there is one. Raises InvalidChange."""
+        return draw_up(account, wish.kind, wish.amount, key or self._entropy.bytes(KEY_BYTES))
 
     async def plan(self, effect: Effect, account: Account) -> None:
         """Make it durable that this is about to be tried. Raises AccountError."""
@@ -157,7 +157,8 @@ class Mover:
         for _ in range(_RECKONED):
             account = self._book.journal.books.account(key)
             told = EffectTold(key, effect.key, news, self._book.now(), moved, account.settled, why[:MAX_WHY])
-            changes = [AccountChanged(key, change) for change in counted(tracked, moved, account)]
+            moved_by_it = (*counted(tracked, moved, account), *given_up(tracked, news, account))
+            changes = [AccountChanged(key, change) for change in moved_by_it]
             try:
                 await self._book.post(told, *changes)
             except CounterMoved:

@@ -14,6 +14,7 @@ bring it to the chain until it expires: so it is followed as well. An account's 
 the voucher may say more, which is the payer's risk by x402's rules, and never claimed.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -31,11 +32,18 @@ _SHOWN: Final = "x402 transfer shown"
 _REMEMBERED_S: Final = 3_600  # longer than any transfer is good
 _ENDED: Final = "x402 transfer ended"
 _DEPOSIT: Final = "x402 deposit"
+_REFUND: Final = b"idlemesh refund of what was prepaid\0"
 
 
 def did_of_wallet(network: str, address: bytes, channel: bytes | None = None) -> str:
     """The payer of an account: a wallet on a network (CAIP-2), and one of its channels."""
     return f"{_PKH}{network}:0x{address.hex()}" + (f"#0x{channel.hex()}" if channel is not None else "")
+
+
+def refund_nonce(payer: bytes, asked: bytes) -> bytes:
+    """The nonce of the transfer by which a wallet gets back what it has prepaid; `asked` (32 bytes) is its own name for
+    that. So it moves once however often it is asked for, and both sides can look for it on the chain."""
+    return hashlib.sha256(_REFUND + payer + asked).digest()
 
 
 def is_stranger(did: str) -> bool:

@@ -22,7 +22,7 @@ from node.exchange.book import Book
 from node.exchange.channel_rows import ChannelRow, channel_rows
 from node.exchange.channels import UNIT
 from node.exchange.effects import EffectDriver, EffectRefused
-from node.exchange.strangers import CHANNEL_RAIL
+from node.exchange.strangers import CHANNEL_RAIL, PREPAID_RAIL, channel_of, is_stranger
 from node.exchange.wallet_refusals import NoBonds, NotDollars, NothingThere, TooLittle
 
 # So many claims by hand go out together; what is claimed at the same time shares a transaction.
@@ -137,11 +137,14 @@ class Wallet:
     async def withdraw(self, peer: str, amount: Amount | None) -> Tracked | None:
         """Take back from the channel to a peer what covers nothing: so much, or all of it.
 
-        It comes after the channel's notice, in which the peer may claim what it was promised.
+        It comes after the channel's notice, in which the peer may claim what it was promised. What was paid in advance
+        by x402 is asked back from its seller, who has it.
         """
-        account = self._book.journal.books.accounts.get(AccountKey(self._book.me, peer, CHANNEL_RAIL, UNIT))
+        rail = PREPAID_RAIL if is_stranger(peer) and channel_of(peer) is None else CHANNEL_RAIL
+        account = self._book.journal.books.accounts.get(AccountKey(self._book.me, peer, rail, UNIT))
         if account is None or not account.funded:
-            raise NothingThere(f"no money of this node's is in a channel to {peer}")
+            where = "with" if rail == PREPAID_RAIL else "in a channel to"
+            raise NothingThere(f"no money of this node's is {where} {peer}")
         return await self._back(account, amount)
 
     async def give_back(self, peer: str, amount: Amount | None) -> Tracked | None:

@@ -204,6 +204,14 @@ class Bank:
         text = said.transaction.removeprefix("0x")
         return bytes.fromhex(text) if len(text) == 64 and set(text.lower()) <= set("0123456789abcdef") else None
 
+    async def has_paid(self, nonce: bytes) -> bool:
+        """Whether this node's wallet has made the transfer with this nonce. Raises PaymentRefused."""
+        try:
+            (used,) = await self._chain.read(self.token.address, "authorizationState", self._chain.address, nonce)
+        except ChainError as error:
+            raise unread(error) from None
+        return bool(used)
+
     async def check_worth(self, amount: int, code: str) -> None:
         """Whether money that comes or goes back is worth its gas, whatever that costs today. Raises PaymentRefused."""
         fee = await self._fee()

@@ -1,11 +1,11 @@
-"""The rail of what strangers have paid by transfers: their money is here, and what is left of it can go back.
+"""The rail of what was paid in advance by transfers: what is left of it can go back.
 
 It is a `port.Rail` for the driver of effects. Nothing is ever claimed on it, and vouchers are not its way to pay. A
 refund is a transfer by this node's wallet, signed (EIP-3009) with the effect's key as nonce: so the token itself sees
-to it that it happens once.
+to it that it happens once. What this node has prepaid itself is its payee's to give back: see `Asks`.
 """
 
-from typing import Final
+from typing import Final, Protocol
 
 from ledger.account import Account
 from ledger.changes import VoucherReceived
@@ -17,9 +17,22 @@ from ledger.rails.stablecoin.errors import ChainError, Disagreement, Unreachable
 from ledger.rails.stablecoin.sending import TriedOften, sent, submitted, waits
 from ledger.rails.stablecoin.transfers import Authorization
 from ledger.records import Signed, Voucher
-from node.exchange.strangers import PREPAID_RAIL, wallet_of
+from node.exchange.strangers import PREPAID_RAIL, is_stranger, wallet_of
 
 _FOR_EVER: Final = 2**40
+
+
+class Asks(Protocol):
+    """Asks this node's money back from a payee. Both answer as a rail does."""
+
+    async def perform(self, effect: Effect) -> Answer:
+        """Ask for it."""
+
+    async def fate(self, effect: Effect) -> Answer:
+        """Whether it came."""
+
+
+_NOBODY: Final = Answer("failed", why="no remote here is paid by x402: name the seller in [[remotes]]")
 
 
 class Prepaid:
@@ -28,8 +41,10 @@ class Prepaid:
     name: Final = PREPAID_RAIL
     effects: Final[frozenset[Kind]] = frozenset({"refund"})
 
-    def __init__(self, chain: Chain) -> None:
+    def __init__(self, chain: Chain, asks: Asks | None = None) -> None:
+        """Without `asks` nothing of this node's own is ever prepaid."""
         self._chain = chain
+        self._asks = asks
 
     def capacity(self, account: Account) -> int:
         """What was paid and did not go back."""
@@ -53,6 +68,8 @@ class Prepaid:
 
     async def perform(self, effect: Effect) -> Answer:
         """Send what is left back to its wallet, once."""
+        if is_stranger(effect.account.payee):
+            return _NOBODY if self._asks is None else await self._asks.perform(effect)
         answer = await self.fate(effect)
         if answer.fate != "absent":
             return answer
@@ -72,6 +89,8 @@ class Prepaid:
 
     async def fate(self, effect: Effect) -> Answer:
         """Whether the token has made the transfer, at depth."""
+        if is_stranger(effect.account.payee):
+            return _NOBODY if self._asks is None else await self._asks.fate(effect)
         try:
             nonce = self._chain.address, effect.key
             token = self._chain.network.token.address

@@ -17,7 +17,7 @@ from ledger.effects import Kind, Tracked, free_collateral
 from ledger.rails.stablecoin.networks import checksummed
 from node.exchange.book import Book
 from node.exchange.effects import EffectRefused
-from node.exchange.strangers import PREPAID_RAIL, HeldVoucher, did_of_wallet, held
+from node.exchange.strangers import PREPAID_RAIL, HeldVoucher, did_of_wallet, held, refund_nonce
 from node.exchange.tabs import Tabs
 from node.paid.bank import Bank
 from node.paid.paid import channel_state
@@ -29,7 +29,7 @@ from node.paid.till import Till
 # by then covers nothing any more, is in the journal, and comes without the client.
 _WAIT_S: Final = 3.0
 _POLL_S: Final = 0.2
-Ask = Callable[[AccountKey, Kind, int], Awaitable[Tracked | None]]
+Ask = Callable[[AccountKey, Kind, int, bytes | None], Awaitable[Tracked | None]]
 
 
 class Refunds:
@@ -80,24 +80,38 @@ class Refunds:
             "left": str(free_collateral(account)),
         }
 
-    async def prepaid(self, wallet: bytes) -> SettleResponse:
-        """Give back all that is left of a wallet's transfers. Raises PaymentRefused."""
-        key = self._key(wallet)
-        amount = free_collateral(self._tabs.account(key))
-        if not amount:
-            raise PaymentRefused("no_balance", "nothing is left of what this wallet has paid")
+    async def prepaid(self, wallet: bytes, amount: int | None = None, asked: bytes | None = None) -> SettleResponse:
+        """Give back what is left of a wallet's transfers, or so much of it. Raises PaymentRefused.
+
+        What was `asked` for under one name (32 bytes) goes back once, and whoever asks again is told so: see
+        `refund_nonce`.
+        """
+        key, under = self._key(wallet), None if asked is None else refund_nonce(wallet, asked)
+        free = free_collateral(self._tabs.account(key))
+        if under is not None and (found := await self._is_known(key, under)) is not None:
+            return self._response(wallet, amount or 0, {"balance": str(free), "underWay": found})
+        amount = free if amount is None else amount
+        if not 0 < amount <= free:
+            raise PaymentRefused("no_balance", f"{free} is left of what this wallet has paid")
         await self._bank.check_worth(amount, errors.ERR_REFUND_TRANSACTION_FAILED)
-        under_way = await self._move(key, wallet, amount)
+        under_way = await self._move(key, wallet, amount, under)
         return self._response(wallet, amount, {"balance": self.balance(wallet)["left"], "underWay": under_way})
+
+    async def _is_known(self, key: AccountKey, under: bytes) -> bool | None:
+        """Whether a refund is still on its way; None: nobody has asked for it. Raises PaymentRefused."""
+        tracked = self._book.journal.books.effects.get(key)
+        if tracked is not None and tracked.effect.key == under:
+            return tracked.state != "settled"
+        return False if await self._bank.has_paid(under) else None
 
     def _key(self, wallet: bytes) -> AccountKey:
         return self._tabs.key(did_of_wallet(self._till.terms.place.network, wallet), PREPAID_RAIL)
 
-    async def _move(self, key: AccountKey, wallet: bytes, amount: int) -> bool:
+    async def _move(self, key: AccountKey, wallet: bytes, amount: int, under: bytes | None = None) -> bool:
         """Have money go back; whether it is still on its way. Raises PaymentRefused."""
         with self._gas.spending(wallet, errors.ERR_REFUND_TRANSACTION_FAILED):
             try:
-                tracked = await self._ask(key, "refund", amount)
+                tracked = await self._ask(key, "refund", amount, under)
             except EffectRefused as error:
                 raise PaymentRefused(errors.ERR_REFUND_TRANSACTION_FAILED, f"not now: {error}") from None
         loop = asyncio.get_running_loop()

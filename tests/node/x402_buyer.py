@@ -24,11 +24,13 @@ from node.exchange.channels import Channels
 from node.exchange.effects import EffectDriver
 from node.exchange.pacing import Pace
 from node.exchange.tabs import stranger_config
+from node.gateway.paying.asking_back import AskingBack
 from node.gateway.paying.limits import PayLimits
 from node.gateway.paying.payments import Payments
 from node.gateway.paying.purse import Purse
 from node.gateway.paying.signing import CHANNELS, Signing
 from node.gateway.paying.terms import Coin
+from node.paid.prepaid import Prepaid
 from node.ports import ManualClock, SeededEntropy
 from tests.chain import Anvil
 from tests.node.x402_seller import NETWORK, X402Seller
@@ -109,14 +111,20 @@ async def buying(chain: Anvil, folder: Path, wallet: OpenWallet | None = None) -
 
 
 @contextlib.asynccontextmanager
-async def moving(anvil: Anvil, folder: Path, buyer: Buyer) -> AsyncIterator[EffectDriver]:
-    """What moves the buyer's money by the rail itself, over a view of the chain of its own; go on by `step`."""
+async def moving(anvil: Anvil, folder: Path, buyer: Buyer, *doors: str) -> AsyncIterator[EffectDriver]:
+    """What moves the buyer's money by the rails themselves, over a view of the chain of its own; go on by `step`.
+
+    `doors` are the urls of the seller that is called `shop`.
+    """
     key = Key.of(bytes(buyer.wallet.account.key))
     chain = await Chain.open(network("anvil"), [anvil.url], folder, key, contract=CHANNELS, poll_s=0.05)
     channels = Channels(buyer.book, lambda _: None, lambda key: stranger_config(buyer.book.strangers, key))
     rail = Stablecoin(chain, channels, ME.did, ether=1)
     pace = Pace(round_s=0.05, look_s=0.0, look_again_s=0.0, rest_s=0.0, first_retry_s=0.0, last_retry_s=0.0)
-    driver = EffectDriver(buyer.book, SeededEntropy(2), [rail], pace=pace)
+    asking = AskingBack(buyer.session, buyer.signing)
+    for url in doors:
+        asking.know("shop", url, lambda: buyer.payments.pay_to("shop"))
+    driver = EffectDriver(buyer.book, SeededEntropy(2), [rail, Prepaid(chain, asking)], pace=pace)
     try:
         yield driver
     finally:

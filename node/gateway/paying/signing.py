@@ -73,6 +73,11 @@ class Signing:
         self._did = identity.did
         self._vouchers = _VoucherSigner(voucher_key(identity))
 
+    @property
+    def address(self) -> bytes:
+        """The wallet's."""
+        return self._wallet.address
+
     async def exact(self, terms: Terms) -> dict[str, Any]:
         """A transfer of all that one request is promised."""
         signer = _WalletSigner(self._wallet, asyncio.get_running_loop())
@@ -130,8 +135,11 @@ class Signing:
 
     async def is_used(self, authorization: Authorization, *, deep: bool = False) -> bool:
         """Whether its money has moved, as far as the chain tells now. Raises ChainError."""
-        asked = self._wallet.address, authorization.nonce
-        (used,) = await self._wallet.read(_raw(self.coin.address), "authorizationState", *asked, deep=deep)
+        return await self.is_used_by(self._wallet.address, authorization.nonce, deep=deep)
+
+    async def is_used_by(self, wallet: bytes, nonce: bytes, *, deep: bool) -> bool:
+        """Whether a wallet's transfer with this nonce was made. Raises ChainError."""
+        (used,) = await self._wallet.read(_raw(self.coin.address), "authorizationState", wallet, nonce, deep=deep)
         return bool(used)
 
     async def has(self) -> int:

@@ -223,7 +223,10 @@ async def test_a_refusal_while_money_is_taken_back_says_until_when(
     await driver.step()
     account = await withdraw(chain, buyer, driver, 5_000)
     channel = account.key.payee.partition("#")[2]
-    seller.batch.get_storage().update_channel(channel, lambda it: replace(it, charged_cumulative_amount="0"))
+    seller.batch.get_storage().update_channel(
+        channel,
+        lambda it: None if it is None else replace(it, charged_cumulative_amount="0"),
+    )
     buyer.clock.advance(61)
     await driver.step()
     with pytest.raises(
