@@ -149,7 +149,7 @@ def _doors(ground: Ground, buying: Buying, seller: Seller | None, keys: Keys) ->
         return selling_now(seller is not None, ground.watch, book.trouble)
 
     def running() -> dict[str, Any]:
-        return {**ground.own.status(), "remotes": buying.remotes.status()}
+        return {**ground.own.status(), "remotes": buying.remotes.status(), "slashes": _slashes(ground)}
 
     offers = seller.offers if seller else _no_offers
     heads = buying.reconciler.heads
@@ -164,6 +164,15 @@ def _doors(ground: Ground, buying: Buying, seller: Seller | None, keys: Keys) ->
     app.add_routes(EffectsDoor(book, ground.effects).routes())
     add_wallet(app, ground, buying.opening)
     return app
+
+
+def _slashes(ground: Ground) -> list[dict[str, Any]]:
+    """What arbiters want to take of this node's bonds."""
+    if ground.money is None or ground.money.own_bonds is None:
+        return []
+    from node.api.slash_rows import slash_row  # as late as the rest that knows of chains
+
+    return [slash_row(bond.id, slash) for bond, slash in ground.money.own_bonds.slashes]
 
 
 async def _open_paid(stack: contextlib.AsyncExitStack, ground: Ground) -> "OpenDoor | None":

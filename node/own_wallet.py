@@ -7,6 +7,7 @@ from aiohttp import web
 
 from ledger.account import AccountKey
 from node.api.errors import ApiError
+from node.exchange.wallet_refusals import NoBonds
 from node.ground import Ground
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def add_wallet(app: web.Application, ground: Ground, opening: "Opening | None") 
         app.router.add_route("*", "/node/v1/wallet{rest:.*}", _no_wallet)
         return
     # They import the libraries of chains, which takes seconds.
+    from node.api.slashes import SlashesDoor
     from node.api.wallet import WalletDoor
     from node.exchange.finding import Finding
     from node.exchange.wallet import Wallet
@@ -30,6 +32,11 @@ def add_wallet(app: web.Application, ground: Ground, opening: "Opening | None") 
     )
     finding = Finding(money.chain, money.channels, ground.book.identity, partial(_peers, ground), ground.effects.look)
     app.add_routes(WalletDoor(wallet, money.chain.network, ground.book.me, finding).routes())
+    if money.own_bonds is not None:
+        slashes = SlashesDoor(money.own_bonds.known, money.own_bonds, money.chain.address, wallet.followed)
+        app.add_routes(slashes.routes())
+    else:
+        app.router.add_route("*", "/node/v1/wallet/slashes{rest:.*}", _no_bonds)
 
     async def close(_app: web.Application) -> None:
         await finding.close()
@@ -46,6 +53,10 @@ def _peers(ground: Ground) -> set[str]:
 def _channel_id(money: "Money", key: AccountKey) -> bytes | None:
     config = money.channels.channel(key)
     return None if config is None else money.chain.place.channel_id(config)
+
+
+async def _no_bonds(_request: web.Request) -> web.Response:
+    raise ApiError(409, str(NoBonds()), code="no_bonds")
 
 
 async def _no_wallet(_request: web.Request) -> web.Response:

@@ -36,22 +36,22 @@ class OwnerClient:
         """The JSON at a path. Raises CallFailed."""
         return await self._json("GET", path, query)
 
-    async def post(self, path: str) -> Any:
-        """The JSON that posting to a path brings. Raises CallFailed."""
-        return await self._json("POST", path, {})
+    async def post(self, path: str, body: object = None) -> Any:
+        """The JSON that posting to a path brings, with a body as JSON or without. Raises CallFailed."""
+        return await self._json("POST", path, {}, body)
 
-    async def _json(self, method: str, path: str, query: dict[str, str]) -> Any:
+    async def _json(self, method: str, path: str, query: dict[str, str], body: object = None) -> Any:
         timeout = aiohttp.ClientTimeout(total=_CALL_S)
         try:
             async with self._session.request(
-                method, self._running.url + path, params=query, headers=self._headers, timeout=timeout
+                method, self._running.url + path, params=query, headers=self._headers, timeout=timeout, json=body
             ) as response:
-                body = await response.json()
+                said = await response.json()
         except (aiohttp.ClientError, TimeoutError) as error:
             raise CallFailed(f"the node at {self._running.url} does not answer: {type(error).__name__}") from None
         if response.status != 200:
-            raise CallFailed(body["error"]["message"], str(body["error"].get("code") or ""))
-        return body
+            raise CallFailed(said["error"]["message"], str(said["error"].get("code") or ""))
+        return said
 
     async def download(self, path: str) -> AsyncIterator[bytes]:
         """What lies at a path, of any length, in pieces. Raises CallFailed."""

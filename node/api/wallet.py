@@ -17,6 +17,7 @@ from ledger.records import MAX_ARBITERS
 from node.api.channel_rows import channel_row
 from node.api.effects import effect_row
 from node.api.errors import ApiError
+from node.api.slash_rows import dollars, slash_row
 from node.exchange.bonding import Conditions, OwnBond
 from node.exchange.channels import UNIT
 from node.exchange.effects import EffectRefused
@@ -34,6 +35,24 @@ _FIND_S: Final = 10.0
 _NOTICE_DAYS: Final = 7
 
 
+def answering(handle: Any) -> Any:
+    """A handler whose refusals are answers that say what to do."""
+
+    async def handler(request: web.Request) -> web.Response:
+        try:
+            return web.json_response(await handle(request))
+        except MoneyError as error:
+            raise ApiError(400, str(error), param="amount") from None
+        except NotADid as error:
+            raise ApiError(400, f"{error}: `idlemesh peers` lists the named ones", param="peer") from None
+        except (WalletRefused, EffectRefused, OpeningError, BondRefused) as error:
+            raise ApiError(_STATUS, str(error), code="not_moved") from None
+        except ChainError as error:
+            raise ApiError(503, str(error), code="chain") from None
+
+    return handler
+
+
 class WalletDoor:
     """Shows what the wallet has, and moves it."""
 
@@ -47,36 +66,18 @@ class WalletDoor:
         """What it serves."""
         at = "/node/v1/wallet"
         return [
-            web.get(at, self._answering(self.holdings)),
-            web.get(f"{at}/channels", self._answering(self.channels)),
-            web.post(f"{at}/find", self._answering(self.find)),
-            web.post(f"{at}/deposit/{{peer}}/{{amount}}", self._answering(self.deposit)),
-            web.post(f"{at}/claim", self._answering(self.claim)),
-            web.post(f"{at}/claim/{{peer}}", self._answering(self.claim)),
-            web.post(f"{at}/withdraw/{{peer}}", self._answering(self.withdraw)),
-            web.get(f"{at}/bonds", self._answering(self.bonds)),
-            web.post(f"{at}/find-bonds", self._answering(self.find_bonds)),
-            web.post(f"{at}/bonds/{{amount}}", self._answering(self.lock)),
-            web.post(f"{at}/unbond", self._answering(self.unbond)),
+            web.get(at, answering(self.holdings)),
+            web.get(f"{at}/channels", answering(self.channels)),
+            web.post(f"{at}/find", answering(self.find)),
+            web.post(f"{at}/deposit/{{peer}}/{{amount}}", answering(self.deposit)),
+            web.post(f"{at}/claim", answering(self.claim)),
+            web.post(f"{at}/claim/{{peer}}", answering(self.claim)),
+            web.post(f"{at}/withdraw/{{peer}}", answering(self.withdraw)),
+            web.get(f"{at}/bonds", answering(self.bonds)),
+            web.post(f"{at}/find-bonds", answering(self.find_bonds)),
+            web.post(f"{at}/bonds/{{amount}}", answering(self.lock)),
+            web.post(f"{at}/unbond", answering(self.unbond)),
         ]
-
-    @staticmethod
-    def _answering(handle: Any) -> Any:
-        """A handler whose refusals are answers that say what to do."""
-
-        async def handler(request: web.Request) -> web.Response:
-            try:
-                return web.json_response(await handle(request))
-            except MoneyError as error:
-                raise ApiError(400, str(error), param="amount") from None
-            except NotADid as error:
-                raise ApiError(400, f"{error}: `idlemesh peers` lists the named ones", param="peer") from None
-            except (WalletRefused, EffectRefused, OpeningError, BondRefused) as error:
-                raise ApiError(_STATUS, str(error), code="not_moved") from None
-            except ChainError as error:
-                raise ApiError(503, str(error), code="chain") from None
-
-        return handler
 
     async def holdings(self, _request: web.Request) -> dict[str, Any]:
         """What is in it, outside of channels and bonds; without the chain, where it is."""
@@ -110,9 +111,9 @@ class WalletDoor:
             "direction": "we pay" if we_pay else "they pay",
             "channel": f"0x{one.id.hex()}",
             "state": one.state,
-            "deposited": _dollars(view.deposited if view is not None else 0),
-            "unclaimed": _dollars(view.balance - view.claimed if view is not None else 0),
-            "withdrawing": _dollars(view.withdrawing if view is not None else 0),
+            "deposited": dollars(view.deposited if view is not None else 0),
+            "unclaimed": dollars(view.balance - view.claimed if view is not None else 0),
+            "withdrawing": dollars(view.withdrawing if view is not None else 0),
         }
 
     async def deposit(self, request: web.Request) -> dict[str, Any]:
@@ -142,7 +143,11 @@ class WalletDoor:
 
     async def bonds(self, _request: web.Request) -> dict[str, Any]:
         """This node's bonds, and what is in them."""
-        return {"bonds": [_bond(bond, stake) for bond, stake in await self._wallet.bonds()]}
+        running: dict[bytes, list[dict[str, Any]]] = {}
+        for bond, slash in await self._wallet.slashes():
+            running.setdefault(bond.id, []).append(slash_row(bond.id, slash))
+        found = await self._wallet.bonds()
+        return {"bonds": [{**_bond(bond, stake), "slashes": running.get(bond.id, [])} for bond, stake in found]}
 
     async def find_bonds(self, _request: web.Request) -> dict[str, Any]:
         """Look through the chain for bonds that the ledger has lost; asked again while it goes on."""
@@ -221,14 +226,9 @@ def _bond(bond: OwnBond, stake: Stake | None = None) -> dict[str, Any]:
             "asked_back": stake.unlocking,
             "counts": stake.free,
         }
-        said |= {name: _dollars(value) for name, value in money.items()}
+        said |= {name: dollars(value) for name, value in money.items()}
         said["back_at"] = stake.unlocks_at or None
     return said
-
-
-def _dollars(value: int) -> str:
-    """An amount of any size: the contract holds larger ones than records do."""
-    return f"{value // 10**6}.{value % 10**6:06}usd"
 
 
 def _acted(bond: OwnBond, done: Done) -> dict[str, Any]:

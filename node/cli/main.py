@@ -23,6 +23,18 @@ ledger = group(
     },
     help="The journal of this node. Example: idlemesh ledger verify",
 )
+slash = group(
+    {
+        "list": "wallet_slashes:list_running",
+        "draft": "wallet_slashes:draft",
+        "sign": "wallet_slashes:sign",
+        "bring": "wallet_slashes:bring",
+        "answer": "wallet_slashes:answer",
+        "end": "wallet_slashes:end",
+        "pay-out": "wallet_slashes:pay_out",
+    },
+    help="What arbiters take of a stake: signed by hand, answered, carried out. Example: idlemesh wallet slash list",
+)
 wallet = group(
     {
         "create": "wallet_keys:create",
@@ -35,6 +47,7 @@ wallet = group(
         "withdraw": "wallet_channels:withdraw",
         "bond": "wallet_bonds:bond",
         "unbond": "wallet_bonds:unbond",
+        "slash": "main:slash",
     },
     help="Money on a chain: see [stablecoin] in config.toml. Example: idlemesh wallet address",
 )

@@ -55,7 +55,23 @@ def status(body: Body) -> None:
     today = body["today"]
     earned, paid = (", ".join(today[name]) or "nothing" for name in ("earned", "paid"))
     typer.echo(f"Since midnight UTC it has earned {earned} and promised to pay {paid}.")
+    for slash in body["slashes"]:
+        typer.echo(slash_line(slash))
     _running(body)
+
+
+def slash_line(slash: Body) -> str:
+    """A slash that is not decided, and until when its seller can do what."""
+    what = f"Arbiters want to take {slash['amount']} of the bond {slash['bond'][:14]}, for {slash['evidence'][:14]}"
+    if slash["state"] == "answered":
+        return (
+            f"{what}: it was answered; they may uphold that from {_at(slash['answer_by'])} to {_at(slash['ends_by'])}."
+        )
+    return f"{what}: answer by {_at(slash['answer_by'])}, or anyone can carry it out (`idlemesh wallet slash --help`)."
+
+
+def _at(seconds: int) -> str:
+    return local_time(1000 * seconds)
 
 
 def peers(body: Body) -> None:

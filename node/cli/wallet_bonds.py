@@ -7,6 +7,7 @@ import typer
 from node.cli.client import call
 from node.cli.options import HomeOption, JsonOption
 from node.cli.output import CommandFailed, local_time, print_json, print_table
+from node.cli.show import slash_line
 from node.cli.wallet_calls import AT, STATES, in_path, post
 from node.home import open_home
 
@@ -86,6 +87,9 @@ def _show_bonds(body: dict[str, Any]) -> None:
     ]
     columns = ("bond", "locked", "counts", "asked back", "held for slashes", "back from", "arbiters")
     print_table("Bonds", columns, rows, "No bond is locked: `idlemesh wallet bond --help` shows how.")
+    for row in body["bonds"]:
+        for slash in row["slashes"]:
+            typer.echo(slash_line(slash))
 
 
 def _show_act(body: dict[str, Any]) -> None:

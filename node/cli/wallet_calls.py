@@ -24,7 +24,7 @@ def in_path(text: str) -> str:
     return quote(text, safe=":")
 
 
-def post(home: Path | None, path: str, query: list[tuple[str, str]]) -> Any:
+def post(home: Path | None, path: str, query: list[tuple[str, str]], body: object = None) -> Any:
     """Have the wallet do something. Raises HomeError, CallFailed."""
     whole = f"{AT}/{path}" + (f"?{urlencode(query)}" if query else "")
-    return call(open_home(home), lambda client: client.post(whole))
+    return call(open_home(home), lambda client: client.post(whole, body))

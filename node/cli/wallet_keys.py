@@ -23,7 +23,7 @@ def create(passphrase_file: PassphraseOption = None, home: HomeOption = None, as
     Example: idlemesh wallet create
     """
     where = open_home(home)
-    path, said = _keystore_of(where), _settings(where)
+    path, said = keystore_of(where), stablecoin_settings(where)
     _refuse_second(path)
     passphrase = read_passphrase(passphrase_file or said.passphrase_file, new=True)
     _say_made(path, _create(where, path, passphrase, None), as_json)
@@ -48,7 +48,7 @@ def import_key(
     if keystore is not None and key_file is not None:
         raise CommandFailed("name one of --key and --keystore")
     where = open_home(home)
-    path, said = _keystore_of(where), _settings(where)
+    path, said = keystore_of(where), stablecoin_settings(where)
     _refuse_second(path)
     secret = None if keystore is not None else _secret(key_file)
     passphrase = read_passphrase(passphrase_file or said.passphrase_file, new=keystore is None)
@@ -133,12 +133,12 @@ def address(home: HomeOption = None, as_json: JsonOption = False) -> None:
 def _own_address(home: Home) -> bytes:
     from ledger.rails.stablecoin.keys import KeysError, keystore_address
 
-    if _settings(home).signer is not None:
+    if stablecoin_settings(home).signer is not None:
         raise CommandFailed(
             f"the keys are behind [stablecoin] signer: start the node, which asks it: {NotRunning(home.folder)}"
         )
     try:
-        return keystore_address(_keystore_of(home))
+        return keystore_address(keystore_of(home))
     except KeysError as error:
         raise CommandFailed(str(error)) from None
 
@@ -149,15 +149,15 @@ def _checksummed(raw: bytes) -> str:
     return checksummed(raw)
 
 
-def _settings(home: Home) -> StablecoinSettings:
+def stablecoin_settings(home: Home) -> StablecoinSettings:
     """What the owner says in [stablecoin]; where there is nothing yet, what holds without it. Raises BadConfig."""
     if not home.config.exists():
         return StablecoinSettings()
     return load_config(home.config, {}).stablecoin or StablecoinSettings()
 
 
-def _keystore_of(home: Home) -> Path:
-    said = _settings(home)
+def keystore_of(home: Home) -> Path:
+    said = stablecoin_settings(home)
     if said.signer is not None:
         raise CommandFailed("the keys are behind [stablecoin] signer: there is no keystore to make")
     return said.keystore or home.wallet

@@ -8,6 +8,7 @@ own; a wish for terms that one has already is about that one.
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -18,12 +19,14 @@ from ledger.journal import Kept
 from ledger.rails.stablecoin.bond_terms import BondRefused, BondTerms, Stake, check_terms, named, salt_of, terms_of
 from ledger.rails.stablecoin.bonds import Bonds, Done
 from ledger.rails.stablecoin.chain import Outcome
+from ledger.rails.stablecoin.slashes import Slash, Slashes
 from ledger.records import Bond, strict_converter
 from node.exchange.book import Book
 from node.exchange.searching import Search
 
 _LOOK_S: Final = 120.0
 _READ_S: Final = 30.0
+_SEARCH_S: Final = 600.0  # a slash may have been proposed months ago
 _KIND: Final = "bond"
 _CONTENT: Final = "application/idlemesh-bond+cbor"
 _MAX_RECORD: Final = 2_048
@@ -59,11 +62,12 @@ class OwnBonds:
 
     def __init__(self, book: Book, bonds: Bonds, owner: bytes, token: bytes, chosen: bytes | None) -> None:
         """`owner` is the wallet's address, `chosen` the bond that offers name: None takes the largest."""
+        self.known: Final = Slashes(bonds.chain, bonds.place)  # all slashes in that contract
+        self._running: dict[bytes, list[Slash]] = {}  # by bond, as they were seen last
         self._book, self._bonds, self._owner, self._token = book, bonds, owner, token
         self._chosen = chosen
         self._own: dict[bytes, OwnBond] = {}
         self._stakes: dict[bytes, Stake] = {}
-        self._held: dict[bytes, int] = {}  # for slashes, when it was seen last
         self._pledged: Bond | None = None
         self._lock = asyncio.Lock()
         self._search = Search(self._recover)
@@ -171,6 +175,7 @@ class OwnBonds:
         try:
             while True:
                 await self.look()
+                await self.look_for_slashes()
                 await asyncio.sleep(_LOOK_S)
         finally:
             await self._search.close()
@@ -184,22 +189,41 @@ class OwnBonds:
             except Exception as error:  # noqa: BLE001 - the chain may fail in any way; buyers look for themselves
                 _log.info("the bond 0x%s could not be seen: %s", bond.id.hex(), type(error).__name__)
             else:
-                self._warn(bond, head)
                 self._stakes[bond.id] = min(deep, head, key=lambda stake: stake.free)
         self._pledged = self._best()
 
-    def _warn(self, bond: OwnBond, head: Stake) -> None:
-        before = self._held.get(bond.id, 0)
-        self._held[bond.id] = head.reserved
-        if head.reserved > before:
-            days = bond.terms.challenge / 86_400
-            _log.warning(
-                "arbiters want to take %d millionths of a dollar of the bond 0x%s: unless its owner answers on "
-                "the chain within %g days (`answerSlash` of contracts/src/IBonds.sol), anyone can carry that out",
-                head.reserved - before,
-                bond.id.hex(),
-                days,
-            )
+    # Slashes
+
+    @property
+    def slashes(self) -> list[tuple[OwnBond, Slash]]:
+        """Slashes of this node's bonds that are not decided, as they were seen last."""
+        return [(bond, slash) for bond in self.all for slash in self._running.get(bond.id, ())]
+
+    async def look_for_slashes(self) -> None:
+        """See what runs against the bonds, and warn their owner of what is new."""
+        for bond in self.all:
+            try:
+                async with asyncio.timeout(_SEARCH_S):
+                    await self.running(bond)
+            except Exception as error:  # noqa: BLE001 - as in `look`
+                _log.info("slashes of the bond 0x%s could not be seen: %s", bond.id.hex(), type(error).__name__)
+
+    async def running(self, bond: OwnBond) -> list[Slash]:
+        """What runs against a bond now; may read blocks."""
+        running = await self.known.running(bond.terms)
+        before = {slash.evidence for slash in self._running.get(bond.id, ())}
+        self._running[bond.id] = running
+        for slash in running:
+            if slash.evidence not in before:
+                _log.warning(
+                    "arbiters want to take %d millionths of a dollar of the bond 0x%s: answer them with"
+                    " `idlemesh wallet slash answer 0x%s FILE`, or anyone can carry that out after %s",
+                    slash.amount,
+                    bond.id.hex(),
+                    slash.evidence.hex(),
+                    time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(slash.answer_by)),
+                )
+        return running
 
     def _best(self) -> Bond | None:
         wanted = [bond for bond in self.all if self._chosen in (None, bond.id)]

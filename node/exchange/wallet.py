@@ -5,6 +5,7 @@ own transactions. Amounts are in uusd, one unit of the network's dollar; the cha
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
@@ -17,6 +18,7 @@ from ledger.money import Amount
 from ledger.rails.stablecoin.bond_terms import Stake
 from ledger.rails.stablecoin.bonds import Done
 from ledger.rails.stablecoin.chain import Outcome
+from ledger.rails.stablecoin.slashes import Slash
 from node.exchange.bonding import Conditions, OwnBond, OwnBonds
 from node.exchange.book import Book
 from node.exchange.channel_rows import ChannelRow, channel_rows
@@ -29,6 +31,7 @@ from node.exchange.wallet_refusals import NoBonds, NotDollars, NothingThere, Too
 _AT_ONCE: Final = 50
 # How long a command waits for a transaction: it goes on by itself after that.
 _WAIT_S: Final = 60.0
+_SEARCH_S: Final = 10.0
 
 
 class Funds(Protocol):
@@ -170,6 +173,14 @@ class Wallet:
         """This node's bonds, with what is in them at the head."""
         return [(bond, await self._own.stake(bond)) for bond in self._own.all]
 
+    async def slashes(self) -> list[tuple[OwnBond, Slash]]:
+        """What runs against this node's bonds; where that takes too long to find, as it was seen last."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SEARCH_S):
+                for bond in self._own.all:
+                    await self._own.running(bond)
+        return self._own.slashes
+
     @property
     def _own(self) -> OwnBonds:
         if self._bonds is None:
@@ -208,9 +219,14 @@ class Wallet:
 
     async def _followed(self, done: Done) -> Done:
         """What became of an act, and what offers name after it."""
-        if done.key and done.outcome.state in ("waiting", "mined"):
-            done = Done(done.act, await self._wait(done.key), done.key)
+        done = await self.followed(done)
         await self._own.look()
+        return done
+
+    async def followed(self, done: Done) -> Done:
+        """What became of an act about a slash."""
+        if done.key and done.outcome.state in ("waiting", "mined"):
+            return Done(done.act, await self._wait(done.key), done.key)
         return done
 
     async def _wait(self, key: bytes) -> Outcome:

@@ -19,7 +19,20 @@ from ledger.rails.stablecoin.chain import Chain, Outcome
 from ledger.rails.stablecoin.contracts import Call, encoded
 from ledger.rails.stablecoin.digests import MAX_UINT128
 
-Act = Literal["approve", "lock", "ask back", "keep", "take"]
+Act = Literal[
+    "approve",
+    "lock",
+    "ask back",
+    "keep",
+    "take",
+    "propose a slash",
+    "uphold a slash",
+    "dismiss a slash",
+    "answer a slash",
+    "carry out a slash",
+    "let a slash lapse",
+    "pay out",
+]
 _FUNCTIONS: Final[dict[Act, str]] = {
     "lock": "bond",
     "ask back": "requestUnlock",
@@ -53,14 +66,14 @@ class Bonds:
     """One contract of bonds, as the wallet of a chain uses it. Everything raises ChainError, acts also BondRefused."""
 
     def __init__(self, chain: Chain, contract: bytes) -> None:
-        self._chain = chain
+        self.chain: Final = chain
         self._acting = asyncio.Lock()
         self._acts: dict[bytes, bytes] = {}  # by bond: the key of the last act's transaction
         self.place: Final = BondPlace(chain.network.chain_id, contract)
 
     async def stake(self, bond: bytes, *, deep: bool = False) -> Stake:
         """A bond's money at the head, or where it stays."""
-        return Stake(*await self._chain.read(self.place.contract, "bonds", bond, deep=deep))
+        return Stake(*await self.chain.read(self.place.contract, "bonds", bond, deep=deep))
 
     async def seen(self, bond: bytes) -> tuple[Stake, Stake]:
         """A bond's money where it stays, and at the head: the less of the two is what counts."""
@@ -68,7 +81,7 @@ class Bonds:
 
     async def find(self) -> list[BondTerms]:
         """All that the wallet has ever locked here, from the chain alone (slow: all blocks)."""
-        return await self._chain.find_bonds(self.place, self._chain.address)
+        return await self.chain.find_bonds(self.place, self.chain.address)
 
     async def lock(self, terms: BondTerms, total: int, wait: Callable[[bytes], Awaitable[Outcome]]) -> Done:
         """Lock what lacks to `total`, out of the wallet; nothing, if so much is locked.
@@ -86,14 +99,14 @@ class Bonds:
         amount = total - stake.locked
         if amount <= 0:
             return Done("lock", _NOTHING)
-        held = await self._chain.tokens()
+        held = await self.chain.tokens()
         if held < amount:
             raise BondRefused(f"the wallet has {held} of the {amount} millionths of a dollar: send some there first")
-        (allowed,) = await self._chain.read(terms.token, "allowance", terms.seller, self.place.contract)
+        (allowed,) = await self.chain.read(terms.token, "allowance", terms.seller, self.place.contract)
         if allowed < amount:
             approval = Call(terms.token, encoded("approve", self.place.contract, amount))
-            key = await self._key_of("approve", self.place.bond_id(terms), (stake.locked, amount))
-            outcome = await self._chain.submit(key, approval)
+            key = await key_of(self.chain, "approve", self.place.bond_id(terms), (stake.locked, amount))
+            outcome = await self.chain.submit(key, approval)
             if outcome.state not in ("mined", *_ENDED):
                 outcome = await wait(key)
             if outcome.state not in ("mined", "settled"):
@@ -121,7 +134,7 @@ class Bonds:
         """Take what was asked back, or the part of it that no slash holds, once its notice is over."""
         async with self._acting:
             stake = await self._asked_back(terms)
-            _, now = await self._chain.block()
+            _, now = await self.chain.block()
             if now < stake.unlocks_at:
                 raise TooEarly("the notice is not over yet", stake.unlocks_at)
             if stake.locked == stake.reserved:
@@ -136,28 +149,29 @@ class Bonds:
         return stake
 
     def _check(self, terms: BondTerms, amount: int) -> None:
-        if terms.seller != self._chain.address:
+        if terms.seller != self.chain.address:
             raise BondRefused(f"the bond is that of 0x{terms.seller.hex()}, and this wallet has another address")
-        if terms.token != self._chain.network.token.address:
+        if terms.token != self.chain.network.token.address:
             raise BondRefused("the bond is in another token than this network's dollar")
         if not 0 < amount <= MAX_UINT128:
             raise BondRefused("the amount must be above 0")
 
     async def _act(self, act: Act, terms: BondTerms, before: tuple[int, ...], *values: Any) -> Done:
         bond = self.place.bond_id(terms)
-        key = await self._key_of(act, bond, before)
+        key = await key_of(self.chain, act, bond, before)
         last = self._acts.get(bond, key)
-        if last != key and (await self._chain.outcome(last)).state in ("waiting", "mined"):
+        if last != key and (await self.chain.outcome(last)).state in ("waiting", "mined"):
             raise BondRefused("what was asked for before is not deep enough in the chain yet: try again in a while")
-        outcome = await self._chain.submit(key, Call(self.place.contract, encoded(_FUNCTIONS[act], *values)))
+        outcome = await self.chain.submit(key, Call(self.place.contract, encoded(_FUNCTIONS[act], *values)))
         self._acts[bond] = key
         return Done(act, outcome, key)
 
-    async def _key_of(self, act: Act, bond: bytes, before: tuple[int, ...]) -> bytes:
-        """The key of an act that has not come to its end."""
-        said = f"idlemesh bond {act} {' '.join(map(str, before))} ".encode() + bond
-        for attempt in count():
-            key = hashlib.sha256(said + attempt.to_bytes(8, "big")).digest()
-            if (await self._chain.outcome(key)).state not in _ENDED:
-                break
-        return key
+
+async def key_of(chain: Chain, act: Act, about: bytes, before: tuple[int, ...]) -> bytes:
+    """The key of an act that has not come to its end."""
+    said = f"idlemesh bond {act} {' '.join(map(str, before))} ".encode() + about
+    for attempt in count():
+        key = hashlib.sha256(said + attempt.to_bytes(8, "big")).digest()
+        if (await chain.outcome(key)).state not in _ENDED:
+            break
+    return key

@@ -7,7 +7,7 @@ error of `submit` other than Unreachable says that nothing was sent. After `Unre
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -160,6 +160,16 @@ class Chain:
     async def find_bonds(self, place: BondPlace, seller: bytes) -> list[BondTerms]:
         """The bonds that an address has ever locked in a contract, from the chain alone (slow: all blocks)."""
         return await BondFinding(self._reading, self.network).find(place, seller)
+
+    async def find_bond(self, place: BondPlace, bond: bytes) -> BondTerms | None:
+        """The terms of a bond in a contract, from the chain alone (slow: blocks back to where it was locked)."""
+        return await BondFinding(self._reading, self.network).terms(place, bond)
+
+    async def search_slashes(
+        self, place: BondPlace, bond: bytes, for_s: int, enough: Callable[[set[bytes]], Awaitable[bool]]
+    ) -> None:
+        """Tell `enough` of the evidence that was brought against a bond in so many seconds, until it says so."""
+        await BondFinding(self._reading, self.network).slashes(place, bond, for_s, enough)
 
     async def unsettled(self) -> int:
         """What was claimed for the wallet and not paid out, at the head."""
