@@ -16,7 +16,7 @@ from node.engine.calibration import draw_jobs
 from node.engine.port import Job
 from node.models.template import Message
 from node.models.tokenizer import Tokenizer
-from node.models.weights import Context, KvType, Model, Run
+from node.models.weights import CacheType, Context, Model, Run
 from verify.cutoffs import MILLION
 from verify.sampler import sample
 
@@ -85,7 +85,7 @@ class Bench:
     rng: Random
 
     def computed(
-        self, weights: Path, jobs: Sequence[Job], prompts: Sequence[Sequence[int]] | None = None, kv: KvType = "f16"
+        self, weights: Path, jobs: Sequence[Job], prompts: Sequence[Sequence[int]] | None = None, kv: CacheType = "f16"
     ) -> list[Answer]:
         """Answers by these weights, after other prompts if some are given."""
         model = Model(weights)
@@ -123,10 +123,14 @@ async def honest(bench: Bench, weights: Path, count: int, max_tokens: int) -> li
     return _sold(jobs, bench.computed(weights, jobs))
 
 
-async def cheaper_cache(bench: Bench, weights: Path, count: int, max_tokens: int) -> list[Sold]:
-    """A q8_0 cache where f16 was offered."""
-    jobs = await bench.jobs(count, max_tokens)
-    return _sold(jobs, bench.computed(weights, jobs, kv="q8_0"))
+def cheaper_cache(kv: CacheType) -> Fraud:
+    """This kind of KV cache where f16 was offered."""
+
+    async def fraud(bench: Bench, weights: Path, count: int, max_tokens: int) -> list[Sold]:
+        jobs = await bench.jobs(count, max_tokens)
+        return _sold(jobs, bench.computed(weights, jobs, kv=kv))
+
+    return fraud
 
 
 async def truncated_context(bench: Bench, weights: Path, count: int, max_tokens: int) -> list[Sold]:
@@ -187,6 +191,7 @@ FRAUDS: Final[dict[str, Fraud]] = {
     "another seed": other_seed,
     "stopped early": stopped_early,
     "an old answer copied": old_answers,
+    "q4_0 cache": cheaper_cache("q4_0"),
 }
 
 

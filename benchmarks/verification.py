@@ -132,7 +132,7 @@ class Store:
 def record_fraud(name: str, offered: str, run: str, tokens: int) -> None:
     """Make one fraud's answers and replay them with both kinds of cache. In a process of its own."""
     store = Store.open()
-    fraud: Fraud = {"honest": honest, "cheaper cache": cheaper_cache, **FRAUDS}[name]
+    fraud: Fraud = {"honest": honest, "q8_0 cache": cheaper_cache("q8_0"), **FRAUDS}[name]
 
     async def make() -> None:
         async with demo_tokenizer() as tokenizer:
@@ -293,7 +293,7 @@ def _record(store: Store, honest_tokens: int, fraud_tokens: int, processes: int)
     for name in {*LOWER, *(one for lower in LOWER.values() for one in lower), "one layer less"}:
         store.weights(name)
     frauds = [("honest", offered, run, fraud_tokens) for offered, lower in LOWER.items() for run in lower]
-    frauds += [("cheaper cache", "Q8_0", "Q8_0", fraud_tokens)]
+    frauds += [("q8_0 cache", "Q8_0", "Q8_0", fraud_tokens)]
     frauds += [("honest", "Q8_0", "one layer less", min(GROSS_TOKENS, fraud_tokens))]
     frauds += [(name, "Q8_0", "Q8_0", min(GROSS_TOKENS, fraud_tokens)) for name in FRAUDS]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from node.models.llama import LlamaClosed, library, load
 from node.models.vocab import Vocab
 
-KvType = Literal["f16", "q8_0"]
+KvType = Literal["f16", "q8_0"]  # of the KV caches that nodes offer, and calibrate
+CacheType = KvType | Literal["q4_0"]
 State = NDArray[np.uint8]
-_KV_TYPES: Final[dict[KvType, int]] = {"f16": 1, "q8_0": 8}  # enum ggml_type
+_KV_TYPES: Final[dict[CacheType, int]] = {"f16": 1, "q8_0": 8, "q4_0": 2}  # enum ggml_type
 _FLASH_ATTENTION_ON: Final = 1  # llama.cpp reads a quantized value cache only so
 MAX_SEQUENCES: Final = 256  # LLAMA_MAX_SEQ
 _NO_OUTPUT: Final = -100  # not one of llama_decode's codes: it said that all went well, and has no logits
@@ -44,7 +45,7 @@ class Model:
         tokens: int,
         batch: int,
         threads: int,
-        kv: KvType = "f16",
+        kv: CacheType = "f16",
         sequences: int = 1,
         rows: int | None = None,
         batch_threads: int | None = None,

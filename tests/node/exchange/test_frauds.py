@@ -35,6 +35,7 @@ ANSWERS = {
     "another seed": 20,
     "stopped early": 30,
     "an old answer copied": 20,
+    "q4_0 cache": 40,
     "Q4_K_M": 140,
     "Q3_K_M": 90,
     "Q2_K": 30,
@@ -129,9 +130,9 @@ async def test_a_thousand_honest_receipts_of_mixed_lengths_and_temperatures_are_
     assert not any(audit.abstained for audit in found)
 
 
-async def test_a_cheaper_cache_alone_is_no_reason_to_condemn_in_a_few_answers(bench: Bench, checker: Checker) -> None:
+async def test_a_cache_of_8_bits_alone_is_no_reason_to_condemn_in_a_few_answers(bench: Bench, checker: Checker) -> None:
     # It computes nearly the same: whoever must know needs ten thousands of tokens (see benchmarks.verification).
-    assert not await checker.condemns(await cheaper_cache(bench, DEMO, 12, LONGEST))
+    assert not await checker.condemns(await cheaper_cache("q8_0")(bench, DEMO, 12, LONGEST))
 
 
 async def test_a_seller_hotter_than_what_was_calibrated_is_not_judged(bench: Bench, checker: Checker) -> None:
