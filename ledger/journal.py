@@ -1,10 +1,10 @@
 """The append-only, hash-chained log of everything that changed; replaying it rebuilds every account.
 
-Theory of operation. A journal is one chain of entries per writing node. Each entry's hash covers the hash
-before it, and the first one builds on a genesis that is bound to the node's id, so no entry can be altered,
-dropped, reordered or moved into another node's chain without every later hash telling. (Cutting off the tail
-cannot show in the chain itself: heads are exchanged with counterparties for that.) An entry's payload is a
-list of events in deterministic CBOR.
+Theory of operation. A journal is one chain of entries per node, whichever of its processes writes. Each entry's hash
+covers the hash before it, and the first one builds on a genesis that is bound to the node's id, so no entry can be
+altered, dropped, reordered or moved into another node's chain without every later hash telling. (Cutting off the tail
+cannot show in the chain itself: heads are exchanged with counterparties for that.) An entry's payload is a list of
+events in deterministic CBOR.
 
 An append is one durable transaction: the entry, the raw bytes of the records it mentions, the nonces it uses
 up and the sealed materials it lays aside. Its guards are checked against the books as they are at that
@@ -13,7 +13,7 @@ moment, one append after another, so of two orders that race for the last credit
 """
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
 from attrs import define, evolve, field, frozen
@@ -222,7 +222,11 @@ class StoredSnapshot:
 
 
 class Journal(Protocol):
-    """One node's durable memory."""
+    """One node's durable memory, which several of its processes may share."""
+
+    @property
+    def name(self) -> bytes:
+        """Under what other processes know this one; empty where there can be no others."""
 
     @property
     def remembered(self) -> Remembered | None:
@@ -253,12 +257,23 @@ class Journal(Protocol):
         records: Sequence[Kept] = (),
         nonces: Sequence[Nonce] = (),
         materials: Sequence[Material] = (),
+        check: Callable[[Books], None] | None = None,
     ) -> Entry:
         """Write all of this, or nothing; returns when it is durable.
 
         A record that is kept already is passed over, a material replaces the one laid aside for the same
-        order. Raises AccountError when a change breaks a guard, NonceReused, InvalidEvents.
+        order. Raises AccountError when a change breaks a guard, NonceReused, InvalidEvents, and what `check` raises of
+        the books that all of this is about to move.
         """
+
+    async def refresh(self) -> None:
+        """Take in what other processes have written until now, as `append` does, too."""
+
+    async def leads(self) -> bool:
+        """Whether this process is the one that does what only one may do at a time; others follow when it ends."""
+
+    async def gone(self, names: Collection[bytes]) -> Collection[bytes]:
+        """Which of these processes, by their names, have ended or lost touch. This one never has."""
 
     def entries(self, after: int = 0) -> AsyncIterator[Entry]:
         """The entries that follow a sequence number, in order."""
@@ -308,6 +323,8 @@ def draft(
 class MemoryJournal:
     """A Journal that lasts as long as its process: for simulations and tests."""
 
+    name: Final = b""
+
     def __init__(self, chain_id: str) -> None:
         self.head = genesis(chain_id)
         self.books = Books()
@@ -338,8 +355,11 @@ class MemoryJournal:
         records: Sequence[Kept] = (),
         nonces: Sequence[Nonce] = (),
         materials: Sequence[Material] = (),
+        check: Callable[[Books], None] | None = None,
     ) -> Entry:
         """Write all of this, or nothing. See `Journal.append`."""
+        if check is not None:
+            check(self.books)
         fresh = {record.digest: record for record in records if record.digest not in self._records}
         events = tuple(events)
         entry, books = draft(self.head, self.books, events, fresh.values(), time_ms)
@@ -355,6 +375,17 @@ class MemoryJournal:
         if self._follower is not None:
             self._follower.take(time_ms, events, books)
         return entry
+
+    async def refresh(self) -> None:
+        """There are no others."""
+
+    async def leads(self) -> bool:
+        """Always."""
+        return True
+
+    async def gone(self, names: Collection[bytes]) -> Collection[bytes]:
+        """All of them."""
+        return set(names)
 
     async def entries(self, after: int = 0) -> AsyncIterator[Entry]:
         """The entries that follow a sequence number, in order."""

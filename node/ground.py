@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import aiohttp
 from attrs import frozen
 
-from ledger.database import Database, Place
+from ledger.database import Database, Part, Place
 from ledger.identity import Did, Identity
 from ledger.rails.port import Rail
 from ledger.records import Bond
@@ -126,7 +126,7 @@ async def _open_money(
 
 
 async def _open_book(stack: contextlib.AsyncExitStack, place: Place, identity: Identity, clock: Clock) -> Book:
-    database = await Database.open(place, identity.did)
+    database = await Database.open(place, identity.did, part=Part(alone=True))
     stack.push_async_callback(database.close)
     return await Book.open(database, identity, clock)
 

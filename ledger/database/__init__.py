@@ -13,6 +13,7 @@ from ledger.database.errors import (
 from ledger.database.importing import import_chain
 from ledger.database.opening import Upgraded
 from ledger.database.places import POSTGRES, Place, check_place, is_postgres, upgrade_tables
+from ledger.database.presence import Part
 
 __all__ = [
     "POSTGRES",
@@ -24,6 +25,7 @@ __all__ = [
     "LedgerOutdated",
     "LedgerTooNew",
     "LedgerUnavailable",
+    "Part",
     "Place",
     "Upgraded",
     "check_place",

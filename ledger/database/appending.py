@@ -1,10 +1,17 @@
-"""The one writer of a chain: it takes all appends that wait and makes them durable together.
+"""The writer of a chain in this process: it takes all appends that wait and makes them durable together.
 
 Theory of operation. Callers put their appends into a queue. Whoever finds no one at work there starts the work, which
 takes a group from the front of the queue, checks its guards against the books in memory, writes it as one transaction,
 moves the books when the disk has it, and answers everybody in the group; then the next group. So while the disk is busy
 with one group, the next one gathers. If a write fails, what reached the disk is unknown: before the next group, the
 writer looks. A caller that is cancelled does not stop its append.
+
+A chain in PostgreSQL may have several writers, one in each of several processes. Each transaction first takes the lock
+on the chain's row, and so is alone until it ends. Under that lock it reads what others have written behind the head
+that it knows, checks it as a replay does, and moves its books by it. Where there was something, the group is judged
+once more, by those books: so every guard holds for all processes together, and a group is refused only by what is on
+the disk. What is read so may be a group of our own whose answer was lost: nothing more is to be found out about that,
+since a server that was still at work on it held the lock. Between groups `refresh` reads on without the lock.
 """
 
 import asyncio
@@ -16,13 +23,16 @@ from typing import Final, TypeVar
 import sqlalchemy as sa
 from attrs import field, frozen
 
+from ledger.account import AccountError
 from ledger.database import schema
 from ledger.database.errors import Conflict, LedgerCorrupt, LedgerInUse
 from ledger.database.grouping import MAX_APPENDS, Append, Drafted, Stored, draft_group, how_many
 from ledger.database.lane import Lane
-from ledger.database.opening import Opened, entries_after
-from ledger.database.writing import insert_group, look_up
-from ledger.journal import Entry
+from ledger.database.opening import BATCH, Opened, entries_after
+from ledger.database.writing import insert_group, lock_chain, look_up
+from ledger.events import Event, InvalidEvents, RecordKept, decode_events
+from ledger.journal import Accounts, BrokenChain, Entry, check_link
+from ledger.retention import digests_dropped
 
 # So many digests of the records kept last are held in memory.
 _REMEMBERED: Final = 4_096
@@ -53,13 +63,16 @@ class Appender:
     def __init__(self, lane: Lane, opened: Opened) -> None:
         self.head = opened.head
         self.books = opened.books
-        # Told of what was written, in order, before anybody is answered.
-        self.written: Callable[[Sequence[Drafted]], None] = lambda _: None
+        # Told of each entry that was written, here or elsewhere, in order and before anybody is answered: its time,
+        # what it says, and the accounts after it; and then that head and books are behind them all.
+        self.took: Callable[[int, Iterable[Event], Accounts], None] = lambda *_: None
+        self.moved: Callable[[], None] = lambda: None
         self._lane = lane
         self._chain = opened.chain
         self._queue: deque[_Waiting] = deque()
         self._at_work: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
+        self._next_look: asyncio.Task[None] | None = None  # one that has not begun yet
         self._in_doubt: Sequence[Drafted] = ()
         self._checked: object = None  # the driver's connection that was seen to have our head
         self._lately: OrderedDict[bytes, None] = OrderedDict()
@@ -82,16 +95,29 @@ class Appender:
         async with self._turn:
             await self._lane.close()
 
-    async def run(self, work: Callable[[sa.Connection], None]) -> None:
-        """Do another piece of work between two groups, as one transaction. Raises LedgerError."""
+    async def run(self, work: Callable[[sa.Connection], T]) -> T:
+        """Do another piece of work between two groups, as one transaction, and alone. Raises LedgerError."""
 
-        def checked(connection: sa.Connection) -> None:
-            self._check_head(connection)
-            work(connection)
+        def checked(connection: sa.Connection) -> T:
+            self._begin(connection)
+            return work(connection)
 
         async with self._turn:
             await self._resolve_doubt()
-            await self._lane.run(checked)
+            return await self._lane.run(checked)
+
+    async def refresh(self) -> None:
+        """Take in all that other processes have written until now. Raises LedgerError."""
+        if self._lane.shared:
+            if self._next_look is None:
+                self._next_look = asyncio.ensure_future(self._look())
+            await asyncio.shield(self._next_look)
+
+    async def _look(self) -> None:
+        async with self._turn:
+            self._next_look = None  # whoever comes from now on may ask for something later
+            while await self._lane.run(self._read_on):
+                pass
 
     def forget(self, digests: Iterable[bytes]) -> None:
         """These records are about to be dropped: if they come again, they are kept again."""
@@ -125,52 +151,107 @@ class Appender:
 
     async def _write(self, group: Sequence[Append]) -> list[Entry | Exception]:
         """Write as many of a group as fit; what became of each of them. Raises LedgerError for all of them."""
-        outcomes = draft_group(self.head, self.books, group, Stored(records=self._lately.keys()))
         try:
-            await self._commit(outcomes)
+            outcomes = await self._commit(group)
         except Conflict:
             # Rare, so nobody looks beforehand: a used nonce is an error of its append, a kept record is none.
-            group = group[: len(outcomes)]
-            outcomes = draft_group(self.head, self.books, group, await self._look_up(group))
             try:
-                await self._commit(outcomes)
+                outcomes = await self._commit(group, look=True)
             except Conflict as error:
                 raise LedgerInUse("another process writes to it") from error
         return [outcome.entry if isinstance(outcome, Drafted) else outcome for outcome in outcomes]
 
-    async def _look_up(self, group: Sequence[Append]) -> Stored:
-        nonces = [nonce for append in group for nonce in append.nonces]
-        records = [kept for append in group for kept in append.records]
-        return await self._lane.run(lambda connection: look_up(connection, self._chain, nonces, records))
+    async def _commit(self, group: Sequence[Append], *, look: bool = False) -> list[Drafted | Exception]:
+        """What becomes of a group, written; with `look`, what is on the disk already is looked up before.
 
-    async def _commit(self, outcomes: Sequence[Drafted | Exception]) -> None:
-        group = [outcome for outcome in outcomes if isinstance(outcome, Drafted)]
-        if not group:
-            return
+        Raises Conflict where something is that nobody looked for.
+        """
+        outcomes = self._draft(group, Stored(records=self._lately.keys()))
+        if not self._lane.shared and not look and not _drafted(outcomes):
+            return outcomes
 
         def work(connection: sa.Connection) -> None:
-            self._check_head(connection)
-            insert_group(connection, self._chain, group)
+            nonlocal outcomes
+            moved = self._begin(connection)
+            if look:
+                outcomes = self._draft(group, self._look_up(connection, group))
+            elif moved:
+                outcomes = self._draft(group, Stored(records=self._lately.keys()))
+            insert_group(connection, self._chain, _drafted(outcomes))
 
         try:
             await self._lane.run(work)
         except Conflict:
             raise
         except BaseException:
-            self._in_doubt = group
+            if not self._lane.shared:
+                self._in_doubt = _drafted(outcomes)
             raise
-        self._move_on(group)
+        self._move_on(_drafted(outcomes))
+        return outcomes
+
+    def _draft(self, group: Sequence[Append], stored: Stored) -> list[Drafted | Exception]:
+        return draft_group(self.head, self.books, group, stored)
+
+    def _look_up(self, connection: sa.Connection, group: Sequence[Append]) -> Stored:
+        nonces = [nonce for append in group for nonce in append.nonces]
+        records = [kept for append in group for kept in append.records]
+        return look_up(connection, self._chain, nonces, records)
 
     def _move_on(self, group: Sequence[Drafted]) -> None:
+        if not group:
+            return
         self.head, self.books = group[-1].entry, group[-1].books
         # Known without a look: one offer comes along with each of its orders.
-        self._lately.update((kept.digest, None) for drafted in group for kept in drafted.records)
+        self._remember(kept.digest for drafted in group for kept in drafted.records)
+        for drafted in group:
+            self.took(drafted.entry.time_ms, drafted.append.events, drafted.books)
+        self.moved()
+
+    def _remember(self, digests: Iterable[bytes]) -> None:
+        self._lately.update((digest, None) for digest in digests)
         while len(self._lately) > _REMEMBERED:
             self._lately.popitem(last=False)
-        self.written(group)
+
+    # What others write
+
+    def _begin(self, connection: sa.Connection) -> bool:
+        """Be alone until the transaction ends, and know all that is written; whether anything of it was news.
+
+        Raises LedgerError.
+        """
+        if not self._lane.shared:
+            self._check_head(connection)
+            return False
+        before = self.head
+        lock_chain(connection, self._chain)
+        while self._read_on(connection):
+            pass
+        return self.head is not before
+
+    def _read_on(self, connection: sa.Connection) -> bool:
+        """Take in what others have written, a batch of it; whether there may be more. Raises LedgerError."""
+        self._check_head(connection)
+        rows = connection.execute(entries_after(self._chain, self.head.sequence, BATCH)).all()
+        # From here on nothing is awaited: whoever looks sees all of these entries, or none.
+        for row in rows:
+            entry = schema.entry_of(row)
+            try:
+                check_link(self.head, entry)
+                events = decode_events(entry.payload)
+                books = self.books.apply(events)
+            except (BrokenChain, InvalidEvents, AccountError) as error:
+                raise LedgerCorrupt(entry.sequence, str(error)) from error
+            self.head, self.books = entry, books
+            self.forget(digests_dropped(events))
+            self._remember(event.digest for event in events if isinstance(event, RecordKept))
+            self.took(entry.time_ms, events, books)
+        if rows:
+            self.moved()
+        return len(rows) == BATCH
 
     def _check_head(self, connection: sa.Connection) -> None:
-        """Check once for each connection that the chain ends where this process knows it to.
+        """Check once for each connection that the chain goes as far as this process knows it to.
 
         The server behind a new one may be another, or restored from a backup. Raises LedgerCorrupt, LedgerInUse.
         """
@@ -178,6 +259,8 @@ class Appender:
         if driver is self._checked:
             return
         last = schema.select_entries(self._chain).order_by(schema.journal.c.sequence.desc()).limit(1)
+        if self._lane.shared:
+            last = last.where(schema.journal.c.sequence <= self.head.sequence)
         row = connection.execute(last).first()
         sequence, digest = (row.sequence, row.hash) if row else (0, self.head.hash)
         if sequence > self.head.sequence:
@@ -191,13 +274,14 @@ class Appender:
         group = self._in_doubt
         if not group:
             return
-        # By the lane that writes: a server may still be at work on what we hold for lost, and keeps us waiting for
-        # the chain's lock until it is done.
         following = entries_after(self._chain, self.head.sequence, MAX_APPENDS + 1)
         rows = await self._lane.run(lambda connection: list(connection.execute(following)))
         found = [schema.entry_of(row) for row in rows]
         if found and found != [drafted.entry for drafted in group]:
             raise LedgerInUse("another process has written to it")
         self._in_doubt = ()
-        if found:
-            self._move_on(group)
+        self._move_on(group if found else ())
+
+
+def _drafted(outcomes: Iterable[Drafted | Exception]) -> list[Drafted]:
+    return [outcome for outcome in outcomes if isinstance(outcome, Drafted)]

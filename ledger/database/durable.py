@@ -3,17 +3,20 @@
 Theory of operation. All appends go through the chain's one writer (`ledger.database.appending`), which writes those
 that wait together. Reads go through a connection of their own and see what is committed.
 
-One process writes to a chain at a time. A file of SQLite holds one chain, that of the home folder that it lies in, and
-has a lock beside it; a database of PostgreSQL holds the chains of many nodes, and a lock for each of them.
+A file of SQLite holds one chain, that of the home folder that it lies in, and has a lock beside it: one process has it
+open. A database of PostgreSQL holds the chains of many nodes, and several processes of one node may write to its chain:
+each has a `Database` of its own, whose books are behind the others' by what it has not taken in yet. Appends and
+`refresh` take it in; guards are judged by all of it. Who does what only one of them may do at a time (`leads`), and
+whose work is left (`gone`), is found out by locks that the server lets go with a process (`ledger.database.presence`).
 
 At opening the schema is brought up to date (SQLite) or looked at (PostgreSQL). Then the books are taken from the stored
 snapshot, and the entries after it checked, with every record's bytes against the digest that the chain holds; without
 a usable snapshot, the whole chain. Damage before the snapshot shows when it is read, or when all is verified.
 """
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import sqlalchemy as sa
 
@@ -24,41 +27,46 @@ from ledger.database.keeping import Keeper
 from ledger.database.lane import Lane
 from ledger.database.opening import Opened, enter, entries_after, resume, verify_all
 from ledger.database.places import Place, lanes_to
+from ledger.database.presence import Part, gone, lead, steady
 from ledger.events import Books, Event
 from ledger.journal import Entry, Follower, Kept, Material, Nonce, Remembered, StoredSnapshot
 from ledger.snapshot import BadSnapshot
+
+_OF_MANY: Final = Part()
 
 
 class Database:
     """A Journal on disk. Made by `Database.open`; given back by `close`, or as an async context manager."""
 
-    def __init__(self, writer: Lane, reader: Lane, opened: Opened) -> None:
-        self._reader = reader
-        self._chain = opened.chain
+    def __init__(self, writer: Lane, reader: Lane, opened: Opened, name: bytes = b"") -> None:
+        """`name` is under what others know this process, where they do."""
+        self.name = name
+        self._writer, self._reader = writer, reader
+        self._chain, self._chain_id = opened.chain, opened.chain_id
         self._appender = Appender(writer, opened)
         self._keeper = Keeper(self._appender, opened)
         self._remembered = opened.remembered
         self._closed = False
 
     @classmethod
-    async def open(cls, place: Place, chain_id: str, *, whole: bool = False) -> Self:
+    async def open(cls, place: Place, chain_id: str, *, whole: bool = False, part: Part = _OF_MANY) -> Self:
         """Open the journal of the node `chain_id` (its did:key), begun if it is not there.
 
         What was written since the last snapshot is verified, and everything where none is usable. With `whole` it is
         everything in any case, the snapshot too; that remains if it is right, but nothing is `remembered` from it.
-        `place` is a path of SQLite, made if it is not there, or a URL of PostgreSQL. Raises LedgerCorrupt,
-        LedgerUnavailable, LedgerInUse, LedgerTooNew, LedgerOutdated (PostgreSQL alone).
+        `place` is a path of SQLite, made if it is not there, or a URL of PostgreSQL, where this has a `part` in it.
+        Raises LedgerCorrupt, LedgerUnavailable, LedgerInUse, LedgerTooNew, LedgerOutdated (PostgreSQL alone).
         """
-        writer, reader = await lanes_to(place, chain_id)
+        writer, reader = await lanes_to(place, chain_id, part)
         try:
             chain = await writer.run(lambda connection: enter(connection, chain_id))
             check = verify_all if whole else resume
-            opened = await reader.run(lambda connection: check(connection, chain_id, chain))
+            opened = await reader.run(lambda connection: check(steady(connection), chain_id, chain))
         except BaseException:
             await reader.close()
             await writer.close()
             raise
-        return cls(writer, reader, opened)
+        return cls(writer, reader, opened, part.name if writer.shared else b"")
 
     async def __aenter__(self) -> Self:
         return self
@@ -114,12 +122,28 @@ class Database:
         records: Sequence[Kept] = (),
         nonces: Sequence[Nonce] = (),
         materials: Sequence[Material] = (),
+        check: Callable[[Books], None] | None = None,
     ) -> Entry:
         """Write all of this, or nothing; returns when it is on the disk. See `Journal.append`.
 
         Raises LedgerUnavailable too: whether it was written is then found out before the next append.
         """
-        return await self._appender.append(Append(tuple(events), time_ms, records, nonces, materials))
+        return await self._appender.append(Append(tuple(events), time_ms, records, nonces, materials, check))
+
+    async def refresh(self) -> None:
+        """Take in what other processes have written. See `Journal.refresh`. Raises LedgerError."""
+        await self._appender.refresh()
+
+    async def leads(self) -> bool:
+        """Whether this is the process that does what only one may do. See `Journal.leads`. Raises LedgerError."""
+        return not self._writer.shared or await self._appender.run(lambda connection: lead(connection, self._chain_id))
+
+    async def gone(self, names: Collection[bytes]) -> Collection[bytes]:
+        """Which of these processes have ended. See `Journal.gone`. Raises LedgerError."""
+        others = set(names) - {self.name}
+        if not others or not self._writer.shared:
+            return others
+        return await self._appender.run(lambda connection: gone(connection, self._chain_id, others))
 
     async def entries(self, after: int = 0) -> AsyncIterator[Entry]:
         """The entries that follow a sequence number, in order."""

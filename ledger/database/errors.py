@@ -52,7 +52,7 @@ class LedgerUnavailable(LedgerError):
 class LedgerInUse(LedgerUnavailable):
     """Another process writes to this chain, or changes the tables."""
 
-    advice: str = "Stop the other one: an identity runs once at a time"
+    advice: str = "Stop the other one: several processes of one identity share a ledger in PostgreSQL alone"
 
 
 @define

@@ -5,7 +5,7 @@ ones before it leave. One that breaks a guard, or uses up a nonce twice, is refu
 where the one before it ended. What is drafted is written in one transaction, each append as an entry of its own.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
 from attrs import field, frozen
@@ -23,13 +23,14 @@ _MOST: Final = 2**63 - 1
 
 @frozen
 class Append:
-    """What one append is to write."""
+    """What one append is to write; `check` says by an error why it must not be, by the books that it would move."""
 
     events: Sequence[Event]
     time_ms: int
     records: Sequence[Kept]
     nonces: Sequence[Nonce]
     materials: Sequence[Material]
+    check: Callable[[Books], None] | None = None
 
     @property
     def rows(self) -> int:
@@ -82,6 +83,8 @@ def draft_group(head: Entry, books: Books, group: Iterable[Append], stored: Stor
             used = _used(append.nonces, nonces, stored.nonces)
             fresh = {k.digest: k for k in append.records if k.digest not in records and k.digest not in stored.records}
             _check_storable(append)
+            if append.check is not None:
+                append.check(books)
             entry, after = draft(head, books, append.events, fresh.values(), append.time_ms)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one append is the matter of its caller alone
             outcomes.append(error)

@@ -11,6 +11,7 @@ from ledger.database import schema
 from ledger.database.errors import LedgerNotEmpty
 from ledger.database.opening import enter
 from ledger.database.places import Place, lanes_to
+from ledger.database.presence import Part
 from ledger.journal import Entry, genesis
 
 # So many entries are held in memory at a time.
@@ -23,7 +24,7 @@ async def import_chain(place: Place, chain_id: str, told: Iterable[Told]) -> Ent
     `told` comes from a `ChainReader`, which checks it; what that raises leaves the ledger as it was. Raises
     LedgerNotEmpty where the node has entries there, and as `Database.open` does.
     """
-    writer, reader = await lanes_to(place, chain_id)
+    writer, reader = await lanes_to(place, chain_id, Part(alone=True))
     try:
         return await writer.run(lambda connection: _fill(connection, chain_id, told))
     finally:

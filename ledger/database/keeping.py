@@ -1,25 +1,25 @@
 """Snapshots, taken while appends go on: every so many entries, and at the end.
 
-Theory of operation. When a group is on the disk, the follower takes its entries, and then everything is as it was after
-one entry: head, books, follower. Books never change, and the follower holds on to what it has; so the bytes are made in
-another thread, and written between two later groups.
+Theory of operation. When a group is on the disk, of this process or another, the follower takes its entries, and then
+everything is as it was after one entry: head, books, follower. Books never change, and the follower holds on to what it
+has; so the bytes are made in another thread, and written between two later groups.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Final
 
+import sqlalchemy as sa
 from attrs import frozen
 
 from ledger import snapshot
 from ledger.database import snapshots
 from ledger.database.appending import Appender
 from ledger.database.errors import LedgerError
-from ledger.database.grouping import Drafted
 from ledger.database.opening import Opened
-from ledger.events import Books
-from ledger.journal import Entry, Follower, StoredSnapshot
+from ledger.events import Books, Event
+from ledger.journal import Accounts, Entry, Follower, StoredSnapshot
 from ledger.snapshot import BadSnapshot
 
 # After a crash so many entries, and those of a few groups, are read again.
@@ -46,7 +46,7 @@ class Keeper:
         self._follower: Follower | None = None
         self._taken = opened.snapshot  # the entry of the last one, or of the last try
         self._taking: asyncio.Task[None] | None = None
-        appender.written = self._written
+        appender.took, appender.moved = self._took, self._moved
 
     def follow(self, follower: Follower, resumed: bool) -> None:
         """Have entries taken from now on."""
@@ -63,14 +63,15 @@ class Keeper:
 
     def _is_stale(self) -> bool:
         head = self._appender.head
-        # One without a follower knows less than the stored one may: it only writes where nothing fits any more.
-        may = self._follower is not None or self._opened.snapshot == 0 or head != self._opened.head
+        # One without a follower knows less than the stored one may: it only writes where there is none.
+        may = self._follower is not None or self._opened.snapshot == 0
         return may and self._taken != head.sequence
 
-    def _written(self, group: Sequence[Drafted]) -> None:
+    def _took(self, time_ms: int, events: Iterable[Event], accounts: Accounts) -> None:
         if self._follower is not None:
-            for drafted in group:
-                self._follower.take(drafted.entry.time_ms, drafted.append.events, drafted.books)
+            self._follower.take(time_ms, events, accounts)
+
+    def _moved(self) -> None:
         if self._taking is None and self._is_due():
             self._taking = asyncio.create_task(self._take(self._moment()))
             self._taking.add_done_callback(self._done)
@@ -92,9 +93,15 @@ class Keeper:
         self._taken = moment.head.sequence
         try:
             stored = await asyncio.to_thread(self._stored, moment)
-            await self._appender.run(lambda connection: snapshots.write(connection, self._opened.chain, stored))
+            await self._appender.run(lambda connection: self._write(connection, stored))
         except (BadSnapshot, LedgerError) as error:
             _log.warning("no snapshot of the ledger was taken, so that the next start may take longer: %s", error)
+
+    def _write(self, connection: sa.Connection, stored: StoredSnapshot) -> None:
+        # Another process may have taken a later one meanwhile.
+        later = snapshots.sequence_of(connection, self._opened.chain)
+        if not stored.sequence < later <= self._appender.head.sequence:
+            snapshots.write(connection, self._opened.chain, stored)
 
     def _stored(self, moment: _Moment) -> StoredSnapshot:
         books = snapshot.encode(snapshot.take(self._opened.chain_id, moment.head, moment.books))

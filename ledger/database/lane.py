@@ -31,6 +31,10 @@ T = TypeVar("T")
 class Lane(Protocol):
     """One connection, and the pieces of work that take turns on it."""
 
+    @property
+    def shared(self) -> bool:
+        """Whether other processes may write to the same chain."""
+
     async def run(self, work: Callable[[sa.Connection], T]) -> T:
         """Do a piece of work as one transaction, and return when it is committed.
 
@@ -73,6 +77,8 @@ class SqliteLane:
 
     `lock` is let go when the lane is closed.
     """
+
+    shared: Final = False
 
     def __init__(self, engine: sa.Engine, *, writes: bool, lock: FileLock | None = None) -> None:
         self._engine = engine

@@ -119,8 +119,10 @@ def enter(connection: sa.Connection, chain_id: str) -> int:
         return int(number)
     if _is_of_one(connection) and connection.execute(sa.select(chains.c.number)).first() is not None:
         raise LedgerCorrupt(None, "it is the ledger of another node")
-    begun = connection.execute(sa.insert(chains).values(genesis=root).returning(chains.c.number))
-    return int(begun.scalar_one())
+    # Another process of the node may begin it at the same time.
+    begin = sa.text("INSERT INTO chains (genesis) VALUES (:root) ON CONFLICT DO NOTHING")
+    connection.execute(begin, {"root": root})
+    return int(connection.execute(sa.select(chains.c.number).where(chains.c.genesis == root)).scalar_one())
 
 
 def entries_after(chain: int, sequence: int, limit: int = BATCH) -> sa.Select[Any]:

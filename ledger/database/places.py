@@ -8,11 +8,13 @@ import sqlalchemy as sa
 from ledger.database.filelock import FileLock
 from ledger.database.lane import Lane, SqliteLane, make_engine
 from ledger.database.opening import Upgraded, upgrade
+from ledger.database.presence import Part
 
 # A path of SQLite, or a URL of PostgreSQL; the URL may hold a password and is never shown.
 Place = str | Path
 
 POSTGRES: Final = "postgresql+asyncpg://"
+_OF_MANY: Final = Part()
 
 
 def check_place(url: str) -> None:
@@ -30,13 +32,16 @@ def is_postgres(place: Place) -> bool:
     return isinstance(place, str) and place.startswith(POSTGRES)
 
 
-async def lanes_to(place: Place, chain_id: str) -> tuple[Lane, Lane]:
-    """A lane that alone writes to a node's chain, and one that reads. Raises LedgerError."""
+async def lanes_to(place: Place, chain_id: str, part: Part = _OF_MANY) -> tuple[Lane, Lane]:
+    """A lane that writes to a node's chain, and one that reads. Raises LedgerError.
+
+    On SQLite no other process writes meanwhile; on PostgreSQL that is as this one's `part` says.
+    """
     if is_postgres(place):
         # Its driver takes a while to import, and few nodes need it.
         from ledger.database import postgres
 
-        return await postgres.lanes_to(str(place), chain_id)
+        return await postgres.lanes_to(str(place), chain_id, part)
     writer = await _writer(place)
     try:
         await writer.run(upgrade)

@@ -1,16 +1,15 @@
 """A ledger in PostgreSQL, which several node processes share; the one door to asyncpg.
 
-Locks. The connection that writes holds two advisory locks for as long as it lives: its chain's, alone, so that
-one process writes to a chain; and the tables', together with all other nodes, so that nobody changes the tables
-under a node that runs. The server lets them go with the connection, however that ends. When a connection is
-lost, the next piece of work opens another one, which must get both locks again.
+The connection that writes holds locks for as long as it lives: the tables', together with all other nodes, so that
+nobody changes the tables under a node that runs, and those of its part in its chain (`ledger.database.presence`). The
+server lets them go with the connection, however that ends. When a connection is lost, the next piece of work opens
+another one, which must get the locks again.
 
 Session locks do not survive a pooler that gives each transaction another connection (PgBouncer's transaction
 mode): nodes connect to the server itself.
 """
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
@@ -22,35 +21,34 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from ledger.database.errors import LedgerInUse, LedgerUnavailable, translated
 from ledger.database.lane import Lane
 from ledger.database.opening import Upgraded, require_current, upgrade
-from ledger.journal import genesis
+from ledger.database.presence import Part, share_tables, take_part, take_tables
 
-# Seconds: for a connection, for one statement, and for a lock of a process that is just ending.
+# Seconds: for a connection, and for one statement.
 _CONNECT_S: Final = 10
 _STATEMENT_S: Final = 120
-_LOCK_S: Final = 1
 # The server finds out within a minute that a node's machine is gone, and frees its locks.
 _SETTINGS: Final = {
     "application_name": "idlemesh",
     "tcp_keepalives_idle": "30",
     "tcp_keepalives_interval": "10",
     "tcp_keepalives_count": "3",
+    # A process that stands still in the middle of a transaction must not keep the others from their chain.
+    "idle_in_transaction_session_timeout": "60s",
+    # What others wrote while a lock was waited for is to be seen.
+    "default_transaction_isolation": "read committed",
 }
 _ADVICE: Final = "Check that the server of ledger.url runs, has space and lets this user in, then try again"
-_LOCK_NOT_AVAILABLE: Final = "55P03"
-# 64 bits of what no other program's lock is likely to be.
-TABLES_LOCK: Final = int.from_bytes(hashlib.sha256(b"idlemesh ledger tables").digest()[:8], "big", signed=True)
 
 T = TypeVar("T")
 
 
-async def lanes_to(url: str, chain_id: str) -> tuple[Lane, Lane]:
-    """A lane that alone writes to a node's chain, and one that reads. See `places.lanes_to`."""
+async def lanes_to(url: str, chain_id: str, part: Part) -> tuple[Lane, Lane]:
+    """A lane that writes to a node's chain, and one that reads. See `places.lanes_to`."""
 
     def prepare(connection: sa.Connection) -> None:
-        being_changed = LedgerInUse("its tables are being changed", "Try again when that is done")
-        _lock(connection, TABLES_LOCK, being_changed, shared=True)
+        share_tables(connection)
         require_current(connection)
-        _lock(connection, _chain_lock(chain_id), LedgerInUse(f"another process has the ledger of {chain_id} open"))
+        take_part(connection, chain_id, part)
         _be_durable(connection)
 
     engine = make_engine(url, _STATEMENT_S)
@@ -67,7 +65,7 @@ async def upgrade_tables(url: str) -> Upgraded:
     """Bring the tables up to date. See `places.upgrade_tables`."""
 
     def work(connection: sa.Connection) -> Upgraded:
-        _lock(connection, TABLES_LOCK, LedgerInUse("nodes that share it are running", "Stop all of them first"))
+        take_tables(connection)
         return upgrade(connection)
 
     async def run() -> Upgraded:
@@ -96,22 +94,6 @@ def _nothing(_: sa.Connection) -> None:
     """The first piece of work: it opens the connection."""
 
 
-def _chain_lock(chain_id: str) -> int:
-    return int.from_bytes(genesis(chain_id).hash[:8], "big", signed=True)
-
-
-def _lock(connection: sa.Connection, key: int, refused: LedgerInUse, *, shared: bool = False) -> None:
-    """Take an advisory lock until the connection ends. Raises `refused` if another process has it."""
-    connection.execute(sa.text(f"SET LOCAL lock_timeout = '{_LOCK_S}s'"))
-    kind = "_shared" if shared else ""
-    try:
-        connection.execute(sa.text(f"SELECT pg_advisory_lock{kind}(:key)"), {"key": key})
-    except sa.exc.DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
-            raise
-        raise refused from error
-
-
 def _be_durable(connection: sa.Connection) -> None:
     # A stronger setting than "on" is the owner's, and stays.
     is_off = "current_setting('synchronous_commit') = 'off'"
@@ -123,6 +105,8 @@ class PostgresLane:
 
     `prepare` is run on each connection before anything else.
     """
+
+    shared: Final = True
 
     def __init__(self, engine: AsyncEngine, prepare: Callable[[sa.Connection], None] = _nothing) -> None:
         self._engine = engine

@@ -37,6 +37,12 @@ def read(connection: sa.Connection, chain: int) -> StoredSnapshot | None:
     raise BadSnapshot("its columns are of other types than were written")
 
 
+def sequence_of(connection: sa.Connection, chain: int) -> int:
+    """The entry of the snapshot that is stored, usable or not; 0 where there is none."""
+    found = connection.execute(sa.select(snapshots.c.sequence).where(snapshots.c.chain == chain)).scalar()
+    return found if isinstance(found, int) else 0
+
+
 def write(connection: sa.Connection, chain: int, stored: StoredSnapshot) -> None:
     """Put a snapshot in the place of the one before."""
     row = {

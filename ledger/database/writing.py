@@ -17,6 +17,13 @@ _AT_A_TIME: Final = 400
 T = TypeVar("T")
 
 
+def lock_chain(connection: sa.Connection, chain: int) -> None:
+    """Wait until no other transaction writes to a chain, and be the only one until this one ends (PostgreSQL)."""
+    # Weaker than FOR UPDATE: the keys that refer to the row need not wait.
+    row = sa.select(schema.chains.c.number).where(schema.chains.c.number == chain)
+    connection.execute(row.with_for_update(key_share=True))
+
+
 def insert_group(connection: sa.Connection, chain: int, group: Sequence[Drafted]) -> None:
     """Write appends in their order. Raises sqlalchemy's IntegrityError where a key is there already."""
     _insert(connection, schema.journal, [schema.row_of_entry(chain, drafted.entry) for drafted in group])

@@ -45,6 +45,10 @@ class WatchedLane:
     transactions: int = 0
     losing: bool = False
 
+    @property
+    def shared(self) -> bool:
+        return self.lane.shared
+
     async def run(self, work: Callable[[sa.Connection], T]) -> T:
         self.transactions += 1
         answer = await self.lane.run(work)

@@ -6,7 +6,7 @@ moved, once, and stands in the books.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import pytest
@@ -18,7 +18,7 @@ from ledger import snapshot
 from ledger.account import Account, AccountKey
 from ledger.changes import Authorized, Change, Earned, Granted, Released, Reserved, VoucherReceived
 from ledger.effects import Effect, Kind
-from ledger.events import AccountChanged
+from ledger.events import AccountChanged, Books
 from ledger.identity import Identity
 from ledger.journal import Entry, Kept, Material, MemoryJournal, Nonce, replay
 from ledger.rails.policy import Policy
@@ -76,10 +76,11 @@ class MortalJournal(MemoryJournal):
         records: Sequence[Kept] = (),
         nonces: Sequence[Nonce] = (),
         materials: Sequence[Material] = (),
+        check: Callable[[Books], None] | None = None,
     ) -> Entry:
         self.fuse.tick()
         entry = await super().append(
-            tuple(events), time_ms=time_ms, records=records, nonces=nonces, materials=materials
+            tuple(events), time_ms=time_ms, records=records, nonces=nonces, materials=materials, check=check
         )
         self.fuse.tick()
         return entry
