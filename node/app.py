@@ -37,6 +37,7 @@ from node.exchange.opening import Opening
 from node.exchange.pacing import Pace
 from node.exchange.seller import Seller
 from node.exchange.settler import Settler
+from node.exchange.sharing import catch_up, keep_up
 from node.gateway.gateway import Gateway
 from node.ground import SWEEP_S, Ground, open_ground
 from node.home import Home, Running
@@ -158,7 +159,8 @@ def _doors(ground: Ground, buying: Buying, seller: Seller | None, keys: Keys) ->
     owner = OwnerDoor(book, buying.gateway, buying.peers, buying.auditor, offers, selling, running, heads, stakes)
     till = open_till(ground) if seller is not None else None
     mesh = MeshDoor(seller, buying.settling, buying.netter, buying.disputes, buying.reconciler, till)
-    app = build_app(own, mesh, owner, keys, ground.clock, Proxies(config.node.trusted_proxies))
+    proxies = Proxies(config.node.trusted_proxies)
+    app = build_app(own, mesh, owner, keys, ground.clock, proxies, partial(catch_up, book))
     app.add_routes(SettlementsDoor(buying.settling, buying.netter).routes())
     app.add_routes(DisputesDoor(buying.disputes, book.me).routes())
     app.add_routes(EffectsDoor(book, ground.effects).routes())
@@ -190,6 +192,8 @@ def _start(
     """What goes on in the background while the node runs."""
     owed = (buying.settler, buying.settling, seller, buying.disputes)
     _in_background(stack, _sweep(ground.own.pool, ground.book, *owed, buying.retention, ground.purses, paid))
+    sold = seller.look_again if seller is not None else _nothing
+    _in_background(stack, keep_up(ground.book, sold, (ground.book.end_left_sales, buying.settler.sweep)))
     _in_background(stack, ground.effects.run())
     if buying.opening is not None:
         _in_background(stack, _fill_channels(ground, buying.peers, buying.opening))
@@ -200,6 +204,10 @@ def _start(
     selling = [side.hand_back for side in (seller, paid.shop if paid is not None else None) if side is not None]
     if selling and ground.watch is not None:
         _in_background(stack, ground.watch.run(partial(_hand_back, selling)))
+
+
+def _nothing() -> None:
+    """Nobody sells."""
 
 
 def _hand_back(sides: Sequence[Callable[[], None]]) -> None:

@@ -107,7 +107,10 @@ def _ledger_url(url: SecretStr) -> SecretStr:
 
 
 class LedgerSettings(Section):
-    """Where the ledger is. A database of PostgreSQL may be shared by several nodes; its URL may hold a password."""
+    """Where the ledger is. A database of PostgreSQL may be shared by several nodes, and by several processes of one.
+
+    Its URL may hold a password.
+    """
 
     url: Annotated[SecretStr, AfterValidator(_ledger_url)] | None = None  # None: a file in the home folder
 
@@ -244,7 +247,7 @@ def _peer_url(url: str) -> str:
 
 
 class PeerSettings(Section):
-    """A named peer: its identity, and where it can be reached now."""
+    """A named peer: its identity, and where it can be reached now; one that runs in several processes has several."""
 
     did: DidText
     url: Annotated[str, AfterValidator(_peer_url)]
@@ -405,9 +408,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _peers_once(self) -> Self:
-        dids = [peer.did for peer in self.peers]
-        if len(dids) != len(set(dids)):
-            raise ValueError("a peer is named twice")
+        # Several processes of one peer are each named with their URL.
+        if len(self.peers) != len({(peer.did, peer.url) for peer in self.peers}):
+            raise ValueError("a peer is named twice with the same url")
         return self
 
 

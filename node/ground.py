@@ -27,6 +27,7 @@ from node.own_remotes import OwnRemote, no_payer, open_remotes
 from node.ports import Clock, Entropy
 from node.wire.client import HttpPeer
 from node.wire.messages import Refused
+from node.wire.several import SeveralLines
 
 if TYPE_CHECKING:  # what is in them takes seconds to import, and most nodes have no money on a chain
     from node.own_money import Money
@@ -34,6 +35,7 @@ if TYPE_CHECKING:  # what is in them takes seconds to import, and most nodes hav
 
 # How often what is past its time is dropped; until then a ledger in trouble is not tried again.
 SWEEP_S: Final = 60.0
+_NAME_BYTES: Final = 16
 
 
 @frozen
@@ -49,7 +51,7 @@ class Ground:
     own: OwnModels
     elsewhere: Sequence[OwnRemote]
     session: aiohttp.ClientSession
-    lines: Mapping[Did, HttpPeer]
+    lines: Mapping[Did, HttpPeer | SeveralLines]
     effects: EffectDriver
     money: "Money | None"
     purses: "Purses | None"
@@ -79,7 +81,10 @@ async def open_ground(
     pace: Pace | None,
 ) -> Ground:
     """Ledger, models, lines to peers, and money."""
-    book = await _open_book(stack, config.ledger.place(home.ledger), home.identity(entropy), clock)
+    moves_money = config.stablecoin is not None or any(rail.effects for rail in rails)
+    # Under this other processes know the orders that this one holds, should it share its ledger.
+    part = Part(entropy.bytes(_NAME_BYTES), moves_money)
+    book = await _open_book(stack, config.ledger.place(home.ledger), home.identity(entropy), clock, part)
     book.token_ids_s = config.retention.token_ids_s
     book.rails.prefer(config.buy.rails)
     tokenizers = await _open_tokenizers(stack, home)
@@ -91,7 +96,7 @@ async def open_ground(
     session = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
     names = [model.name for model in own.models]
     sold = [model.engine.manifest.digest for model in own.models if model.price is not None]
-    lines = {did_of(peer): HttpPeer(session, peer.url) for peer in config.peers}
+    lines = _lines(session, config)
     money, purses = await _open_money(stack, home, config, book, entropy, lines, session)
     policies = {money.rail.name: money.settings.policy()} if money is not None else {}
     rails = [*rails, *money.rails(purses.asking if purses is not None else None)] if money is not None else rails
@@ -103,13 +108,21 @@ async def open_ground(
     )
 
 
+def _lines(session: aiohttp.ClientSession, config: Config) -> dict[Did, HttpPeer | SeveralLines]:
+    """The ways to the named peers; one that is named more than once runs in several processes."""
+    by_did: dict[Did, list[HttpPeer]] = {}
+    for peer in config.peers:
+        by_did.setdefault(did_of(peer), []).append(HttpPeer(session, peer.url))
+    return {did: SeveralLines(lines) if len(lines) > 1 else lines[0] for did, lines in by_did.items()}
+
+
 async def _open_money(
     stack: contextlib.AsyncExitStack,
     home: Home,
     config: Config,
     book: Book,
     entropy: Entropy,
-    lines: Mapping[Did, HttpPeer],
+    lines: Mapping[Did, HttpPeer | SeveralLines],
     session: aiohttp.ClientSession,
 ) -> "tuple[Money | None, Purses | None]":
     """What the section [stablecoin] says; nothing without one."""
@@ -125,8 +138,10 @@ async def _open_money(
     return money, await open_purses(book, entropy, chain, chain.network, chain.place.contract, session)
 
 
-async def _open_book(stack: contextlib.AsyncExitStack, place: Place, identity: Identity, clock: Clock) -> Book:
-    database = await Database.open(place, identity.did, part=Part(alone=True))
+async def _open_book(
+    stack: contextlib.AsyncExitStack, place: Place, identity: Identity, clock: Clock, part: Part
+) -> Book:
+    database = await Database.open(place, identity.did, part=part)
     stack.push_async_callback(database.close)
     return await Book.open(database, identity, clock)
 

@@ -15,8 +15,6 @@ from ledger import snapshot
 from ledger.journal import BrokenChain, Entry, Journal, Replay, StoredSnapshot, check_content
 from ledger.snapshot import BadSnapshot, Snapshot
 
-# So often the end of the journal is looked for while others write.
-_CATCH_UP: Final = 1_000
 # So many entries are taken before others have their turn.
 _IN_ONE_GO: Final = 100
 
@@ -37,15 +35,14 @@ async def check_books(journal: Journal, me: str) -> Checked:
     try:
         replayed = await _begin(journal, me)
         since = replayed.head.sequence
-        # Others write meanwhile, and an entry may be read before the books that it moves: both must be at one entry.
-        for _ in range(_CATCH_UP):
-            await _read_on(journal, replayed)
-            if replayed.head.sequence == journal.head.sequence:
-                break
-            await asyncio.sleep(0)
+        # The snapshot may be of an entry that another process has written.
+        await journal.refresh()
+        # More is written meanwhile: books and chain are compared as they were at one entry.
+        head, books = journal.head, journal.books
+        await _read_on(journal, replayed, head)
     except BrokenChain as error:
         return Checked(since, journal.head.sequence, balanced=False, why=str(error))
-    return Checked(since, replayed.head.sequence, balanced=replayed.books == journal.books)
+    return Checked(since, head.sequence, balanced=replayed.books == books)
 
 
 async def _begin(journal: Journal, me: str) -> Replay:
@@ -67,14 +64,16 @@ def _decode(stored: StoredSnapshot, me: str) -> Snapshot | None:
         return None
 
 
-async def _read_on(journal: Journal, replayed: Replay) -> None:
-    """Take what is stored by now. Raises BrokenChain, also where the end is missing or another one."""
-    written: Entry = journal.head
+async def _read_on(journal: Journal, replayed: Replay, written: Entry) -> None:
+    """Take what is stored up to an entry. Raises BrokenChain, also where the end is missing or another one."""
+    if replayed.head.sequence >= written.sequence:
+        return
     async for entry in journal.entries(replayed.head.sequence):
         replayed.add(entry)
         if entry.sequence == written.sequence and entry.hash != written.hash:
             raise BrokenChain(entry.sequence, "it is another one than was written")
+        if entry.sequence == written.sequence:
+            return
         if entry.sequence % _IN_ONE_GO == 0:
             await asyncio.sleep(0)
-    if replayed.head.sequence < written.sequence:
-        raise BrokenChain(replayed.head.sequence + 1, "it is gone, and so is what followed it")
+    raise BrokenChain(replayed.head.sequence + 1, "it is gone, and so is what followed it")

@@ -77,9 +77,18 @@ class Encoded(Exception):
 
 
 def build_app(
-    openai: OpenAiDoor, mesh: MeshDoor, owner: OwnerDoor, keys: Keys, clock: Clock, proxies: Proxies
+    openai: OpenAiDoor,
+    mesh: MeshDoor,
+    owner: OwnerDoor,
+    keys: Keys,
+    clock: Clock,
+    proxies: Proxies,
+    catch_up: Callable[[], Awaitable[None]] | None = None,
 ) -> web.Application:
-    """Put the doors together; of `proxies` it is believed for whom they ask."""
+    """Put the doors together; of `proxies` it is believed for whom they ask.
+
+    `catch_up` has the books be as of now, before peers and the owner's commands see them.
+    """
     rates = Rates(clock.now, MESH_RATE, MESH_BURST, _REMEMBERED)
 
     @web.middleware
@@ -91,6 +100,9 @@ def build_app(
             _check_owner(request, keys)
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise Encoded
+        # Answers of this node's own do not wait for its ledger.
+        if catch_up is not None and not request.path.startswith("/v1/"):
+            await catch_up()
         return await handler(request)
 
     app = web.Application(middlewares=[errors, proxies.middleware, guard], client_max_size=MAX_BODY)

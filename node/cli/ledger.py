@@ -101,8 +101,10 @@ async def _verify_disk(home: Home, check: Verification) -> None:
     place = place_on_disk(home)
     with home.lock():
         async with await Database.open(place, check.me, whole=True) as database:
-            await check.run(chain_file(database, check.me), await database.snapshot())
-            if check.wrong is not None:
+            stored = await database.snapshot()
+            await database.refresh()  # it may be of an entry that another process has just written
+            await check.run(chain_file(database, check.me), stored)
+            if check.wrong is not None and check.head == database.head:
                 database.follow(check.recollection)  # at its end the right one is written
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from ledger import snapshot
 from ledger.chainfile import ChainReader, Told
-from ledger.journal import StoredSnapshot
+from ledger.journal import Entry, StoredSnapshot
 from ledger.snapshot import BadSnapshot
 from ledger.statement import Statement
 from node.cli.output import CommandFailed
@@ -35,6 +35,11 @@ class Verification:
             raise CommandFailed("the postings do not sum to zero: this is a fault of the program, please report it")
         if stored is not None and stored.sequence > self._reader.head.sequence:
             self.wrong = "it is of an entry that the journal does not have"
+
+    @property
+    def head(self) -> Entry:
+        """The last entry that was read."""
+        return self._reader.head
 
     def result(self) -> dict[str, Any]:
         """What was found, for a person or a script."""

@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 from attrs import frozen
 
+from ledger.events import Books
 from ledger.records import Fingerprint, Margins, Outcome, Signed, Verdict, sign
 from node.engine.port import Engine, EngineError
 from node.exchange import experience
@@ -45,6 +46,14 @@ class Audit:
     def abstained(self) -> bool:
         """Whether nothing could be checked."""
         return self.verdict.record.margins.tokens == 0
+
+
+# Evidence that another process of this node adds to at the same time is built upon anew, so often.
+_TRIES: Final = 32
+
+
+class _Moved(Exception):
+    """Another process has found evidence on the same seller in between."""
 
 
 class Auditor:
@@ -164,13 +173,26 @@ class Auditor:
         seller, model = terms.seller, terms.offer.record.model
         odds = await asyncio.to_thread(calibration.odds, terms.order.record.sampling)  # at first use it takes a while
         seen = contexts(terms.request.prompt, answer)
-        counts = fresh(seen, self._book.experience.contexts(seller, model))
-        evidence = observe(self._book.experience.evidence(seller, model), found[counts], odds)
-        verdict = self._verdict(checker, terms, receipt, summarise(found), evidence)
-        counted = [context for context, new in zip(seen, counts, strict=True) if new]
-        observed = experience.audited(seller, model, evidence.outcome, evidence, counted)
-        await self._book.post(observed, records=(kept(verdict, terms.order.digest),))
-        return Audit(verdict)
+
+        async def write() -> Audit:
+            before = self._book.experience.evidence(seller, model)
+            counts = fresh(seen, self._book.experience.contexts(seller, model))
+            evidence = observe(before, found[counts], odds)
+            verdict = self._verdict(checker, terms, receipt, summarise(found), evidence)
+            counted = [context for context, new in zip(seen, counts, strict=True) if new]
+            observed = experience.audited(seller, model, evidence.outcome, evidence, counted)
+
+            def check(_: Books) -> None:
+                if self._book.experience.evidence(seller, model) != before:
+                    raise _Moved
+
+            await self._book.post(observed, records=(kept(verdict, terms.order.digest),), check=check)
+            return Audit(verdict)
+
+        for _ in range(_TRIES - 1):
+            with contextlib.suppress(_Moved):
+                return await write()
+        return await write()
 
     def _verdict(
         self, checker: Fingerprint, terms: Terms, receipt: bytes, summary: Margins, evidence: Evidence

@@ -1,12 +1,12 @@
 """The node's memory: the durable journal, and the experience that follows from it.
 
 Every service writes through `Book.post`, which returns when the change is durable. What it says of accounts and of
-other nodes is always as of the last durable entry.
+other nodes is always as of the last durable entry that this process has written or taken in.
 """
 
 import contextlib
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final
 
 from nacl.exceptions import CryptoError
@@ -17,16 +17,17 @@ from ledger.account import Account, AccountKey, Reservation
 from ledger.changes import Expired, Forgotten, Released
 from ledger.commitments import ids_bytes, ids_from_bytes
 from ledger.database import LedgerError
-from ledger.events import AccountChanged, Event
+from ledger.events import AccountChanged, Books, Event
 from ledger.identity import Identity
 from ledger.journal import Journal, Kept, Material, Nonce, Remembered, Replay
 from ledger.money import Unit
 from ledger.records import CLOCK_SKEW_S, Record, Signed
 from ledger.statement import DAY_MS
+from node.exchange.holding import Watch, held
 from node.exchange.promised import Promised
 from node.exchange.rails import CREDIT, Rails, counts_in, ways_to_pay
 from node.exchange.recollection import BadRecollection, Recollection
-from node.exchange.strangers import Strangers
+from node.exchange.strangers import Strangers, is_stranger
 from node.exchange.trails import Trails
 from node.market.candidates import Way
 from node.ports import Clock
@@ -60,6 +61,7 @@ class Book:
         self.token_ids_s = TOKEN_IDS_S  # how long prompts and answers are kept from now on, encrypted
         self._clock = clock
         self._recollection = recollection
+        self._watch = Watch(journal)
         self._box = SecretBox(identity.secret(b"audit materials"))
 
     @staticmethod
@@ -68,6 +70,8 @@ class Book:
         resumed = _resume(journal.remembered, identity.did)
         recollection, replayed = resumed or (Recollection(identity.did), Replay(identity.did))
         async for entry in journal.entries(replayed.head.sequence):
+            if entry.sequence > journal.head.sequence:
+                break  # another process writes; the journal hands over what it takes in from now on
             recollection.take(entry.time_ms, replayed.add(entry), replayed)
         return Book(journal, identity, clock, recollection, resumed=resumed is not None)
 
@@ -103,11 +107,62 @@ class Book:
         records: Sequence[Kept] = (),
         nonces: Sequence[Nonce] = (),
         materials: Sequence[Material] = (),
+        check: Callable[[Books], None] | None = None,
     ) -> None:
-        """Make it durable, all or nothing. Raises AccountError, NonceReused, and what the database raises."""
-        time_ms = self.now_ms()
+        """Make it durable, all or nothing. Raises AccountError, NonceReused, and what the database raises.
+
+        `check` raises why it must not be, by the books that this moves: whatever others wrote is in them.
+        """
+        written = (*events, *held(self.me, self.journal.name, events))
         with self._telling_trouble():
-            await self.journal.append(events, time_ms=time_ms, records=records, nonces=nonces, materials=materials)
+            await self.journal.append(
+                written, time_ms=self.now_ms(), records=records, nonces=nonces, materials=materials, check=check
+            )
+
+    async def leads(self) -> bool:
+        """Whether this process does what only one of those that share the ledger may do."""
+        return await self.journal.leads()
+
+    async def endable(self, orders: Collection[tuple[AccountKey, bytes]]) -> set[bytes]:
+        """Those of these open orders that this process may end: its own, and what was left behind, where that is its.
+
+        The process that leads takes on what others have left; what is paid on a rail, the one that moves money on it.
+        """
+        me, holders = self.journal.name, self._recollection.holders
+        if not me:
+            return {order for _, order in orders}
+        mine = {order for _, order in orders if holders.of(order) == me}
+        others = [(key, order) for key, order in orders if order not in mine]
+        if not others:
+            return mine
+        leads = await self.leads()
+        gone = {b"", *await self._watch.gone({holders.of(order) for _, order in others} - {b""}, self._clock.now())}
+        on_rail = [
+            (key, order) for key, order in others if (leads if key.rail == CREDIT else key.rail in self.rails.names)
+        ]
+        return mine | {order for _, order in on_rail if holders.of(order) in gone}
+
+    def is_others(self, order: bytes) -> bool:
+        """Whether another process opened an order, and holds it or left it behind."""
+        return self._recollection.holders.of(order) not in (b"", self.journal.name)
+
+    async def gone(self) -> Collection[bytes]:
+        """The processes that hold orders and are gone: what they left should be ended soon."""
+        others = self._recollection.holders.processes - {self.journal.name}
+        return await self._watch.gone(others, self._clock.now()) if others else ()
+
+    async def end_left_sales(self) -> None:
+        """Close what other processes were selling when they ended, whether or not this one sells."""
+        left = [
+            (key, order)
+            for key, account in self.journal.books.accounts.items()
+            if key.payee == self.me and not is_stranger(key.payer)
+            for order, reservation in account.orders.items()
+            if reservation.open and self.is_others(order)
+        ]
+        endable = await self.endable(left) if left else set()
+        for key in {key for key, order in left if order in endable}:
+            await self.let_go(key, {order for of, order in left if of == key and order in endable})
 
     @contextlib.contextmanager
     def _telling_trouble(self) -> Iterator[None]:
@@ -190,6 +245,9 @@ class Book:
         """
         if self.trouble is not None:
             await self.post()
+        if not await self.leads():
+            return
+        await self.end_left_sales()
         now = self.now()
         await self.journal.expire(now)
         before = now - REMEMBERED_S

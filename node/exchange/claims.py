@@ -61,7 +61,8 @@ class Claims:
         return None
 
     def _is_new(self, order: bytes, reservation: Reservation, claim: Claim) -> bool:
-        at_work = order in self._book.under_way or self._settler.is_settling(order)
+        # What another process has left behind, the one that leads takes up.
+        at_work = order in self._book.under_way or self._settler.is_settling(order) or self._book.is_others(order)
         within = reservation.granted < claim.record.cost <= reservation.amount
         return within and reservation.asked is None and not at_work
 

@@ -130,15 +130,28 @@ class Heads:
 
     async def _has(self, signed: Signed[AccountState]) -> bool:
         """Whether our chain has the head that a state of ours names."""
+        if signed.record.sequence > self._book.journal.head.sequence:
+            await self._book.journal.refresh()  # another process of ours may have signed it just now
         entry = await _entry(self._book.journal, self._book.me, signed.record.sequence)
         return entry is not None and follows(signed, entry)
 
     def may_work_with(self, peer: Did) -> Refused | None:
         """Why no new work may start with a peer, if none may."""
+        self._take_up()
         if self.cut is None or peer in self._compared:
             return None
         why = "this node's ledger was restored from an older copy: compare accounts with it first"
         return Refused("busy", why, _RETRY_S)
+
+    def _take_up(self) -> None:
+        """A cut that another process of ours has found, and with whom it has compared since."""
+        found = self._book.experience.meetings
+        if found.cut is not None and (self.cut is None or found.cut.found_ms > self.cut.found_ms):
+            self.cut = found.cut
+            self._compared.clear()
+        if self._book.journal.name and found.cut == self.cut:
+            for peer in found.after_cut:
+                self._compared.setdefault(parse_did(peer), None)
 
     async def heard(self, peer: Did, theirs: Signed[AccountState], ours: Signed[AccountState]) -> None:
         """A peer's state came in an exchange, ours of the same moment went. Kept if there is an account with it."""

@@ -20,6 +20,8 @@ from node.wire.peer import Peer
 _LOOK_BACK: Final = 1_000
 # More cannot have been on their way when this node stopped: a seller that is not reached gets no new orders.
 _SENT_AGAIN: Final = 16
+# Of so many of the newest one is looked for that another process has just given.
+_LATELY: Final = 50
 
 
 async def delivery_left(book: Book, dial: Callable[[Did], Peer | None], digest: bytes) -> Delivery | None:
@@ -72,6 +74,16 @@ async def latest_acknowledgements(book: Book) -> list[tuple[Signed[Acknowledgeme
             if acknowledgement.signer == book.me and len(ours) < _SENT_AGAIN:
                 ours.setdefault(acknowledgement.record.order, acknowledgement)
     return [(one, key) for key, ours in latest.items() for one in reversed(ours.values())]
+
+
+async def last_acknowledgement(book: Book, key: AccountKey) -> bytes | None:
+    """The digest of the newest one that this node has given on an account, if it is among its newest."""
+    for record in await book.journal.list_records(Acknowledgement.kind, _LATELY):
+        acknowledgement = open_record(record.raw, Acknowledgement)
+        voucher = open_record(acknowledgement.record.voucher, Voucher).record
+        if acknowledgement.signer == book.me and _account_of(voucher) == key:
+            return acknowledgement.digest
+    return None
 
 
 def _account_of(voucher: Voucher) -> AccountKey:

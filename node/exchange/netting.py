@@ -25,6 +25,7 @@ from ledger.agreements import (
     netting_keys,
     propose_netting,
 )
+from ledger.events import Books
 from ledger.identity import Did
 from ledger.money import UNITS, Amount, Unit
 from ledger.records import Netting, Signed, open_record, sign
@@ -89,11 +90,12 @@ class Netter:
 
     async def _count(self, one: Signed[Netting], other: Signed[Netting]) -> None:
         events = net(one, other)
-        books = self._book.journal.books
-        accounts = books.account(events[0].key), books.account(events[1].key)
-        if accounts[0].netted < one.record.total:
-            check_borne(one.record, accounts)
-            await self._book.post(*events, records=(kept(one), kept(other)))
+
+        def check(books: Books) -> None:
+            check_borne(one.record, (books.account(events[0].key), books.account(events[1].key)))
+
+        if self._book.journal.books.account(events[0].key).netted < one.record.total:
+            await self._book.post(*events, records=(kept(one), kept(other)), check=check)
 
     async def netting(self, raw: bytes) -> bytes:
         """Take a peer's request; see `Helper.netting`."""

@@ -10,7 +10,8 @@ need not fold years, it is written down with each snapshot of the books and read
                            "trails": [[payee, rail, unit, total], ...],
                            "strangers": {"vouchers": [[did, config, total, signature], ...],
                                          "transfers": [[order, did, nonce, value, expires], ...],
-                                         "deposits": [[did, until], ...]}}
+                                         "deposits": [[did, until], ...]},
+                           "holders": [[order, process], ...]}, the last one only where there are some
 
 Equal recollections have equal bytes, so `idlemesh ledger verify` can hold them against the chain.
 """
@@ -27,6 +28,7 @@ from ledger.journal import Accounts, StoredSnapshot
 from ledger.money import Unit
 from ledger.statement import DAY_MS, Turnover
 from node.exchange.experience import Experience
+from node.exchange.holding import Holders
 from node.exchange.promised import Promised
 from node.exchange.strangers import Strangers
 from node.exchange.trails import Trails
@@ -63,6 +65,7 @@ class Recollection:
         self.strangers = Strangers()
         self.promised = Promised()
         self.trails = Trails()
+        self.holders = Holders()
 
     def take(self, time_ms: int, events: Iterable[Event], accounts: Accounts) -> None:
         """Take the next entry's events, and the accounts after it."""
@@ -71,6 +74,7 @@ class Recollection:
         self.strangers.take(events)
         self.promised.take(events)
         self.trails.take(events)
+        self.holders.take(events, accounts)
         for event in events:
             match event:
                 case Observed(what="checking", facts={"unit": str(unit), "cost": int(cost)}):
@@ -90,11 +94,12 @@ class Recollection:
         """Hold on to all of it as it is now; what comes back writes that down, in any thread."""
         experience, turnover, checking = self.experience.copy(), self.turnover.sums, dict(self._checking)
         unsettled, strangers, promised = self.unsettled.copy(), self.strangers.copy(), self.promised.copy()
-        trails = self.trails.copy()
+        trails, holders = self.trails.copy(), self.holders.copy()
 
         def write() -> bytes:
             return codec.encode(
                 {
+                    **({"holders": rows} if (rows := holders.to_plain()) else {}),
                     "format": _FORMAT,
                     "experience": experience.to_plain(),
                     "turnover": _of_last_days(turnover),
@@ -121,6 +126,7 @@ class Recollection:
             found.strangers = Strangers.from_plain(body["strangers"])
             found.promised = Promised.from_plain(body["promised"])
             found.trails = Trails.from_plain(body["trails"])
+            found.holders = Holders.from_plain(body.get("holders", []))
             found._checking = {(_int(day), str(unit)): _int(cost) for day, unit, cost in body["checking"]}
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise BadRecollection(str(error)) from None

@@ -25,7 +25,7 @@ class Retention:
     async def sweep(self) -> None:
         """Drop what is due, if an hour has passed."""
         now = self._book.now()
-        if self._days is None or now < self._next:
+        if self._days is None or now < self._next or not await self._book.leads():
             return
         before_ms = 1000 * (now - self._days * _DAY_S)
         accounts = self._book.journal.books.accounts.values()

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from attrs import frozen
@@ -18,11 +19,12 @@ from attrs import frozen
 from ledger import codec
 from ledger.account import AboveWindow, Account, AccountError, Reservation, apply
 from ledger.changes import Acknowledged, Admitted, Disputed, Granted, VoucherReceived
-from ledger.events import AccountChanged, Event
-from ledger.exposure import AboveExposure, added_exposure, check_exposure, is_proven
+from ledger.events import AccountChanged, Books, Event
+from ledger.exposure import AboveExposure, check_exposure, is_proven
 from ledger.identity import Did, NotADid, parse_did
 from ledger.journal import Nonce, NonceReused
 from ledger.money import Amount, Unit
+from ledger.orders import evolve
 from ledger.rails.port import TotalTooLow, VoucherRefused
 from ledger.records import (
     CLOCK_SKEW_S,
@@ -114,23 +116,32 @@ class Seller:
         self._tokenizer_file = tokenizer_file
         self._stands = Stands(book, entropy, list(self._wares.values()), self.rails, pledged)
         self._running: dict[bytes, Sale] = {}
-        # What waits to be written is in no book yet: of orders by strangers, and of acknowledgements by their order.
-        self._unwritten: dict[bytes, tuple[Unit, int]] = {}
+        # What waits to be written is in no book yet: acknowledgements, by their order.
         self._acknowledging: Counter[bytes] = Counter()
         self._sweeping: set[asyncio.Future[None]] = set()
         self.url = ""
 
     async def sweep(self) -> None:
-        """Close the orders that are open and not being answered: what an earlier run left, or a failure here.
+        """Close the orders that are open and that nobody answers: what an earlier run left, or a failure here.
 
         Prekeys of offers that are over go, too.
         """
         self._stands.sweep()
-        for key, account in self._book.journal.books.accounts.items():
-            if key.payee == self._book.me and not is_stranger(key.payer):
-                await self._book.let_go(
-                    key, {d for d, r in account.orders.items() if r.open and d not in self._running}
-                )
+        left = [
+            (key, order)
+            for key, account in self._book.journal.books.accounts.items()
+            if key.payee == self._book.me and not is_stranger(key.payer)
+            for order, reservation in account.orders.items()
+            if reservation.open and order not in self._running
+        ]
+        endable = await self._book.endable(left) if left else set()
+        for key in {key for key, _ in left}:
+            # What began in between is not among them.
+            await self._book.let_go(key, {order for of, order in left if of == key and order in endable})
+
+    def look_again(self) -> None:
+        """Another process has written something: whoever waits for pay should look."""
+        self._windows.look_again()
 
     # What a peer may ask for
 
@@ -429,9 +440,6 @@ class Seller:
             account = apply(account, granted)
         amount = sale.cost(sale.most_tokens)
         self._check_sight(account)
-        self._check_exposure(account, amount)
-        if not is_proven(account, self._named):
-            self._unwritten[order.digest] = unit, added_exposure(account, amount)
         first = sale.cost_to_next(0)
         events.append(AccountChanged(account.key, Admitted(order.digest, amount, first, order.record.expires)))
         remembered = order.record.expires + 2 * CLOCK_SKEW_S
@@ -440,7 +448,12 @@ class Seller:
                 *events,
                 records=(kept(sale.stand.offer), kept(order, order.digest)),
                 nonces=(Nonce(sale.buyer, order.record.nonce, order.digest, remembered),),
+                check=partial(self._check_exposure, account, amount),
             )
+        except AboveExposure:
+            # How much is left is nobody else's business: it tells what others owe.
+            why = "buyers that have not settled anything yet owe too much here together: try later"
+            raise Refused("exposure", why) from None
         except NonceReused:
             raise Refused("replayed", "this nonce has been used before") from None
         except AboveWindow as error:
@@ -448,8 +461,6 @@ class Seller:
         except AccountError as error:
             what = "credit" if account.key.rail == CREDIT else "channel"
             raise Refused("credit", f"your {what} here does not bear the order: {error}") from None
-        finally:
-            self._unwritten.pop(order.digest, None)
 
     def _check_sight(self, account: Account) -> None:
         """Whether the rail still knows what stands behind the account. Raises Refused."""
@@ -457,16 +468,12 @@ class Seller:
             why = "what stands behind your account could not be seen for too long: try again when its network answers"
             raise Refused("busy", why, RETRY_AFTER_BUSY_S)
 
-    def _check_exposure(self, account: Account, amount: int) -> None:
-        unwritten = sum(other for unit, other in self._unwritten.values() if unit == account.key.unit)
-        bound = max(self._credit[account.key.unit].exposure.value - unwritten, 0)
-        accounts = self._book.journal.books.accounts.values()
-        try:
-            check_exposure(accounts, account, amount, bound, self._named)
-        except AboveExposure:
-            # How much is left is nobody else's business: it tells what others owe.
-            why = "buyers that have not settled anything yet owe too much here together: try later"
-            raise Refused("exposure", why) from None
+    def _check_exposure(self, account: Account, amount: int, books: Books) -> None:
+        """By the books that the order moves, so that of many at once each counts. Raises AboveExposure."""
+        bound = self._credit[account.key.unit].exposure.value
+        now = books.account(account.key)
+        granted = evolve(now, limit=account.limit, window=account.window)
+        check_exposure(books.accounts.values(), granted, amount, bound, self._named)
 
 
 def _received(rails: Rails, voucher: Signed[Voucher], account: Account) -> VoucherReceived:

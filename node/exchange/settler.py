@@ -249,7 +249,7 @@ class Settler:
         for acknowledgement, key in await latest_acknowledgements(self._book):
             self._promising.follow(key, acknowledgement.digest)
             self._outbox.add(parse_did(key.payee), acknowledgement)
-        left = self._open_orders(before=None)  # those of this run are not among them
+        left = await self._ours(self._open_orders(before=None))  # those of this run are not among them
         for seller in self._outbox.sellers:
             self._outbox.hand_over(seller)
         if ready is None:
@@ -266,7 +266,13 @@ class Settler:
         expired = set(self._open_orders(before=self._book.now() - 2 * CLOCK_SKEW_S))
         due = self._book.experience.due
         left = self._open_orders(before=None)
-        await self._recover_orders([one for one in left if due(one[1]) is not None or one in expired])
+        ended = [one for one in left if due(one[1]) is not None or one in expired or self._book.is_others(one[1])]
+        await self._recover_orders(await self._ours(ended))
+
+    async def _ours(self, orders: list[tuple[AccountKey, bytes]]) -> list[tuple[AccountKey, bytes]]:
+        """Those that no other process is at work on."""
+        endable = await self._book.endable(orders) if orders else set()
+        return [one for one in orders if one[1] in endable]
 
     def _open_orders(self, before: int | None) -> list[tuple[AccountKey, bytes]]:
         return [

@@ -14,6 +14,7 @@ from attrs import define, frozen
 from ledger import codec
 from ledger.account import AccountKey
 from ledger.agreements import AgreementRefused, OutOfDate, check_settlement, propose_settlement, settle, settlement_key
+from ledger.events import Books
 from ledger.identity import Did
 from ledger.money import MAX_AMOUNT, Amount
 from ledger.records import Settlement, Signed, open_record, sign
@@ -143,12 +144,18 @@ class Settling:
             raise NotCounted(peer, "it is none of the named peers: name it with `idlemesh up --peer`")
         return line
 
-    async def _count(self, one: Signed[Settlement], other: Signed[Settlement], key: AccountKey) -> None:
+    async def _count(
+        self,
+        one: Signed[Settlement],
+        other: Signed[Settlement],
+        key: AccountKey,
+        check: Callable[[Books], None] | None = None,
+    ) -> None:
         event = settle(one, other)
         if event.key != key:
             raise codec.Malformed("the answer is about another account")
         if self._book.journal.books.account(key).settled < one.record.total:
-            await self._book.post(event, records=(kept(one), kept(other)))
+            await self._book.post(event, records=(kept(one), kept(other)), check=check)
 
     # The payee
 
@@ -190,13 +197,19 @@ class Settling:
         asked = self._waiting.get(key)
         if asked is None or _request(asked.record).amount != amount:
             raise NoSuchRequest(peer, amount)
+        record = asked.record
+
+        def check(books: Books) -> None:
+            # Another process may have confirmed another one in between.
+            check_settlement(record, books.account(key))
+
         try:
-            check_settlement(asked.record, self._book.journal.books.account(key))
+            check(self._book.journal.books)
+            # Until it is on disk it goes on waiting: the owner can confirm it again.
+            await self._count(asked, sign(record, self._book.identity), key, check)
         except OutOfDate:
             self._waiting.pop(key, None)
             raise NoSuchRequest(peer, amount) from None
-        # Until it is on disk it goes on waiting: the owner can confirm it again.
-        await self._count(asked, sign(asked.record, self._book.identity), key)
         self._waiting.pop(key, None)
 
 

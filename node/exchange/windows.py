@@ -84,6 +84,11 @@ class Windows:
         """When one of those who wait last drew, by the event loop's clock; minus infinity if none has."""
         return self._drawn_at.get(key, float("-inf"))
 
+    def look_again(self) -> None:
+        """There may be room in any window."""
+        for key in self._lines:
+            self.moved(key)
+
     def moved(self, key: AccountKey) -> None:
         """There may be room in this account's window: who is first in line should look."""
         if line := self._lines.get(key):

@@ -304,9 +304,10 @@ class Attempt:
         return await self._try(renewed) if renewed is not None else None
 
     async def _renewed(self, candidate: Candidate, trouble: Exception) -> Candidate | None:
-        """The same peer by its newest offer, once, where only its old one was refused."""
+        """The same peer by its newest offer, once, where only its old one was refused, or another process may do."""
         again = sum(candidate.seller == tried.seller for tried in self._tried) > 1
-        if again or not isinstance(trouble, NotPlaced) or trouble.code not in _STALE:
+        is_stale = isinstance(trouble, NotPlaced) and trouble.code in _STALE
+        if again or not (is_stale or self._supply.is_of_several(candidate)):
             return None
         renewed = await self._supply.renewed(candidate)
         return renewed if renewed is not None and await self._reason_against(renewed) is None else None

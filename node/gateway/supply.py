@@ -184,19 +184,25 @@ class Supply:
         peer = self._peers.dial(candidate.seller) if candidate.seller else None
         if peer is None or candidate.offer is None:
             raise NotPlaced("it is not among the named peers")
-        return BoughtSource(self._buyer.buy(peer, candidate.offer, ask, tokenizer), candidate.offer.signer)
+        offer = self._peers.in_turn(candidate.offer)
+        return BoughtSource(self._buyer.buy(peer, offer, ask, tokenizer), offer.signer)
+
+    def is_of_several(self, candidate: Candidate) -> bool:
+        """Whether several processes of its seller make this offer: where one fails, another may not."""
+        return candidate.offer is not None and len(self._peers.alike(candidate.offer)) > 1
 
     async def renewed(self, candidate: Candidate) -> Candidate | None:
         """The same candidate with the offer that its seller makes now; None if it makes no other."""
         if candidate.seller is None or candidate.offer is None:
             return None
+        of_several = self.is_of_several(candidate)
         try:
             await self._peers.refresh(candidate.seller)
         except (Refused, Unreachable, Malformed):
             return None  # the background refresh keeps trying, and says what is wrong
         for offer in self._peers.offers():
             same = (offer.signer, offer.record.model) == (candidate.seller, candidate.model)
-            if same and offer.digest != candidate.offer.digest:
+            if same and (of_several or offer.digest != candidate.offer.digest):
                 return self._peer_candidate(offer)
         return None
 

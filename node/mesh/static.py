@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from hashlib import sha256
 from typing import Final
+
+from attrs import evolve
 
 from ledger.codec import Malformed
 from ledger.identity import Did
@@ -66,6 +69,8 @@ class NamedPeers:
         self._peers = dict(peers)
         self._tokenizers = tokenizers
         self._offers = OfferBook()
+        self._alike: dict[Did, list[Signed[Offer]]] = {}  # all that a peer's processes offer at the same terms
+        self._turn = itertools.count()
         self._tasks: list[asyncio.Task[None]] = []
         self._manifests: dict[bytes, Manifest] = {}
         self._missing: dict[bytes, tuple[str, float]] = {}  # by digest: why it cannot be had, and until when
@@ -102,6 +107,17 @@ class NamedPeers:
         """The offers that are open now."""
         return self._offers.standing(self._clock.now())
 
+    def alike(self, offer: Signed[Offer]) -> list[Signed[Offer]]:
+        """The offers at the terms of this one, where several processes of its seller make them; else it alone."""
+        now = self._clock.now()
+        alike = [one for one in self._alike.get(offer.signer, []) if _is_like_any(one, [offer])]
+        return [one for one in alike if one.record.expires > now] or [offer]
+
+    def in_turn(self, offer: Signed[Offer]) -> Signed[Offer]:
+        """One at the same terms: the processes of a seller take turns."""
+        alike = self.alike(offer)
+        return alike[next(self._turn) % len(alike)]
+
     async def refresh(self, did: Did) -> None:
         """Fetch a peer's offers and its credit for this node. Raises Refused, Unreachable, Malformed."""
         peer = self._peers[did]
@@ -123,6 +139,7 @@ class NamedPeers:
         for offer in proved:
             self._offers.take(offer.raw, did, now)
         self._offers.keep_only(did, (offer.record.model for offer in proved))
+        self._alike[did] = [one for raw in raws if _is_like_any(one := open_record(raw, Offer), proved)]
         self._keep_manifests()
         if unproved:
             raise Malformed(f"offers that nothing proves are passed over: {'; '.join(unproved.values())}")
@@ -242,3 +259,24 @@ class NamedPeers:
             else:
                 return
         raise NoTokenizerToBeHad("; ".join(reasons) or "no peer has it")
+
+
+def _is_like_any(offer: Signed[Offer], others: Sequence[Signed[Offer]]) -> bool:
+    """Whether an offer says what one of the others says, but for the process that makes it and when."""
+    said = offer.record
+    return any(
+        one.signer == offer.signer
+        and said
+        == evolve(
+            one.record,
+            endpoints=said.endpoints,
+            prekey=said.prekey,
+            sequence=said.sequence,
+            issued=said.issued,
+            expires=said.expires,
+            slots=said.slots,
+            speed=said.speed,
+            first_token_ms=said.first_token_ms,
+        )
+        for one in others
+    )

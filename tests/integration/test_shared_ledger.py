@@ -1,7 +1,6 @@
 """Two nodes whose ledgers are in one database of PostgreSQL."""
 
 import asyncio
-import shutil
 
 from node.demo.processes import NodeProcess
 from tests.integration.network import (
@@ -10,7 +9,6 @@ from tests.integration.network import (
     STORY,
     Network,
     client_of,
-    did_in,
     free_port,
     idlemesh,
     kill,
@@ -43,12 +41,3 @@ async def test_they_trade_are_killed_and_find_their_books_again(network: Network
     said = await idlemesh("accounts", "--home", network.folder / "buyer")
     assert said.status == 0
     assert "The journal is whole" in said.out
-
-
-async def test_one_identity_does_not_run_twice(network: Network, postgres_url: str) -> None:
-    ledger = {"ledger": {"url": postgres_url}}
-    await network.up("here", ledger)
-    shutil.copytree(network.folder / "here", network.folder / "there")
-    said = await idlemesh("up", "--port", 0, "--home", network.folder / "there")
-    assert said.status == 1
-    assert f"another process has the ledger of {did_in(network.folder / 'here')} open" in said.err

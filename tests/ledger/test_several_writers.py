@@ -243,7 +243,7 @@ class TestTrouble:
                 )
                 if random.random() < 0.15:
                     with contextlib.suppress(LedgerUnavailable):
-                        await ledger.alter(HANG_UP)
+                        await ledger.ask(f"SELECT count(*) FROM ({HANG_UP}) AS ended")
             for database in (one, other):
                 for _ in range(3):
                     with contextlib.suppress(LedgerUnavailable):
@@ -285,10 +285,12 @@ from ledger.database.presence import Part
 from tests.ledger.test_several_writers import NODE, moved, order, reserved
 
 async def one(database, n):
-    try:
-        await database.append(reserved(n, 30), time_ms=n)
-    except AccountError:
-        return
+    while True:
+        try:
+            await database.append(reserved(n), time_ms=n)
+            break
+        except AccountError:
+            await asyncio.sleep(0)
     print((await database.append(moved(Released(order(n))), time_ms=n)).hash.hex(), flush=True)
 
 async def main(url, first, count):
@@ -328,9 +330,9 @@ class TestProcesses:
         async with await Database.open(postgres_url, NODE) as database:
             written = [entry.hash.hex() for entry in await entries_of(database)]
             assert set(told) <= set(written)
-            assert len(told) == len(set(told)) > 60
-            # The killed one may have left what it was about to release.
-            assert database.books.account(KEY).reserved in (0, 30, 60, 90)
+            assert len(told) == len(set(told)) >= 60 + 400
+            # The killed one may have left what it was about to release: one for each of its eight callers.
+            assert database.books.account(KEY).reserved in range(0, 90, 10)
         assert third.books.account(KEY).window == 100
 
     async def test_a_chain_is_verified_while_others_write_to_it(
