@@ -103,6 +103,7 @@ class PaidDoor:
                 raise Encoded
             self._requests[address] += 1
             try:
+                self._watch(request)
                 return await handler(request)
             except LedgerError:
                 raise ApiError(503, NO_LEDGER, kind="server_error", code="not_selling") from None
@@ -112,6 +113,13 @@ class PaidDoor:
                     del self._requests[address]
 
         return guard
+
+    def _watch(self, request: web.Request) -> None:
+        """Whatever comes of a request, a transfer that it shows is good until it expires."""
+        with contextlib.suppress(BadPayment):
+            payment = read_payment(request.headers.get(PAYMENT_SIGNATURE, ""))
+            if isinstance(payment.signed, SignedTransfer):
+                self._till.transfers.watch(payment.signed)
 
     async def models(self, _request: web.Request) -> web.Response:
         """What is sold, and for how much."""

@@ -55,7 +55,7 @@ _FACILITATOR_S: Final = 60.0
 _LATE_S: Final = 600
 # A transfer was presented no longer before its end than this, and was not used then.
 _EARLIEST_S: Final = 2 * TIMEOUT_S + _LATE_S
-# So many transfers that were refused are remembered, the latest.
+# So many transfers that were seen, and not taken, are remembered: the latest.
 _MOST_WATCHED: Final = 4_096
 _PENDING: Final = "the chain has not confirmed the payment yet: it is counted when it does; try again in a minute"
 
@@ -110,7 +110,7 @@ class Bank:
         self._fee = fee
         self._under_way: set[bytes] = set()
         self._moving: Counter[bytes] = Counter()  # by wallet, units of the token
-        self._watched: OrderedDict[bytes, Transfer] = OrderedDict()  # by order: refused, and good all the same
+        self._watched: OrderedDict[bytes, Transfer] = OrderedDict()  # by order: not taken, and good all the same
         self.gas: Final = Gas(book.now)
 
     @property
@@ -318,14 +318,24 @@ class Bank:
     async def _end(self, order: bytes, transfer: Transfer, came: bool) -> None:
         key = self._tabs.key(transfer.payer, PREPAID_RAIL)
         await self._tabs.pay_in(key, transfer.value if came else 0, ended(order, transfer))
+        self._watched.pop(order, None)
 
     def watch(self, order: bytes, transfer: Transfer) -> None:
-        """Count a transfer that was refused, should somebody bring it to the chain; of many the latest."""
+        """Count a transfer that was only seen, should somebody bring it to the chain; of many the latest."""
         strangers = self._book.strangers
         if order not in strangers.transfers and order not in strangers.shown and not strangers.is_ended(order):
             self._watched[order] = transfer
             while len(self._watched) > _MOST_WATCHED:
                 self._watched.popitem(last=False)
+
+    @property
+    def watched(self) -> int:
+        """How many are watched."""
+        return len(self._watched)
+
+    def unwatch(self, order: bytes) -> None:
+        """It is followed by the journal from now on."""
+        self._watched.pop(order, None)
 
     async def sweep(self) -> None:
         """Find out what became of transfers that nobody waits for any more, and of those that were only seen."""
@@ -385,7 +395,6 @@ class Bank:
             came = await self._came(order, transfer)
             if came is not None:
                 await self._end(order, transfer, came)
-                self._watched.pop(order, None)
         finally:
             self._under_way.discard(order)
 

@@ -23,6 +23,7 @@ from node.paid.presented import Payment, SignedTransfer
 from node.paid.terms import TRANSFER_S, PaymentRefused, Terms
 
 _ORDER: Final = b"idlemesh order of a transfer\x00"
+_LONGEST_S: Final = 3_600  # what x402's clients sign where they are not told; longer ones are not watched
 
 
 class Transfers:
@@ -50,11 +51,8 @@ class Transfers:
         except PaymentUsed as error:
             raise PaymentRefused(ERR_NONCE_ALREADY_USED, str(error)) from None
         except TabUsedUp as error:
-            self._bank.watch(order, transfer)
             raise PaymentRefused(ERR_SETTLEMENT_PENDING, str(error)) from None
-        except PaymentRefused:
-            self._bank.watch(order, transfer)
-            raise
+        self._bank.unwatch(order)  # it is in the journal
         return Paid(tab, said.payer, terms.place.network, moved)
 
     def _check(self, presented: SignedTransfer, asked: PaymentRequirements, key: AccountKey) -> bytes:
@@ -66,6 +64,22 @@ class Transfers:
         if order in self._tabs.account(key).orders or order in strangers.transfers or order in strangers.shown:
             raise PaymentRefused(ERR_NONCE_ALREADY_USED, str(PaymentUsed()))
         return order
+
+    def watch(self, presented: SignedTransfer) -> None:
+        """Count a transfer that is shown to this node, should somebody make it, whatever comes of the request.
+
+        It is only remembered: once it is taken, it is in the journal.
+        """
+        terms, said, now = self._terms, presented.authorization, self._book.now()
+        good = now < said.valid_before <= now + _LONGEST_S and said.payer not in (NOBODY, terms.wallet)
+        if (
+            good
+            and said.receiver == terms.wallet
+            and said.is_signed(terms.place.chain_id, terms.token, presented.signature)
+        ):
+            payer = did_of_wallet(terms.place.network, said.payer)
+            order = order_of(terms.place.chain_id, terms.token.address, said.payer, said.nonce)
+            self._bank.watch(order, Transfer(payer, said.nonce, said.value, said.valid_before))
 
     def payer_of(self, presented: SignedTransfer, asked: PaymentRequirements) -> AccountKey:
         """The account of who has signed a transfer that was asked for. Raises PaymentRefused."""

@@ -1,5 +1,6 @@
 """Transfers that were shown at the door and that somebody else brings to the chain: their money is their payer's."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -16,6 +17,7 @@ from node.engine.memory import MemoryEngine
 from node.exchange.strangers import PREPAID_RAIL, Transfer, did_of_wallet, shown
 from node.models.tokenizer import Tokenizer
 from node.paid.presented import SignedTransfer, read_payment
+from node.wire.messages import Refused
 from tests.chain import Anvil
 from tests.node.strangers import (
     NETWORK,
@@ -111,6 +113,29 @@ async def test_a_transfer_that_was_refused_counts_all_the_same_when_somebody_mak
         assert open_door.prepaid(buyer).funded == BUDGET
 
 
+async def test_what_signed_for_a_request_that_was_not_even_begun_counts_all_the_same(
+    door: Open, chain: Anvil, buyer: LocalAccount
+) -> None:
+    """A request that comes to a closed door, one for another price, and the one unit that asks for a balance."""
+    closed = Refused("not_selling", "the owner needs it")
+    may: list[Refused | None] = [None]
+    async with door(may_sell=lambda: may[0]) as open_door, httpx.AsyncClient() as plain:
+        made = [await signed(exact_scheme(buyer), open_door.chat, json=asking()) for _ in range(2)]
+        may[0] = closed
+        assert (await plain.post(open_door.chat, json=asking(), headers=made[0])).status_code == 503
+        may[0] = None
+        other = await plain.post(open_door.chat, json=asking(1_000, n=2), headers=made[1])
+        assert refusal(other) == "no_matching_requirements"
+        at = f"{open_door.url}/v1/balance"
+        made.append(await signed(exact_scheme(buyer), at, method="GET"))
+        assert (await plain.get(at, headers=made[2])).json()["paid"] == "0"
+        for each in made:
+            bring(chain, open_door, each)
+        await asyncio.gather(*(open_door.bank.sweep() for _ in range(3)))
+        assert open_door.prepaid(buyer).funded == 2 * BUDGET + 1
+        assert not open_door.bank.watched
+
+
 async def test_a_transfer_that_was_counted_is_not_counted_again_however_often_it_is_shown(
     door: Open, chain: Anvil, buyer: LocalAccount
 ) -> None:
@@ -128,6 +153,7 @@ async def test_a_transfer_that_was_counted_is_not_counted_again_however_often_it
             await open_door.bank.sweep()
         (account,) = open_door.accounts(PREPAID_RAIL)
         assert account.funded == BUDGET
+        assert not open_door.bank.watched
 
 
 async def test_transfers_are_good_for_no_longer_than_it_takes_to_make_them(door: Open) -> None:
