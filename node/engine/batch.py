@@ -38,6 +38,10 @@ _SLACK: Final = 64  # cells that a task should find free beyond its ids, to begi
 Results = Outlet[Piece] | Outlet[Rows]
 
 
+def _nothing() -> None:
+    return None
+
+
 class Cells(Protocol):
     """What is asked of a KV cache; `node.models.weights.Context` is one."""
 
@@ -88,6 +92,7 @@ class Batcher:
         self._told: list[Results] = []  # with results to tell of
         self._ends: list[tuple[Results, BaseException | None]] = []
         self._leaving: list[Work] = []  # ended, with a place in the cache
+        self._left = False  # whether a place came free since the ranks were closed
         self._given_way: list[Work] = []  # in this step
 
     @property
@@ -118,15 +123,16 @@ class Batcher:
         """Whether a step would do anything."""
         return any(task.ended or task.outlet.cancelled or not task.outlet.full for task in self._tasks)
 
-    def step(self) -> list[Work]:
+    def step(self, ready: Callable[[], None] = _nothing) -> list[Work]:
         """Compute one batch; the tasks that had to give way, to be begun again. Those that have ended are gone.
 
-        `announce` and `settle` have to follow, before anything is begun.
+        `ready` is called right before the computation. `announce` and `settle` have to follow, before anything begins.
         """
         self._let_go()
         self.settle()
         self._close_ranks()
         batches, streams, chunk = self._plan()
+        ready()
         began = self._clock()
         for batch in batches:
             # What the batch before did may have cost one of these its place.
@@ -175,15 +181,23 @@ class Batcher:
 
     def _plan(self) -> tuple[list[list[tuple[Work, Run]]], int, int]:
         """The next batches, which tasks are in them with what runs; how many streams, and how many ids of prompts."""
-        able = [task for task in self._tasks if not task.outlet.full]
-        streams = [task for task in able if isinstance(task, Stream)]
-        running = [task for task in streams if task.rest == 1][: self._cells.batch]
-        prompts = [task for task in streams if task.rest > 1]
+        running: list[Stream] = []
+        prompts: list[Stream] = []
+        replays: list[Replay] = []
+        for task in self._tasks:
+            if task.outlet.full:
+                continue
+            if isinstance(task, Replay):
+                replays.append(task)
+            else:
+                (prompts if task.rest > 1 else running).append(task)
+        del running[self._cells.batch :]
         if self._is_burst(running, prompts):
             running = []
-        replays = [task for task in able if isinstance(task, Replay)]
-        room = self._pace.chunk(len(running), self._cells.batch - len(running))
-        parts = self._parts(prompts, replays, room, len(running))
+        parts: list[tuple[Work, int]] = []
+        if prompts or replays:
+            room = self._pace.chunk(len(running), self._cells.batch - len(running))
+            parts = self._parts(prompts, replays, room, len(running))
         next_tokens: list[tuple[Work, int]] = [(task, 1) for task in running]
         # What stands in one batch takes as long as what has the longest context in it, where contexts are apart; and
         # llama.cpp splits a batch whose runs differ in length anyway.
@@ -197,8 +211,9 @@ class Batcher:
     def _is_burst(running: Sequence[Stream], prompts: Sequence[Stream]) -> bool:
         """Whether streams that have only begun should wait for prompts that came with them: all take as many steps
         together as one alone, and each step costs nearly the same for few streams as for many."""
-        begun = all(len(stream.ids) <= stream.job.start + 1 for stream in running)
-        return bool(prompts) and begun and sum(prompt.rest for prompt in prompts) <= _BURST
+        if not prompts or any(len(stream.ids) > stream.job.start + 1 for stream in running):
+            return False
+        return sum(prompt.rest for prompt in prompts) <= _BURST
 
     def _parts(
         self, prompts: Sequence[Stream], replays: Sequence[Replay], room: int, running: int
@@ -305,11 +320,12 @@ class Batcher:
             self._draw(drawn, logits[: len(places)] if first else logits[places])
 
     def _draw(self, streams: list[Stream], logits: Rows) -> None:
-        good = [place for place, stream in enumerate(streams) if self._steer(stream, logits[place])]
-        if len(good) < len(streams):
-            streams, logits = [streams[place] for place in good], logits[good]
-        if not streams:
-            return
+        if any(stream.steered for stream in streams):
+            good = [place for place, stream in enumerate(streams) if self._steer(stream, logits[place])]
+            if len(good) < len(streams):
+                streams, logits = [streams[place] for place in good], logits[good]
+            if not streams:
+                return
         tokens = sample_block(
             logits,
             [stream.job.sampling for stream in streams],
@@ -394,8 +410,11 @@ class Batcher:
 
     def _close_ranks(self) -> None:
         """Move the stream in the highest place into the lowest free one, if that is lower."""
+        if self._cells.shared or not self._left:
+            return
+        self._left = False
         streams = [task for task in self._tasks if isinstance(task, Stream) and task.sequence is not None]
-        if self._cells.shared or not streams or not self._free:
+        if not streams or not self._free:
             return
         last = max(streams, key=lambda task: task.sequence or 0)
         place = min(self._free)
@@ -435,6 +454,7 @@ class Batcher:
     def _empty(self, sequence: int) -> None:
         self._cells.remove(sequence)
         self._free.add(sequence)
+        self._left = True
 
     def _fail(self, task: Work, error: Exception) -> None:
         """The task alone has failed; nothing of what the cache holds of it is kept."""

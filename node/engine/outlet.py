@@ -19,7 +19,7 @@ class Outlet(Generic[T]):
     def __init__(self, room: int, on_change: Callable[[], None], loop: asyncio.AbstractEventLoop | None = None) -> None:
         self.loop = loop or asyncio.get_running_loop()
         self.cancelled = False
-        self.news = asyncio.Event()
+        self._waiting: asyncio.Future[None] | None = None
         self._room, self._on_change = room, on_change
         self._lock = threading.Lock()
         self._results: list[T] = []
@@ -31,29 +31,29 @@ class Outlet(Generic[T]):
         """Whether the owner has to take something first."""
         return len(self._results) >= self._room
 
-    @property
-    def untold(self) -> bool:
-        """Whether there is anything to tell the owner of."""
-        return bool(self._results) or self._ended
-
     async def take(self) -> list[T]:
         """All results that are there, waiting for one; empty at the end. Raises what the job failed with."""
         while True:
-            await self.news.wait()
-            results = self.drain()
-            if results:
+            ended = self._ended  # before: then what is drained after it is all
+            if results := self.drain():
                 return results
-            if self._ended:
+            if ended:
                 if self._failure is not None:
                     raise self._failure
                 return []
+            self._waiting = self.loop.create_future()
+            if not (self._results or self._ended):
+                await self._waiting
+
+    def wake(self) -> None:
+        """In the event loop: if the owner waits, there is something new."""
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
     def drain(self) -> list[T]:
         """All results that are there now."""
         with self._lock:
             results, self._results = self._results, []
-            if not self._ended:
-                self.news.clear()
         if len(results) >= self._room:
             self._on_change()
         return results
@@ -97,5 +97,4 @@ def tell(outlets: Iterable[Outlet[Any]]) -> None:
 
 def _wake(outlets: list[Outlet[Any]]) -> None:
     for outlet in outlets:
-        if outlet.untold:  # else it was taken meanwhile
-            outlet.news.set()
+        outlet.wake()

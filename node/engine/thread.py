@@ -3,7 +3,8 @@
 Theory of operation. The thread does one step of its `Batcher` after the other as long as any task can get on, and
 sleeps on a condition otherwise; nothing polls. Between two steps it parts with what was cancelled, begins with those
 whose turn it is, and does at most one call (a part of an embedding, say), so that a step's time bounds how long
-anything waits. After each step it wakes the event loop once for all streams.
+anything waits. It wakes the event loop once for all streams that a step brought on, right before it computes the next:
+only while llama.cpp computes does the loop's thread get Python's lock and so on.
 
 Jobs take a slot each, and wait in line for one. Replays, one at a time, and calls wait as well and count as
 waiting, but take no slot: no audit keeps a customer out.
@@ -135,16 +136,19 @@ class EngineThread:
 
     def _serve(self) -> None:
         while self._wait():
-            for call in self._next_call():
-                call.run()
-                tell([call.outlet])
+            if self._calls:
+                self._call()
             if self._batcher is not None:
                 self._step(self._batcher)
+        self._tell()
         if self._last is not None:
             self._last()
 
     def _wait(self) -> bool:
         """Sleep until there is something to do; false if that is to end."""
+        if self._batcher is not None and self._batcher.ready():
+            return not self._closed
+        self._tell()
         with self._changed:
             self._changed.wait_for(self._has_work)
             return not self._closed
@@ -154,9 +158,14 @@ class EngineThread:
             return True
         return self._batcher is not None and (self._batcher.ready() or self._next(self._batcher) is not None)
 
-    def _next_call(self) -> list["_Call[Any]"]:
+    def _call(self) -> None:
+        """The next call, if it is still there."""
+        self._tell()
         with self._changed:
-            return [self._calls.popleft()] if self._calls else []
+            call = self._calls.popleft() if self._calls else None
+        if call is not None:
+            call.run()
+            tell([call.outlet])
 
     def _next(self, batcher: Batcher) -> Work | None:
         """Who can begin now."""
@@ -171,6 +180,7 @@ class EngineThread:
     def _step(self, batcher: Batcher) -> None:
         self._guarded(batcher, self._compute)
         if batcher.unsettled:
+            self._tell()
             self._guarded(batcher, self._settle)
 
     def _guarded(self, batcher: Batcher, part: Callable[[Batcher], list[Work]]) -> None:
@@ -180,12 +190,19 @@ class EngineThread:
         except Exception as error:  # noqa: BLE001  (nothing may end the thread; what ran has failed)
             with suppress(Exception):
                 batcher.fail_all(EngineFailed(f"{type(error).__name__}: {error}"))
-        self._tidy(batcher, given_way)
-        tell(batcher.announce())
+        if given_way or len(batcher.tasks) < len(self._running):
+            self._tidy(batcher, given_way)
+
+    def _tell(self) -> None:
+        """Wake who has something new, if they have not been woken."""
+        if self._batcher is not None and (told := self._batcher.announce()):
+            tell(told)
 
     def _compute(self, batcher: Batcher) -> list[Work]:
-        self._begin(batcher)
-        return batcher.step()
+        if self._jobs or self._replays:
+            self._tell()  # what is known of a prompt may take a while to be copied
+            self._begin(batcher)
+        return batcher.step(self._tell)
 
     @staticmethod
     def _settle(batcher: Batcher) -> list[Work]:

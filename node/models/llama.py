@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Final, Protocol
 
 from node.models.gguf import BadModelFile, read_gguf
+from node.models.pages import want_huge_pages
 from node.models.quantization import file_type_number
 
 _ERROR_LEVEL: Final = 4  # enum ggml_log_level, as of ggml.h: debug 1, info 2, warn 3, error 4
@@ -125,6 +126,7 @@ def load(path: Path, *, vocab_only: bool, gpu_layers: int = -1) -> Handle:
     settings.vocab_only, settings.n_gpu_layers = vocab_only, gpu_layers
     # A mapped file that somebody cuts short would kill the process at the next step.
     settings.load_mode = llama.LLAMA_LOAD_MODE_NONE
+    settings.progress_callback = llama.llama_progress_callback(_on_progress)
     _first_error.text = ""
     pointer = llama.llama_model_load_from_file(bytes(path), settings)
     if not pointer:
@@ -148,6 +150,12 @@ def _start() -> ModuleType:
     llama.llama_log_set(callback, ctypes.c_void_p(0))
     llama.llama_backend_init()
     return llama
+
+
+def _on_progress(done: float, _data: object) -> bool:
+    if done == 0.0:  # there is memory for the weights, and nothing in it yet
+        want_huge_pages()
+    return True  # go on
 
 
 def _on_log(level: int, text: bytes, _data: object) -> None:

@@ -133,6 +133,9 @@ class Context(_Computing):
         super().__init__(pointer, batch)
         self.tokens, self.batch, self.sequences, self.rows, self.shared = tokens, batch, sequences, rows, shared
         self._vocabulary = vocabulary
+        self._decode, self._found = library().llama_decode, library().llama_get_logits
+        self._seen: tuple[int, int] = (0, 0)  # where the logits were last and how many rows; their view is kept
+        self._logits: NDArray[np.float32] = np.empty((0, vocabulary), np.float32)
 
     def decode(self, ids: Sequence[int], position: int, rows: int, sequence: int = 0) -> NDArray[np.float32]:
         """Compute up to `batch` ids of one sequence that stand at `position` and after; own copy of the logits of
@@ -147,21 +150,24 @@ class Context(_Computing):
         vocabulary, and each run must begin where its sequence ends. Raises DecodeFailed, LlamaClosed, ValueError.
         """
         pointer = self._open()
-        self._check(runs)
+        rows = self._check(runs)
         self._inputs.fill(runs)
-        code = library().llama_decode(pointer, self._inputs.batch)
+        code = self._decode(pointer, self._inputs.batch)
         if code != 0:
             raise DecodeFailed(code)
-        rows = sum(run.wanted for run in runs)
         if rows == 0:
             library().llama_synchronize(pointer)
             return np.empty((0, self._vocabulary), np.float32)
-        found = library().llama_get_logits(pointer)
+        found = self._found(pointer)
         if not found:
             raise DecodeFailed(_NO_OUTPUT)
-        return np.ctypeslib.as_array(found, (rows, self._vocabulary))
+        seen = ctypes.addressof(found.contents), rows
+        if seen != self._seen:
+            self._seen, self._logits = seen, np.ctypeslib.as_array(found, (rows, self._vocabulary))
+        return self._logits
 
-    def _check(self, runs: Sequence[Run]) -> None:
+    def _check(self, runs: Sequence[Run]) -> int:
+        """How many rows of logits are wanted."""
         count = rows = 0
         for run in runs:
             size = len(run.ids)
@@ -174,6 +180,7 @@ class Context(_Computing):
             count, rows = count + size, rows + run.wanted
         if not (0 < count <= self.batch and rows <= self.rows):
             raise ValueError(f"{count} ids and {rows} rows do not fit batch {self.batch}, rows {self.rows}")
+        return rows
 
     def save(self, sequence: int) -> State:
         """What the cache holds of a sequence, as bytes for `restore`. Raises LlamaClosed, MemoryError."""
@@ -267,15 +274,20 @@ class _Inputs:
 
     def fill(self, runs: Sequence[Run]) -> None:
         """Write the runs, which must fit."""
-        start = 0
+        ids: list[int] = []
+        positions: list[int] = []
+        sequences: list[int] = []
+        wanted: list[int] = []
         for run in runs:
-            end = start + len(run.ids)
-            self._ids[start:end] = run.ids
-            self._positions[start:end] = range(run.position, run.position + end - start)
-            self._table[start:end] = run.sequence
-            self._wanted[start : end - run.wanted], self._wanted[end - run.wanted : end] = 0, 1
-            start = end
-        self.batch.n_tokens = start
+            size = len(run.ids)
+            ids += run.ids
+            positions += range(run.position, run.position + size)
+            sequences += [run.sequence] * size
+            wanted += [0] * (size - run.wanted) + [1] * run.wanted
+        count = len(ids)
+        self._ids[:count], self._positions[:count] = ids, positions
+        self._table[:count], self._wanted[:count] = sequences, wanted
+        self.batch.n_tokens = count
 
     def free(self) -> None:
         self._pointers[:] = np.array(self._own, np.uintp)  # llama.cpp frees what it allocated
