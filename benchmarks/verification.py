@@ -56,7 +56,7 @@ from node.models.weights import KvType
 from verify.calibration import BETS, Odds, bins_of, decode, encode
 from verify.evidence import LOG_CONDEMN, Evidence, advance, observe
 
-RECORDING: Final = 2  # counted up whenever recordings are made in another way
+RECORDING: Final = 3  # counted up whenever recordings are made in another way
 RESAMPLED: Final = 10**9
 RUNS: Final = 400
 GIVE_UP: Final = 100_000  # tokens after which a fraud counts as not convicted

@@ -14,7 +14,7 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from ledger.records import Sampling
-from verify.noise import Reals, all_ids
+from verify.noise import Reals
 
 Logits = NDArray[np.float32]
 
@@ -27,8 +27,6 @@ NEAR = 1e-4
 SMALL, GROUP = 2_048, 32
 # A vocabulary of which it pays to look into the groups alone whose largest logit counts.
 LARGE = 65_536
-# Of more tokens than this those that count are not picked, if they seem to be most of them.
-WHOLE = 4_096
 LEAST = np.float32(-np.inf)
 # Millionths of the likeliest token's probability. Of 150,000 tokens this leaves a few hundred.
 LEAST_MIN_P = 1
@@ -88,16 +86,24 @@ def kept(logits: Logits, sampling: Sampling) -> Kept:
             odds = np.log(before / (total - before))
         nucleus = temperature * (_log_odds(sampling) - odds)
         slack = np.minimum(slack[:size], np.maximum(nucleus, 0.0))
-    inside = own[:size] >= ranking.floor
-    return Kept(ranking.ids[:size][inside], own[:size][inside], slack[:size][inside])
+    return Kept(ranking.ids[:size], own[:size], slack[:size])
+
+
+def lowest(peak: float, sampling: Sampling) -> np.float32:
+    """The least logit that min-p keeps, where the largest is `peak`."""
+    return _single_from(_floor(peak, sampling))
+
+
+def ranks(sampling: Sampling, size: int) -> bool:
+    """Whether there is more to cut than what lies below `lowest`, in a vocabulary of this size."""
+    return 0 < sampling.top_k < size or sampling.top_p < MILLION
 
 
 def drawable(
     logits: Logits, sampling: Sampling, peak: float, groups: Logits
-) -> tuple[NDArray[np.intp], NDArray[np.floating], np.float32]:
-    """What `kept` keeps, where no slack is wanted: ids, logits, and the least logit that is kept.
+) -> tuple[NDArray[np.intp], NDArray[np.floating]]:
+    """What `kept` keeps, where no slack is wanted: ids and logits.
 
-    Tokens below that are among them only where they are a whole vocabulary of more than WHOLE.
     `peak`: the largest of the logits, finite; `groups`: their `maxima`.
     """
     ranking, temperature = _ranking(logits, sampling, peak, groups), _temperature(sampling)
@@ -113,8 +119,8 @@ def drawable(
             nucleus = _nucleus(upto, _total(logits, ranking, temperature), sampling)
         size = min(size, nucleus)
     if size == ranking.ids.size:
-        return ranking.ids, ranking.logits, ranking.floor
-    return ranking.ids[:size], ranking.logits[:size], ranking.floor
+        return ranking.ids, ranking.logits
+    return ranking.ids[:size], ranking.logits[:size]
 
 
 def maxima(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -181,7 +187,7 @@ def _log_odds(sampling: Sampling) -> float:
 @frozen(eq=False)
 class _Ranking:
     """Tokens (K,) in the order of their rank, if top-k or top-p is on; those that these and min-p keep are the first
-    `size`, or what is not below `floor`, and what tops k follows. With top-p, some that it surely cuts may be missing.
+    `size`, and what tops k follows. With top-p, some that it surely cuts may be missing.
 
     `totals`: pairs between which the mass of the whole vocabulary lies, relative to the first token's, ever closer.
     """
@@ -190,7 +196,6 @@ class _Ranking:
     logits: NDArray[np.floating]
     size: int
     totals: Iterable[tuple[float, float]] = ()
-    floor: np.float32 = LEAST
 
     def upto(self, temperature: float) -> Reals:
         """The mass of each token and all that rank before it, (K,), relative to that of the first."""
@@ -210,12 +215,7 @@ def _ranking(logits: Logits, sampling: Sampling, peak: float, groups: Logits) ->
         ids = _from(edge, logits, groups)
         totals = _totals(logits, groups, sampling, peak) if top_p else ()
         return _ranked(ids, logits[ids], sampling.top_k, totals)
-    least = _single_from(floor)
-    if not (sampling.top_k or top_p) and logits.size > WHOLE:
-        some = logits[::GROUP] >= least
-        if 2 * np.count_nonzero(some) > some.size:  # to hash all ids is quicker than to find those from the floor on
-            return _Ranking(all_ids(logits.size), logits, logits.size, floor=least)
-    ids = _from(least, logits, groups)
+    ids = _from(_single_from(floor), logits, groups)
     if not (0 < sampling.top_k < ids.size or top_p):
         return _Ranking(ids, logits[ids], ids.size)
     own, size = logits[ids], ids.size

@@ -22,8 +22,8 @@ GAMMA = 0x9E3779B97F4A7C15
 FIRST = 0xBF58476D1CE4E5B9
 SECOND = 0x94D049BB133111EB
 
-# Words that are hashed at a time, so that they stay in the processor's cache.
-CHUNK = 32_768
+# The index of the first token's fine word: behind the coarse words of any vocabulary, whose ids are 32 bits.
+FINE = 2**32
 
 
 class NotUnsigned64(ValueError):
@@ -55,55 +55,53 @@ def bits(seed: int, position: int, tokens: Ids) -> NDArray[np.uint64]:
 
 def hashes(states: np.uint64 | NDArray[np.uint64], tokens: Ids) -> NDArray[np.uint64]:
     """`bits` of each token by the state of its `stream`, or of the one that all have."""
-    word = _steps(tokens)
-    word += states
-    _mix(word, np.empty_like(word))
-    return word ^ (word >> np.uint64(31))
+    own = tokens.astype(np.uint64)
+    words = np.empty((2, own.size), np.uint64)
+    np.right_shift(own, np.uint64(3), out=words[0])
+    np.add(own, np.uint64(FINE), out=words[1])
+    _steps(words)
+    words += states
+    _mix(words)
+    coarse, fine = words
+    own <<= np.uint64(3)
+    own &= np.uint64(56)
+    coarse >>= own
+    coarse <<= np.uint64(56)
+    fine >>= np.uint64(8)
+    coarse |= fine
+    return coarse
 
 
-def highest(state: int, tokens: Ids, least: int) -> NDArray[np.intp]:
-    """The places among the tokens (K,) of all whose hash is not below `least`, and of few others."""
-    steps = _all_steps(tokens.size) if tokens is all_ids(tokens.size) else _steps(tokens)
-    # The last step of the hash leaves its upper bits as they are, so it need not be taken.
-    bar = np.uint64(max(0, least) >> 33 << 33)
-    room, other = np.empty(CHUNK, np.uint64), np.empty(CHUNK, np.uint64)
-    places = []
-    for start in range(0, tokens.size, CHUNK):
-        own = steps[start : start + CHUNK]
-        word = room[: own.size]
-        np.add(own, np.uint64(state), out=word)
-        _mix(word, other[: own.size])
-        places.append((word >= bar).nonzero()[0] + start)
-    return np.concatenate(places)
-
-
-@lru_cache(maxsize=8)
-def all_ids(size: int) -> NDArray[np.intp]:
-    """The ids of a whole vocabulary: the same array each time, to be read only."""
-    ids = np.arange(size)
-    ids.flags.writeable = False
-    return ids
+def highest_bytes(states: NDArray[np.uint64], size: int) -> NDArray[np.uint8]:
+    """The highest byte of the hash of each token of a vocabulary (V,), for each of the states (R,): (R, V)."""
+    words = states[:, None] + _coarse_steps(-(-size // 8))
+    _mix(words)
+    return words.astype("<u8", copy=False).view(np.uint8)[:, :size]
 
 
 @lru_cache(maxsize=8)
-def _all_steps(size: int) -> NDArray[np.uint64]:
-    return _steps(all_ids(size))
-
-
-def _steps(tokens: Ids) -> NDArray[np.uint64]:
-    """What each token adds to the state of the generator."""
-    steps = tokens.astype(np.uint64)
-    steps += np.uint64(1)
-    steps *= np.uint64(GAMMA)
+def _coarse_steps(size: int) -> NDArray[np.uint64]:
+    steps = np.arange(size, dtype=np.uint64)
+    _steps(steps)
+    steps.flags.writeable = False
     return steps
 
 
-def _mix(word: NDArray[np.uint64], other: NDArray[np.uint64]) -> None:
-    """All of the hash but its last step, in place; `other` is room for as many words."""
+def _steps(index: NDArray[np.uint64]) -> None:
+    """What the generator's state has moved by when it gives the output of this index, in place."""
+    index += np.uint64(1)
+    index *= np.uint64(GAMMA)
+
+
+def _mix(word: NDArray[np.uint64]) -> None:
+    """The output of the generator for its moved state, in place."""
+    other = np.empty_like(word)
     for distance, factor in ((30, FIRST), (27, SECOND)):
         np.right_shift(word, np.uint64(distance), out=other)
         word ^= other
         word *= np.uint64(factor)
+    np.right_shift(word, np.uint64(31), out=other)
+    word ^= other
 
 
 def uniform(word: NDArray[np.uint64]) -> Reals:

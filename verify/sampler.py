@@ -1,4 +1,4 @@
-"""The seeded sampler `gumbel-1`: a token as a pure function of (logits, sampling, seed, position).
+"""The seeded sampler `gumbel-2`: a token as a pure function of (logits, sampling, seed, position).
 
 Seller and checker run this same code, so a checker that recomputes the logits of any position can tell
 which token was due there (`verify.replay`). Here is all that another implementation needs.
@@ -25,10 +25,21 @@ Otherwise:
        x = (x ^ (x >> 27)) * 0x94D049BB133111EB
        S(state, n) = x ^ (x >> 31)
 
-   and the hash of a token is `h = S(S(S(seed, 0), position), token id)`.
+   With `state = S(S(seed, 0), position)`, token `t` (below 2**32) has a coarse byte, one of the eight of a word that
+   it shares with its neighbours, and a fine word of its own:
+
+       coarse = (S(state, t // 8) >> (8 * (t % 8))) & 255
+       fine   = S(state, 2**32 + t)
+
+   and its hash is `h = (coarse << 56) | (fine >> 8)`. Of one generator no two outputs below 2**64 are the same, so
+   coarse and fine words never are.
 4. **Noise.** `u = ((h >> 11) | 1) * 2**-53`: 53 bits, of which the last is always set, so that u is exact
    and never 0 or 1. `G = -ln(-ln(u))`, standard Gumbel noise between -3.7 and 36.8.
 5. **Choice.** The kept token with the largest `z = l + T * G`; of equals, the one with the lowest id.
+
+A token whose coarse byte is not 255 has noise below 5.55. So whoever knows of a z that is reached, or guesses it and
+looks whether it was, need make fine words and logarithms only for tokens whose byte is 255, and for the few that are no
+further below it than that; and the bytes of a vocabulary take an eighth of as many words.
 
 The kept tokens' z have the maximum at token i with probability p_i over the sum of the kept p (the Gumbel-max
 trick; Maddison, Tarlow, Minka 2014), so this is ordinary sampling with the dice thrown by the hash.
@@ -44,20 +55,19 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
-from attrs import evolve, frozen
+from attrs import frozen
 from numpy.typing import NDArray
 
 from ledger.records import Sampling
-from verify.cutoffs import MILLION, WHOLE, BadLogits, Kept, Logits, drawable, masses, maxima
+from verify.cutoffs import LEAST, MILLION, BadLogits, Kept, Logits, drawable, lowest, maxima, ranks
 from verify.noise import (
     Ids,
     NotUnsigned64,
     Reals,
-    bits,
     gumbel,
     gumbel_of,
     hashes,
-    highest,
+    highest_bytes,
     output,
     stream,
     uniform,
@@ -79,18 +89,22 @@ __all__ = [
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
-SAMPLER = "gumbel-1"
+SAMPLER = "gumbel-2"
 # What `sample_block` puts where nothing can be drawn.
 NOTHING = -1
 
 # Of z by the vendor's faster logarithms, relative; above its true error by six orders of magnitude.
 ROUGH_ERROR = 1e-9
-# So many groups hold the tokens that are always looked at.
-HOT = 128
+# Of more tokens than this few are looked at, if min-p alone cuts and keeps some of one in CROWD of their groups.
+WHOLE, CROWD = 4_096, 4
+# Tokens whose coarse noise is made at a time, so that it stays in the processor's cache.
+CHUNK = 262_144
 # How far below what is expected of it the winner's z is looked for at first, in temperatures.
-BEHIND = 1.0
-# More than the rounding of a bound, as a factor.
-SLACK = 1.001
+BEHIND = 1.5
+# One of so many tokens stands for what all have in common.
+SOME = 128
+# The noise of a token is less than this if the highest byte of its hash is not the highest there is.
+HIGHEST, COARSE_MOST = 255, 5.55
 
 
 def sample(logits: Logits, sampling: Sampling, seed: int, position: int) -> int:
@@ -117,67 +131,122 @@ def sample_block(
         return found
     groups = maxima(logits)
     # The maximum of an array that holds a NaN is NaN, so it shows every fault.
-    places = zip(groups.max(axis=1).tolist(), samplings, seeds, positions, strict=True)
-    draws: list[_Draw] = []
+    peaks = groups.max(axis=1).tolist()
     few: list[_Draw] = []
-    for row, (peak, sampling, seed, position) in enumerate(places):
-        if math.isfinite(peak) and sampling.temperature == 0:
+    many: list[_Whole] = []
+    for row, (peak, sampling, seed, position) in enumerate(zip(peaks, samplings, seeds, positions, strict=True)):
+        if not math.isfinite(peak):
+            continue
+        if sampling.temperature == 0:
             found[row] = logits[row].argmax()
-        elif math.isfinite(peak):
-            ids, own, floor = drawable(logits[row], sampling, peak, groups[row])
-            draw = _Draw(row, ids, own, floor, sampling.temperature / MILLION, stream(seed, position))
-            draws.append(draw)
-            few.append(draw.likely(peak, groups[row]) if ids.size > WHOLE else draw)
-    if draws:
-        tokens, largest = _winners(few)
-        for missed in np.flatnonzero(largest < [draw.bar for draw in few]):
-            tokens[missed] = _winners([draws[missed].all()])[0][0]
-        found[[draw.row for draw in draws]] = tokens
+            continue
+        temperature, state = sampling.temperature / MILLION, stream(seed, position)
+        if logits.shape[1] > WHOLE and not ranks(sampling, logits.shape[1]):
+            floor = lowest(peak, sampling)
+            if CROWD * np.count_nonzero(groups[row] >= floor) > groups.shape[1]:
+                many.append(_Whole(row, temperature, state, peak, floor))
+                continue
+        ids, own = drawable(logits[row], sampling, peak, groups[row])
+        few.append(_Draw(row, temperature, state, ids, own))
+    if many:
+        few += _likely(logits, many, _guesses(logits, groups, many))
+    if few:
+        tokens, least = _winners(few)
+        found[[draw.row for draw in few]] = tokens
+        for place in (least < [draw.bar for draw in few]).nonzero()[0]:
+            # The winner's z is not below what some token has, and so the second time it is sure to be there.
+            row = few[place].row
+            again = [one for one in many if one.row == row]
+            found[row] = _winners(_likely(logits, again, least[[place]]))[0][0]
     return found
 
 
 @frozen(eq=False)
 class _Draw:
-    """Tokens of which one is drawn at one place: ids and logits (K,), of which those from the floor on count.
+    """Tokens of which one is drawn for one row: ids and logits (K,), and the state from which the noise comes.
 
-    `state` is the generator's, from which all tokens at this place draw.
+    Of the tokens that may be drawn all are here whose z is not below the bar.
     """
 
     row: int
-    ids: NDArray[np.intp]
-    logits: NDArray[np.floating]
-    floor: np.float32
     temperature: float
     state: int
+    ids: NDArray[np.intp]
+    logits: NDArray[np.floating]
     bar: float = -math.inf
 
-    def likely(self, peak: float, groups: Logits) -> "_Draw":
-        """The same with few of the tokens, all with z >= bar among them, a bar that the largest z nearly always passes.
 
-        `groups`: the largest logits of groups of the tokens. The tokens with the largest logits stay. Of the others,
-        z >= bar is u >= exp(-e) with e = exp((logit - bar) / T); and exp(-e) >= 1 - e. So none is lost that has
-        1 - u <= e, and that is asked with the e of the largest of their logits.
-        """
-        # In temperatures, the largest z is standard Gumbel noise above the logarithm of the sum of exp(logit / T).
-        mass = float(masses(groups, peak, self.temperature).sum())
-        bar = peak + self.temperature * (math.log(mass) - BEHIND)
-        edge = np.partition(groups, -HOT)[-HOT]
-        most = math.exp(min((float(edge) - bar) / self.temperature, 0.0)) * SLACK
-        near = highest(self.state, self.ids, 2**64 - math.ceil(most * 2.0**64) - 2**12)
-        own = self.logits[near]
-        near = near[(own < edge) & (own >= self.floor)]
-        index = np.concatenate([(self.logits >= max(edge, self.floor)).nonzero()[0], near])
-        return evolve(self, ids=self.ids[index], logits=self.logits[index], bar=bar)
+@frozen
+class _Whole:
+    """One row whose tokens may all be drawn whose logit is not below the floor; they are many."""
 
-    def all(self) -> "_Draw":
-        """The same with no tokens but those from the floor on."""
-        inside = self.logits >= self.floor
-        return evolve(self, ids=self.ids[inside], logits=self.logits[inside])
+    row: int
+    temperature: float
+    state: int
+    peak: float
+    floor: np.float32
+
+
+def _guesses(logits: NDArray[np.float32], groups: NDArray[np.float32], places: Sequence[_Whole]) -> Reals:
+    """A z for each row that the largest nearly always passes, and few others do.
+
+    In temperatures, the largest z is standard Gumbel noise above the logarithm of the sum of exp(logit / T). What the
+    largest of the groups weigh is nearly all of that where few tokens have most of the mass; where all have much the
+    same, it is as if all had the mean.
+    """
+    groups, some = _rows(groups, places), _rows(logits[:, ::SOME], places)
+    peaks, temperatures = np.array([[one.peak, one.temperature] for one in places]).T
+    weights = groups - peaks.astype(np.float32)[:, None]
+    weights /= temperatures.astype(np.float32)[:, None]
+    np.exp(weights, out=weights)
+    few = peaks + temperatures * np.log(weights.sum(axis=1))
+    alike = some.mean(axis=1, dtype=np.float64) + temperatures * math.log(logits.shape[1])
+    guesses: Reals = np.maximum(few, alike) - temperatures * BEHIND
+    return guesses
+
+
+def _likely(logits: NDArray[np.float32], places: Sequence[_Whole], bars: Reals) -> list[_Draw]:
+    """Of each row few of the tokens, all with z >= bar among them, and the largest logit.
+
+    Unless the highest byte of a token's hash is the highest there is, its noise is less than COARSE_MOST; so it is too
+    low if its logit is by so much, in temperatures, below the bar.
+    """
+    size = logits.shape[1]
+    states = np.array([one.state for one in places], np.uint64)
+    temperatures, peaks, floors = np.array([[one.temperature, one.peak, one.floor] for one in places]).T
+    # Rounded to single precision, and then down, so that no token is lost by it.
+    edges = np.nextafter((bars - COARSE_MOST * temperatures).astype(np.float32), LEAST)
+    edges = np.minimum(edges, peaks.astype(np.float32))[:, None]
+    index, values = [], []
+    most = max(1, CHUNK // size)
+    for start in range(0, len(places), most):
+        own = _rows(logits, places[start : start + most])
+        chosen = highest_bytes(states[start : start + most], size) == HIGHEST
+        chosen |= own >= edges[start : start + most]
+        near = chosen.ravel().nonzero()[0]
+        values.append(own.ravel()[near])
+        near += start * size
+        index.append(near)
+    ids, own = _joined(index), _joined(values)
+    starts = np.arange(len(places) + 1) * size
+    inside = own >= _spread(floors.astype(np.float32), np.diff(ids.searchsorted(starts)))
+    ids, own = ids[inside], own[inside]
+    ends = ids.searchsorted(starts).tolist()
+    return [
+        _Draw(one.row, one.temperature, one.state, ids[begin:end] - turn * size, own[begin:end], bar)
+        for turn, (one, begin, end, bar) in enumerate(zip(places, ends[:-1], ends[1:], bars.tolist(), strict=True))
+    ]
+
+
+def _rows(logits: NDArray[np.float32], places: Sequence[_Whole]) -> NDArray[np.float32]:
+    """The rows of these places, a view if they are neighbours."""
+    first, last = places[0].row, places[-1].row + 1
+    return logits[first:last] if last - first == len(places) else logits[[one.row for one in places]]
 
 
 def _winners(draws: Sequence[_Draw]) -> tuple[NDArray[np.int64], Reals]:
-    """The token of each draw, by the vendor's quick logarithms, and by ours where these are too near to tell; and its
-    z, by the quick ones.
+    """The token of each draw, by the vendor's quick logarithms, and by ours where these are too near to tell; and what
+    its z is at least.
     """
     sizes = [draw.ids.size for draw in draws]
     starts = np.array([0, *itertools.accumulate(sizes[:-1])])
@@ -186,20 +255,21 @@ def _winners(draws: Sequence[_Draw]) -> tuple[NDArray[np.int64], Reals]:
     u = uniform(hashes(_spread(np.array([draw.state for draw in draws], np.uint64), sizes), ids))
     z = _rough(logits, _spread(temperatures, sizes), u)
     best = np.maximum.reduceat(z, starts)
-    last = (z >= _spread(best - ROUGH_ERROR * (temperatures + np.abs(best)), sizes)).nonzero()[0]
+    least = best - ROUGH_ERROR * (temperatures + np.abs(best))
+    last = (z >= _spread(least, sizes)).nonzero()[0]
     ids = ids[last]
     if last.size == len(draws):
-        return ids, best
+        return ids, least
     of = starts.searchsorted(last, side="right") - 1
     z = logits[last] + temperatures[of] * gumbel_of(u[last])
-    return np.array([choice(ids[of == draw], z[of == draw]) for draw in range(len(draws))]), best
+    return np.array([choice(ids[of == draw], z[of == draw]) for draw in range(len(draws))]), least
 
 
 def _joined(parts: Sequence[NDArray[Scalar]]) -> NDArray[Scalar]:
     return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
-def _spread(values: NDArray[Scalar], sizes: Sequence[int]) -> NDArray[Scalar]:
+def _spread(values: NDArray[Scalar], sizes: Sequence[int] | NDArray[np.intp]) -> NDArray[Scalar]:
     """Each value as often as there are tokens, or once if that is the same."""
     return values.repeat(sizes) if len(sizes) > 1 else values
 
@@ -225,8 +295,16 @@ def contenders(kept: Kept, sampling: Sampling, seed: int, position: int, bar: fl
 
     Leaves out only tokens whose z is surely below both the largest and `bar`.
     """
-    temperature = sampling.temperature / MILLION
-    z = _rough(kept.logits, np.array([temperature]), uniform(bits(seed, position, kept.ids)))
+    temperature, state = sampling.temperature / MILLION, stream(seed, position)
+    if kept.ids.size > WHOLE:
+        # The largest z is not below that of any token, as the likeliest.
+        first = int(kept.logits.argmax())
+        least = min(bar, float(kept.logits[first] + temperature * gumbel(seed, position, kept.ids[[first]])[0]))
+        edge = least - COARSE_MOST * temperature - ROUGH_ERROR * (temperature + abs(least))
+        chosen = highest_bytes(np.array([state], np.uint64), int(kept.ids.max()) + 1)[0][kept.ids] == HIGHEST
+        chosen |= kept.logits >= edge
+        kept = kept.only(chosen.nonzero()[0])
+    z = _rough(kept.logits, np.array([temperature]), uniform(hashes(np.uint64(state), kept.ids)))
     error = ROUGH_ERROR * (temperature + float(np.abs(z).max()))
     kept = kept.only(np.flatnonzero(z >= min(bar, float(z.max())) - error))
     return kept, kept.logits + temperature * gumbel(seed, position, kept.ids)

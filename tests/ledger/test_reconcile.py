@@ -143,7 +143,7 @@ def test_a_counter_beyond_what_a_record_holds_is_said_as_the_most_it_holds() -> 
 
 
 def offer(by: Identity = PAYEE) -> Signed[Offer]:
-    engine = Fingerprint("b", "cpu", "f16", "gumbel-1")
+    engine = Fingerprint("b", "cpu", "f16", "gumbel-2")
     return sign(
         Offer(
             endpoints=(),

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verify.noise import NotUnsigned64, bits, gumbel, log, output, uniform
+from verify.noise import NotUnsigned64, bits, gumbel, gumbel_of, highest_bytes, log, output, stream, uniform
+from verify.sampler import COARSE_MOST
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "sampler.json").read_text())
 VOCABULARY = 150_000
@@ -21,6 +22,9 @@ words = st.integers(0, 2**64 - 1)
 def test_noise_is_what_the_vectors_say(vector: dict[str, Any]) -> None:
     seed, position = int(vector["seed"], 16), int(vector["position"], 16)
     token = np.array([vector["token"]])
+    state = stream(seed, position)
+    assert output(state, vector["token"] // 8) == int(vector["coarse"], 16)
+    assert output(state, 2**32 + vector["token"]) == int(vector["fine"], 16)
     assert int(bits(seed, position, token)[0]) == int(vector["hash"], 16)
     assert uniform(bits(seed, position, token))[0] == float.fromhex(vector["u"])
     assert gumbel(seed, position, token)[0] == pytest.approx(vector["noise"], abs=1e-9)
@@ -30,6 +34,40 @@ def test_the_hash_is_built_from_splitmix64() -> None:
     # The first outputs of Vigna's splitmix64.c from the state 1234567; `bits` of a stream is its output.
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
     assert [output(1234567, n) for n in range(3)] == expected
+
+
+def literal_hash(seed: int, position: int, token: int) -> int:
+    """The hash as the docstring of `verify.sampler` has it, in plain integers."""
+
+    def word(state: int, n: int) -> int:
+        x = (state + (n + 1) * 0x9E3779B97F4A7C15) % 2**64
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+        return x ^ (x >> 31)
+
+    state = word(word(seed, 0), position)
+    coarse = (word(state, token // 8) >> (8 * (token % 8))) & 255
+    return (coarse << 56) | (word(state, 2**32 + token) >> 8)
+
+
+@given(seed=words, position=words, token=st.integers(0, 2**32 - 1))
+def test_the_hash_is_what_the_definition_says(seed: int, position: int, token: int) -> None:
+    assert int(bits(seed, position, np.array([token]))[0]) == literal_hash(seed, position, token)
+
+
+@given(st.lists(st.tuples(words, words), min_size=1, max_size=4), st.integers(1, 100))
+def test_the_highest_bytes_of_a_vocabulary_are_those_of_its_hashes(places: list[tuple[int, int]], size: int) -> None:
+    found = highest_bytes(np.array([stream(*place) for place in places], np.uint64), size)
+    expected = [[literal_hash(*place, token) >> 56 for token in range(size)] for place in places]
+    assert found.tolist() == expected
+
+
+def test_noise_is_below_the_coarse_bound_unless_the_highest_byte_is_the_highest() -> None:
+    words = np.array([(255 << 56) - 1, 255 << 56], np.uint64)
+    below, above = gumbel_of(uniform(words))
+    assert below < COARSE_MOST
+    assert below == pytest.approx(-math.log(-math.log(255 / 256)))
+    assert above >= below
 
 
 @given(seed=words, position=words, token=st.integers(0, VOCABULARY - 1))
@@ -87,17 +125,45 @@ def test_noise_is_uniform_and_uncorrelated_along(axis: str) -> None:
         assert abs(correlation) < 4 / math.sqrt(size)
 
 
-@pytest.mark.parametrize("what", ["seed", "position", "token"])
-def test_one_flipped_bit_changes_half_of_the_hash(what: str) -> None:
+def test_the_tokens_of_one_word_have_independent_noise() -> None:
+    # Coarse bytes come eight from one word; fine words are the generator's neighbours.
+    u = uniform(bits(21, 22, np.arange(160_000))).reshape(-1, 8)
+    limit = 4.5 / math.sqrt(len(u))
+    for numbers in (u, u * 256 % 1, -np.log(-np.log(u))):
+        correlations = np.corrcoef(numbers.T)
+        assert np.abs(correlations[~np.eye(8, dtype=bool)]).max() < limit
+    # A token's coarse byte says nothing of its own fine bits.
+    assert abs(np.corrcoef(np.floor(u.ravel() * 256), u.ravel() * 256 % 1)[0, 1]) < 4 / math.sqrt(u.size)
+
+
+def test_pairs_of_neighbours_are_spread_evenly() -> None:
+    u = uniform(bits(31, 32, np.arange(128_000)))
+    for lag in (1, 3, 8):
+        cells = (u[:-lag] * 16).astype(int) * 16 + (u[lag:] * 16).astype(int)
+        counts, expected = np.bincount(cells, minlength=256), cells.size / 256
+        assert ((counts - expected) ** 2 / expected).sum() < 330.5  # chi-square, 255 degrees, 0.1%
+
+
+@pytest.mark.parametrize("what", ["seed", "position"])
+def test_one_flipped_bit_of_the_place_changes_half_of_the_hash(what: str) -> None:
     changed = []
-    for bit in range(32 if what == "token" else 64):
+    for bit in range(64):
         for n in range(50):
-            here = {"seed": 12_345 * n, "position": n, "token": 7 * n}
+            here = {"seed": 12_345 * n, "position": n}
             there = here | {what: here[what] ^ (1 << bit)}
-            a, b = (bits(c["seed"], c["position"], np.array([c["token"]]))[0] for c in (here, there))
+            a, b = (bits(c["seed"], c["position"], np.array([7 * n]))[0] for c in (here, there))
             changed.append((int(a) ^ int(b)).bit_count())
     assert abs(np.mean(changed) - 32) < 0.5
     assert min(changed) > 8
+
+
+def test_one_flipped_bit_of_the_token_changes_half_of_the_hash() -> None:
+    for bit in range(32):
+        tokens = 7 * np.arange(400)
+        changed = bits(1, 2, tokens) ^ bits(1, 2, tokens ^ (1 << bit))
+        counts = [int(word).bit_count() for word in changed.tolist()]
+        assert abs(np.mean(counts) - 32) < 1.0
+        assert min(counts) > 8
 
 
 def test_noise_has_the_mean_and_variance_of_gumbel() -> None:

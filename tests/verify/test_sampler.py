@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ledger.records import Sampling
-from verify.cutoffs import WHOLE, drawable, kept, maxima
+from verify.cutoffs import drawable, kept, maxima
 from verify.noise import NotUnsigned64, gumbel
-from verify.sampler import NOTHING, SAMPLER, BadLogits, derived_seed, sample, sample_block
+from verify.sampler import NOTHING, SAMPLER, WHOLE, BadLogits, derived_seed, sample, sample_block
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "sampler.json").read_text())
 PLAIN = Sampling(temperature=1_000_000, top_p=1_000_000, min_p=0, top_k=0)
@@ -136,7 +136,8 @@ samplings = st.builds(
     top_k=st.sampled_from([0, 1, 40]) | st.integers(0, 3_000),
 )
 words = st.integers(0, 2**64 - 1)
-sizes = st.sampled_from([1, 2, 3, 255, 256, 257, 1_024, 1_025, 40_000, 70_001]) | st.integers(1, 5_000)
+sizes = st.sampled_from([1, 2, 3, 7, 8, 9, 255, 256, 257, 1_024, 1_025, 4_097, 8_191, 40_000, 70_001])
+sizes |= st.integers(1, 5_000)
 
 
 def plainly(logits: NDArray[np.float32], s: Sampling, seed: int, position: int) -> int:
@@ -163,7 +164,10 @@ def plainly(logits: NDArray[np.float32], s: Sampling, seed: int, position: int) 
 @given(
     size=sizes,
     rows=st.lists(
-        st.tuples(samplings, words, words, st.sampled_from(["spread", "ties", "masked", "peaked"])), max_size=5
+        st.tuples(
+            samplings, words, words, st.sampled_from(["spread", "ties", "masked", "peaked", "flat", "huge", "tiny"])
+        ),
+        max_size=5,
     ),
     random=st.integers(0, 2**32),
 )
@@ -176,6 +180,12 @@ def test_a_block_is_drawn_as_its_rows_are(size: int, rows: list[tuple[Sampling, 
             own[np.random.default_rng(random + 1).random(size) < 0.9] = -np.inf
         elif shape == "peaked":
             own[: max(1, size // 50)] += 8
+        elif shape == "flat":
+            own[:] = 1.5
+        elif shape == "huge":
+            own[:] = own * np.float32(1e37)
+        elif shape == "tiny":
+            own[:] = own * np.float32(1e-30)
     found = sample_block(logits, [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
     assert found.dtype == np.int64
     for own, token, (sampling, seed, position, _) in zip(logits, found, rows, strict=True):
@@ -184,14 +194,52 @@ def test_a_block_is_drawn_as_its_rows_are(size: int, rows: list[tuple[Sampling, 
             assert token == sample(own, sampling, seed, position)
 
 
+@pytest.mark.parametrize(
+    "sampling", [PLAIN, Sampling(300_000, 1_000_000, 10_000, 0), Sampling(2_000_000, 1_000_000, 0, 0)]
+)
+def test_small_vocabularies_are_drawn_alike_by_coarse_bytes(
+    sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(8)
+    monkeypatch.setattr("verify.sampler.WHOLE", 0)
+    monkeypatch.setattr("verify.sampler.CHUNK", 50)
+    for size in (1, 5, 8, 13, 41, 300):
+        logits = np.round(random.normal(0, 2, (60, size)), 1).astype(np.float32)
+        rows = range(len(logits))
+        found = sample_block(logits, [sampling] * 60, rows, [size] * 60)
+        assert list(found) == [plainly(logits[row], sampling, row, size) for row in rows]
+
+
+def test_a_winner_below_what_was_expected_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("verify.sampler.BEHIND", -20.0)  # expects far too much
+    logits = np.random.default_rng(5).normal(0, 2, (4, 9_001)).astype(np.float32)
+    for position in range(20):
+        found = sample_block(logits, [PLAIN] * 4, range(4), [position] * 4)
+        assert list(found) == [plainly(row, PLAIN, seed, position) for seed, row in enumerate(logits)]
+
+
+def test_a_large_vocabulary_follows_softmax() -> None:
+    # 6,000 tokens in twelve classes of like probability: the places of each differ in their coarse words.
+    size, draws = 6_000, 3_000
+    logits = np.repeat(np.linspace(-2, 2, 12), size // 12).astype(np.float32)
+    logits = np.random.default_rng(6).permutation(logits)
+    found = sample_block(np.broadcast_to(logits, (draws, size)), [PLAIN] * draws, [5] * draws, range(draws))
+    shares = expected_shares(logits, PLAIN)
+    kinds = np.unique(logits, return_inverse=True)[1]
+    counts, expected = np.bincount(kinds[found], minlength=12), draws * np.bincount(kinds, shares)
+    assert ((counts - expected) ** 2 / expected).sum() < 31.3  # chi-square, 11 degrees, 0.1%
+    within = np.bincount(found % 8, minlength=8)
+    per_byte = draws * np.bincount(np.arange(size) % 8, shares)
+    assert ((within - per_byte) ** 2 / per_byte).sum() < 24.4  # 7 degrees
+
+
 @settings(deadline=None, max_examples=150)
 @given(sizes, samplings.filter(lambda s: s.temperature > 0), st.integers(0, 2**32), st.booleans())
 def test_what_may_be_drawn_is_what_is_kept(size: int, sampling: Sampling, random: int, ties: bool) -> None:
     logits = np.random.default_rng(random).normal(0, 2, size).astype(np.float32)
     if ties:
         logits = np.round(logits)
-    ids, own, floor = drawable(logits, sampling, float(logits.max()), maxima(logits[None])[0])
-    ids, own = ids[own >= floor], own[own >= floor]
+    ids, own = drawable(logits, sampling, float(logits.max()), maxima(logits[None])[0])
     inside = kept(logits, sampling)
     assert (ids == inside.ids).all()
     assert (own == inside.logits).all()

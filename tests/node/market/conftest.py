@@ -25,7 +25,7 @@ def offer_by(seller: int = 1, **changes: Any) -> Signed[Offer]:
         "parameters": 8_000_000_000,
         "quantization": "Q8_0",
         "context": 4_096,
-        "engine": Fingerprint("b1", "cpu", "f16", "gumbel-1"),
+        "engine": Fingerprint("b1", "cpu", "f16", "gumbel-2"),
         "price": Price(1_000_000, 2_000_000, "uusd"),
         "rails": ("credit",),
         "slots": 1,
