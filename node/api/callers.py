@@ -12,11 +12,13 @@ from typing import Final
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 Network = IPv4Network | IPv6Network
 
 _HEADER: Final = "X-Forwarded-For"
+# What proxies put into requests, whatever it says.
+_SIGNS: Final = (_HEADER, "X-Real-IP", "Forwarded", "Via")
 # Longer chains of proxies are nobody's: what is left of them is not looked at.
 _MOST_HOPS: Final = 16
 # The half of an IPv6 address that says where it is: whoever has one such network has all addresses in it.
@@ -25,10 +27,13 @@ _HOST_BITS: Final = 64
 
 @frozen
 class Caller:
-    """Who asks. `address` is empty where there is none; `is_forwarded`: a trusted proxy brought it."""
+    """Who asks. `address` is empty where there is none; `is_forwarded`: a trusted proxy brought it; `is_hidden`:
+    somebody brought it, and whom for is not known.
+    """
 
     address: str
     is_forwarded: bool = False
+    is_hidden: bool = False
 
     @property
     def share(self) -> str:
@@ -62,7 +67,10 @@ class Proxies:
             if found is None:
                 break
             caller = Caller(str(found), is_forwarded=True)
-        return caller
+        # Not to be believed is no reason to overlook it: it can only take from what a request may do.
+        return (
+            caller if caller.is_forwarded else evolve(caller, is_hidden=any(sign in request.headers for sign in _SIGNS))
+        )
 
     @property
     def middleware(self) -> Middleware:

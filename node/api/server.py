@@ -123,7 +123,7 @@ def _check_owner(request: web.Request, keys: Keys) -> None:
             raise ApiError(401, "this needs the API key: `idlemesh key api` shows it", code="invalid_api_key")
         return
     caller = caller_of(request)
-    if caller.is_forwarded and not is_loopback(caller.address):
+    if caller.is_hidden or (caller.is_forwarded and not is_loopback(caller.address)):
         why = "this is for programs on the node's own machine: others reach it with an API key, on another [node] host"
         raise ApiError(403, why, code="foreign_host")
     origin = request.headers.get("Origin")

@@ -110,3 +110,10 @@ def test_whoever_a_proxy_brings_is_not_on_this_machine(proxied: RunningNode) -> 
     assert (brought.status, brought.json()["error"]["code"]) == (403, "foreign_host")
     assert request(proxied, "GET", "/v1/models").status == 200
     assert request(proxied, "GET", "/v1/models", headers={"X-Forwarded-For": "127.0.0.1"}).status == 200
+
+
+@pytest.mark.parametrize("sign", ["X-Forwarded-For", "X-Real-IP", "Forwarded", "Via"])
+def test_what_a_proxy_brings_that_nobody_named_is_not_from_this_machine(sign: str, node: RunningNode) -> None:
+    assert request(node, "GET", "/v1/models").status == 200
+    refused = request(node, "GET", "/v1/models", headers={sign: "127.0.0.1"})
+    assert (refused.status, refused.json()["error"]["code"]) == (403, "foreign_host")
