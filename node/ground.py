@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import aiohttp
 from attrs import frozen
 
-from ledger.database import Database, Part, Place
+from ledger.database import Database, Part, Place, is_postgres
 from ledger.identity import Did, Identity
 from ledger.rails.port import Rail
 from ledger.records import Bond
@@ -35,7 +35,6 @@ if TYPE_CHECKING:  # what is in them takes seconds to import, and most nodes hav
 
 # How often what is past its time is dropped; until then a ledger in trouble is not tried again.
 SWEEP_S: Final = 60.0
-_NAME_BYTES: Final = 16
 
 
 @frozen
@@ -82,9 +81,9 @@ async def open_ground(
 ) -> Ground:
     """Ledger, models, lines to peers, and money."""
     moves_money = config.stablecoin is not None or any(rail.effects for rail in rails)
-    # Under this other processes know the orders that this one holds, should it share its ledger.
-    part = Part(entropy.bytes(_NAME_BYTES), moves_money)
-    book = await _open_book(stack, config.ledger.place(home.ledger), home.identity(entropy), clock, part)
+    place, identity = config.ledger.place(home.ledger), home.identity(entropy)
+    part = Part(home.process_id(entropy) if is_postgres(place) else b"", moves_money)
+    book = await _open_book(stack, place, identity, clock, part)
     book.token_ids_s = config.retention.token_ids_s
     book.rails.prefer(config.buy.rails)
     tokenizers = await _open_tokenizers(stack, home)

@@ -10,6 +10,7 @@ chain/         transactions under way, and what was seen of channels
 api.key        the key that `/v1` asks for on hosts other than loopback
 node.json      address and token of the running node
 node.lock      held while a node runs in this home
+process.id     under what other processes of the node know that of this home, where they share a ledger
 """
 
 import fcntl
@@ -28,6 +29,7 @@ from node.ports import Entropy
 DEFAULT_HOME: Final = Path("~/.idlemesh")
 # A command that looks for a running node holds the lock for a moment; only a node holds it for longer.
 _LOCK_TRIES: Final = 5
+_PROCESS_BYTES: Final = 16
 _LOCK_WAIT_S: Final = 0.02
 
 
@@ -143,6 +145,18 @@ class Home:
         """Make this the node's identity; there is none yet."""
         self.make()
         _write_secret(self.folder / "identity.key", seed.hex() + "\n")
+
+    def process_id(self, entropy: Entropy) -> bytes:
+        """Random bytes that no other home of the node has, made at the first time. Raises HomeError."""
+        path = self.folder / "process.id"
+        if not path.exists():
+            _write_secret(path, entropy.bytes(_PROCESS_BYTES).hex() + "\n")
+        try:
+            return bytes.fromhex(path.read_text().strip())
+        except (OSError, ValueError):
+            raise HomeError(
+                f"{path} is not readable as hexadecimal digits: delete it while no node runs here"
+            ) from None
 
     def api_key(self) -> str | None:
         """The key to `/v1`, if one was made."""

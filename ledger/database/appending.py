@@ -111,6 +111,8 @@ class Appender:
         if self._lane.shared:
             if self._next_look is None:
                 self._next_look = asyncio.ensure_future(self._look())
+                # Whoever asked may have gone away before it fails.
+                self._next_look.add_done_callback(lambda look: look.cancelled() or look.exception())
             await asyncio.shield(self._next_look)
 
     async def _look(self) -> None:

@@ -54,8 +54,12 @@ def take_part(connection: sa.Connection, chain_id: str, part: Part) -> None:
     used = LedgerInUse(f"another process has the ledger of {chain_id} open", "Stop it, and start it again afterwards")
     _lock(connection, _key(chain_id), used, shared=not part.alone)
     if part.name:
-        # Together with nobody but itself: a connection that it lost may not be known as lost yet.
-        _lock(connection, _key(chain_id, part.name), used, shared=True)
+        twin = LedgerInUse(
+            "a process is there under this one's name: its home was copied, or the server has not noticed yet that it"
+            " was cut off",
+            "Delete process.id in the copied home, or try again in a minute",
+        )
+        _lock(connection, _key(chain_id, part.name), twin)
     if part.moves_money:
         moves = LedgerInUse(
             f"another process of {chain_id} has [stablecoin], and one alone may move its money",

@@ -30,7 +30,10 @@ def up(
         str | None, typer.Option(help="Sell at IN:OUT for a million tokens, as 0.05usd:0.15usd.", metavar="IN:OUT")
     ] = None,
     peer: Annotated[
-        list[str] | None, typer.Option(help="Buy from this peer; may be given more than once.", metavar="DID@URL")
+        list[str] | None,
+        typer.Option(
+            help="Buy from this peer; may be given more than once, also for each process of one.", metavar="DID@URL"
+        ),
     ] = None,
     open_credit: Annotated[
         str | None, typer.Option(help="What each buyer may owe in all, as 0.01usd.", metavar="AMOUNT")

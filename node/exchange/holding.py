@@ -2,8 +2,9 @@
 
 Theory of operation. Open orders are answered, or bought, by one process: the one that admitted them. Where others write
 to the same ledger, the entry that admits an order also names its process, and this is folded until the order is closed.
-So a process ends what is its own; what one left that is gone is ended by the process that leads, once it has been gone
-for a while: whoever merely lost its connection has it back before. Nobody ends what another one is at work on.
+So a process ends what is its own, also what it left when it was last ended: its home has its name. What one left that
+is gone is ended by the process that leads, once it has been gone for a while: whoever merely lost its connection has it
+back before. Nobody ends what another one is at work on.
 """
 
 from collections.abc import Collection, Iterable

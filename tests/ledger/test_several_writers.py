@@ -389,6 +389,11 @@ class TestPresence:
             assert await one.gone([b"other"]) == {b"other"}
             assert [await one.leads(), await other.leads()] == [True, True]
 
+    async def test_no_two_have_one_name(self, postgres_url: str) -> None:
+        async with await Database.open(postgres_url, NODE, part=Part(b"one")):
+            with pytest.raises(LedgerInUse, match=r"under this one's name.*Delete process\.id in the copied home"):
+                await Database.open(postgres_url, NODE, part=Part(b"one"))
+
     async def test_one_alone_moves_money(self, postgres_url: str) -> None:
         one = await Database.open(postgres_url, NODE, part=Part(moves_money=True))
         with pytest.raises(LedgerInUse, match=r"\[stablecoin\].*Leave \[stablecoin\] and \[paid\] out here"):

@@ -116,6 +116,19 @@ class TestSelling:
             assert not await sweep()
             assert not await store.book.gone()
 
+    async def test_what_one_left_it_ends_itself_as_soon_as_it_is_back(
+        self, postgres_url: str, tokenizer: Tokenizer, clock: ManualClock
+    ) -> None:
+        async with await Database.open(postgres_url, SELLER.did, part=Part(b"other")) as other:
+            assert await other.leads()
+            async with await Database.open(postgres_url, SELLER.did, part=Part(b"one")) as selling:
+                book = await Book.open(selling, SELLER, clock)
+                admitted = Admitted(order(1), 50, 10, clock_s(clock) + 60)
+                await book.post(AccountChanged(KEY, Granted(100, 100, 1)), AccountChanged(KEY, admitted))
+            async with await Database.open(postgres_url, SELLER.did, part=Part(b"one")) as again:
+                store = await Store.open(tokenizer, clock, journal=again)
+                assert not store.owed_by(BUYER.did).orders[order(1)].open
+
     async def test_who_does_not_lead_ends_nothing_of_others(self, postgres_url: str, clock: ManualClock) -> None:
         async with twins(postgres_url, SELLER) as (one, other):
             leader, follower = [await Book.open(journal, SELLER, clock) for journal in (one, other)]
