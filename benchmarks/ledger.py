@@ -1,12 +1,14 @@
 """How fast the ledger is: durable receipts per second, start from a snapshot, full verification, and their memory.
 
-    python -m benchmarks.ledger [--json] [--receipts N] [--entries N] [--folder PATH]
+    python -m benchmarks.ledger [--json] [--receipts N] [--entries N] [--folder PATH] [--syncs N]
 
 Durable means SQLite with synchronous=FULL, on the disk of `--folder`, and PostgreSQL with its own defaults, on the disk
 of the system's temporary folder; it is left out where this machine has none. The receipts of 1, 16 and 256 concurrent
 callers are held against one commit per row of the same size, by the driver alone, on the same disk and in the same run.
-How often the disks can sync is told first: the goal per second supposes 200. Ledgers are opened in processes of their
-own, so that nothing is warm and memory is theirs alone (Linux tells it).
+How often the disks can sync is told first: the goals suppose 200 per second. With `--syncs 200` receipts alone are
+measured, and each sync, of our own as well as of the driver alone, is lengthened to what it takes on such a disk
+(`benchmarks.slow_disk`). Ledgers are opened in processes of their own, so that nothing is warm and memory is theirs and
+their helpers' alone (Linux tells it).
 """
 
 import argparse
@@ -16,6 +18,7 @@ import multiprocessing
 import os
 import sqlite3
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -24,14 +27,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import asyncpg
+import psutil
 import sqlalchemy as sa
 import uvloop
 from attrs import frozen
 
 from benchmarks.ledgers import GRANTED, KEYS, ME, OWNER, build, order_of, record_of
 from benchmarks.report import Row, report
+from benchmarks.slow_disk import run_on_slow_disk
 from ledger.changes import Earned, Released, Reserved
 from ledger.database import Database, Place, upgrade_tables
+from ledger.database.helpers import how_many
 from ledger.events import AccountChanged
 from node.exchange.book import Book
 from node.ports import SystemClock
@@ -39,8 +45,9 @@ from tests.postgres import NotInstalled, running
 
 CALLERS: Final = (1, 16, 256)
 BATCH: Final = 2_000
-# Of the ledgers that are verified whole: what memory does shows between them.
-VERIFIED: Final = (25_000, 100_000)
+# A ledger so many times shorter is verified whole too: what memory does shows between them.
+SHORTER: Final = 10
+LOOK_S: Final = 0.05
 # So many entries have come since the last snapshot when the long ledger is opened: half of what may.
 BEHIND: Final = 1_000
 SYNC_S: Final = 1.0
@@ -194,21 +201,40 @@ def opened(work: Callable[[Path], Coroutine[Any, Any, float]], file: Path) -> Op
 
 def _measured(work: Callable[[Path], Coroutine[Any, Any, float]], file: Path) -> Opening:
     before = _memory_mib()
-    ms = 1000 * uvloop.run(work(file))
-    return Opening(ms, _memory_mib() - before)
+    seconds, after = uvloop.run(_watched(work(file)))
+    return Opening(1000 * seconds, after - before)
+
+
+async def _watched(work: Coroutine[Any, Any, float]) -> tuple[float, float]:
+    """What the work returns, and the memory of this process and those that it starts meanwhile."""
+    task, most = asyncio.ensure_future(work), 0.0
+    while not task.done():
+        await asyncio.wait([task], timeout=LOOK_S)
+        most = max(most, _memory_mib())
+    return task.result(), most
 
 
 def _memory_mib() -> float:
+    """The most that this process ever had, and those that it has started and that still run."""
+    me = psutil.Process()
+    return sum(_peak_mib(process.pid) for process in (me, *me.children()))
+
+
+def _peak_mib(process: int) -> float:
     # Not getrusage: a new process is told its parent's peak.
-    status = Path("/proc/self/status").read_text()
-    peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(peak.split()[1]) / 1024
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0.0  # it has just ended
+    peak = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(peak[0].split()[1]) / 1024 if peak else 0.0
 
 
-def append_rows(had: Durability) -> Iterator[Row]:
-    """What callers of one database had, against one commit per row."""
-    alone = f"{had.name}, one commit per row"
-    yield Row(f"{had.name}: syncs of its disk", round(had.syncs, 1), "1/s", "itself", 1.0, "reported", True)
+def append_rows(had: Durability, lengthened: float | None) -> Iterator[Row]:
+    """What callers of one database had, against one commit per row; `lengthened` is to what syncs per second."""
+    name = had.name if lengthened is None else f"{had.name}, syncs lengthened to {1000 / lengthened:g} ms"
+    alone = f"{name}, one commit per row"
+    yield Row(f"{name}: syncs of its disk", round(had.syncs, 1), "1/s", "itself", 1.0, "reported", True)
     yield Row(f"{alone}, by the driver alone", round(had.alone, 1), "1/s", "itself", 1.0, "reported", True)
     for callers, appends in had.appends.items():
         times = appends.per_second / had.alone
@@ -216,25 +242,24 @@ def append_rows(had: Durability) -> Iterator[Row]:
         enough = appends.per_second >= PER_SECOND_GOAL or had.syncs < DISK_COMMITS
         goal = f">= {TIMES_GOAL:g} x, and >= {PER_SECOND_GOAL:g}/s" if judged else "reported"
         met = not judged or (times >= TIMES_GOAL and enough)
-        yield Row(
-            f"{had.name}: receipts, {callers} callers", round(appends.per_second, 1), "1/s", alone, times, goal, met
-        )
-        for name, value in (("p50", appends.p50), ("p99", appends.p99)):
-            measure, ratio = f"{had.name}: one append, {callers} callers, {name}", value * had.alone / 1000
+        yield Row(f"{name}: receipts, {callers} callers", round(appends.per_second, 1), "1/s", alone, times, goal, met)
+        for quantile, value in (("p50", appends.p50), ("p99", appends.p99)):
+            measure, ratio = f"{name}: one append, {callers} callers, {quantile}", value * had.alone / 1000
             yield Row(measure, round(value, 3), "ms", alone, ratio, "reported", True)
 
 
-def opening_rows(entries: int, started: Opening, verified: dict[int, Opening]) -> Iterator[Row]:
-    """What opening ledgers took."""
+def opening_rows(started: Opening, verified: dict[int, Opening]) -> Iterator[Row]:
+    """What opening ledgers took: the longest from its snapshot, and all of them to be verified."""
+    few, many = min(verified), max(verified)
     ratio = started.ms / START_GOAL_MS
-    measure = f"start from a snapshot, {entries} entries"
+    measure = f"start from a snapshot, {many} entries"
     yield Row(measure, round(started.ms, 1), "ms", "the goal", ratio, "< 1 s", ratio < 1)
     goal, ratio = f"< {MEMORY_GOAL_MIB:g} MiB", started.mib / MEMORY_GOAL_MIB
     yield Row("memory that it takes", round(started.mib, 1), "MiB", "the goal", ratio, goal, ratio < 1)
-    few, many = min(verified), max(verified)
     per_second = 1000 * many / verified[many].ms
     ratio, speed = per_second / VERIFY_GOAL, f"> {VERIFY_GOAL:g}/s"
-    yield Row(f"full verification, {many} entries", round(per_second, 1), "1/s", "the goal", ratio, speed, ratio > 1)
+    measure = f"full verification, {many} entries, {1 + how_many(many)} processes"
+    yield Row(measure, round(per_second, 1), "1/s", "the goal", ratio, speed, ratio > 1)
     growth = max(verified[many].mib - verified[few].mib, 0.0)
     measure, ratio = f"more memory than for {few} entries", growth / MEMORY_GOAL_MIB
     yield Row(measure, round(growth, 1), "MiB", "the goal", ratio, goal, ratio < 1)
@@ -247,18 +272,25 @@ def main() -> None:
     parser.add_argument("--receipts", type=int, default=8_000, help="receipts of the most callers")
     parser.add_argument("--entries", type=int, default=1_000_000, help="entries of the ledger that is started from")
     parser.add_argument("--folder", type=Path, help="on the disk that is to be measured; else the system's own choice")
+    parser.add_argument("--syncs", type=float, help="measure receipts on a disk slowed to so many syncs per second")
+    parser.add_argument("--lengthened", type=float, help=argparse.SUPPRESS)  # the same, where it is slowed already
     arguments = parser.parse_args()
+    if arguments.syncs is not None and arguments.lengthened is None:
+        command = [sys.executable, "-m", "benchmarks.ledger", *sys.argv[1:], "--lengthened", str(arguments.syncs)]
+        sys.exit(run_on_slow_disk(command, arguments.syncs))
     with tempfile.TemporaryDirectory(prefix="idlemesh-ledger-", dir=arguments.folder) as name:
         folder = Path(name)
         found = [on_sqlite(folder, arguments.receipts), on_postgres(arguments.receipts)]
-        rows = [row for had in found if had is not None for row in append_rows(had)]
-        verified = {}
-        for entries in VERIFIED:
-            uvloop.run(build(folder / f"{entries}.ledger", entries))
-            verified[entries] = opened(verify_whole, folder / f"{entries}.ledger")
+        rows = [row for had in found if had is not None for row in append_rows(had, arguments.lengthened)]
+        if arguments.lengthened is not None:
+            report("ledger", rows, arguments.json)
         uvloop.run(build(folder / "long.ledger", arguments.entries, BEHIND))
         started = opened(start, folder / "long.ledger")
-    report("ledger", [*rows, *opening_rows(arguments.entries, started, verified)], arguments.json)
+        verified = {arguments.entries: opened(verify_whole, folder / "long.ledger")}
+        short = arguments.entries // SHORTER
+        uvloop.run(build(folder / "short.ledger", short))
+        verified[short] = opened(verify_whole, folder / "short.ledger")
+    report("ledger", [*rows, *opening_rows(started, verified)], arguments.json)
 
 
 if __name__ == "__main__":
