@@ -1,6 +1,7 @@
 """What an entry of the journal says, and the books that follow from it."""
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, cast
 
@@ -80,6 +81,9 @@ class Observed:
 
 
 Event = AccountChanged | RecordKept | Observed | EffectPlanned | EffectTold
+# What happens to one account or to its effect.
+Move = Change | EffectPlanned | EffectTold
+_EFFECTS: Final = (EffectPlanned, EffectTold)
 
 
 def encode_events(events: Iterable[Event]) -> bytes:
@@ -163,7 +167,15 @@ _RECORD_3: Final = b"fdigestX\x20"
 _OBSERVED_1: Final = b"\xa4dwhat"
 _OBSERVED_2: Final = b"eeventhobservedefacts"
 _OBSERVED_3: Final = b"gsubject"
-_NULL: Final = 0xF6
+_RECORD: Final = re.compile(
+    re.escape(_RECORD_1)
+    + rb"(.{1,%d}?)" % quick.MAX_WORDS_BYTES
+    + re.escape(_RECORD_2)
+    + rb"(?:\xf6|X\x20(.{%d}))" % DIGEST_BYTES
+    + re.escape(_RECORD_3)
+    + rb"(.{%d})" % DIGEST_BYTES,
+    re.DOTALL,
+)
 
 
 def _read_quickly(payload: bytes) -> tuple[Event, ...] | None:
@@ -174,42 +186,33 @@ def _read_quickly(payload: bytes) -> tuple[Event, ...] | None:
     count, at = head
     events: list[Event] = []
     for _ in range(count):
-        read = _READERS.get(payload[at : at + 5]) or _READERS.get(payload[at : at + 6])
-        found = read(payload, at) if read else None
-        if found is None:
+        # Years are made of these two, so nothing is called for them that need not be.
+        if payload.startswith(_ACCOUNT_1, at):
+            middle = payload.index(_ACCOUNT_2, at, at + quick.MAX_WORDS_BYTES)
+            key = quick.account_key(payload[at + len(_ACCOUNT_1) : middle])
+            found = quick.change(payload, middle + len(_ACCOUNT_2))
+            if key is None or found is None:
+                return None
+            change, at = found
+            events.append(unchecked(AccountChanged, {"key": key, "change": change}))
+        elif record := _RECORD.match(payload, at):
+            spelled, order, digest = record.groups()
+            kind = quick.word(spelled)
+            if kind is None:
+                return None
+            events.append(unchecked(RecordKept, {"kind": kind, "digest": digest, "order": order}))
+            at = record.end()
+        elif observed := _read_observed(payload, at):
+            event, at = observed
+            events.append(event)
+        else:
             return None
-        events.append(found[0])
-        at = found[1]
     return tuple(events) if at == len(payload) else None
 
 
-def _read_account(raw: bytes, at: int) -> tuple[Event, int] | None:
-    middle = raw.index(_ACCOUNT_2, at, at + quick.MAX_WORDS_BYTES)
-    key = quick.account_key(raw[at + len(_ACCOUNT_1) : middle])
-    found = quick.change(raw, middle + len(_ACCOUNT_2))
-    return (unchecked(AccountChanged, {"key": key, "change": found[0]}), found[1]) if key and found else None
-
-
-def _read_record(raw: bytes, at: int) -> tuple[Event, int] | None:
-    middle = raw.index(_RECORD_2, at, at + quick.MAX_WORDS_BYTES)
-    kind = quick.word(raw[at + len(_RECORD_1) : middle])
-    at = middle + len(_RECORD_2)
-    order = None
-    if raw[at] == _NULL:
-        at += 1
-    elif raw[at : at + 2] == b"X\x20":
-        order = raw[at + 2 : at + 2 + DIGEST_BYTES]  # whole, if something follows it
-        at += 2 + DIGEST_BYTES
-    else:
+def _read_observed(raw: bytes, at: int) -> tuple[Observed, int] | None:
+    if not raw.startswith(_OBSERVED_1, at):
         return None
-    digest_at = at + len(_RECORD_3)
-    end = digest_at + DIGEST_BYTES
-    if kind is None or raw[at:digest_at] != _RECORD_3 or len(raw) < end:
-        return None
-    return unchecked(RecordKept, {"kind": kind, "digest": raw[digest_at:end], "order": order}), end
-
-
-def _read_observed(raw: bytes, at: int) -> tuple[Event, int] | None:
     middle = raw.index(_OBSERVED_2, at, at + quick.MAX_WORDS_BYTES)
     what = quick.word(raw[at + len(_OBSERVED_1) : middle])
     found = quick.scalars(raw, middle + len(_OBSERVED_2))
@@ -220,13 +223,6 @@ def _read_observed(raw: bytes, at: int) -> tuple[Event, int] | None:
     if subject is None or raw[at : at + len(_OBSERVED_3)] != _OBSERVED_3:
         return None
     return Observed(subject[0], what, facts), subject[1]
-
-
-_READERS: Final[dict[bytes, Callable[[bytes, int], tuple[Event, int] | None]]] = {
-    _ACCOUNT_1: _read_account,
-    _RECORD_1: _read_record,
-    _OBSERVED_1: _read_observed,
-}
 
 
 def _sealed(accounts: Mapping[AccountKey, Account]) -> Mapping[AccountKey, Account]:
@@ -260,15 +256,27 @@ def advance(accounts: dict[AccountKey, Account], effects: dict[AccountKey, Track
     for event in events:
         if isinstance(event, AccountChanged):
             accounts[event.key] = apply(accounts.get(event.key) or Account(event.key), event.change)
-        elif isinstance(event, EffectPlanned | EffectTold):
-            _follow(accounts, effects, event)
+        elif isinstance(event, _EFFECTS):
+            advance_account(accounts, effects, account_of(event), (event,))
 
 
-def _follow(
-    accounts: Mapping[AccountKey, Account], effects: dict[AccountKey, Tracked], event: EffectPlanned | EffectTold
+def account_of(event: EffectPlanned | EffectTold) -> AccountKey:
+    """The account whose effect an event tells of."""
+    return event.effect.account if isinstance(event, EffectPlanned) else event.account
+
+
+def advance_account(
+    accounts: dict[AccountKey, Account], effects: dict[AccountKey, Tracked], key: AccountKey, moves: Iterable[Move]
 ) -> None:
-    key = event.effect.account if isinstance(event, EffectPlanned) else event.account
-    tracked = follow(effects.get(key), event, accounts.get(key) or Account(key))
+    """Move one account and its effect in place. Raises AccountError; then nothing of it has moved."""
+    account, tracked = accounts.get(key), effects.get(key)
+    for move in moves:
+        if isinstance(move, _EFFECTS):
+            tracked = follow(tracked, move, account or Account(key))
+        else:
+            account = apply(account or Account(key), move)
+    if account is not None:
+        accounts[key] = account
     if tracked is None:
         effects.pop(key, None)
     else:

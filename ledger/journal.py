@@ -13,14 +13,24 @@ moment, one append after another, so of two orders that race for the last credit
 """
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
 from attrs import define, evolve, field, frozen
 
 from ledger.account import Account, AccountError, AccountKey
 from ledger.effects import Tracked
-from ledger.events import Books, Event, InvalidEvents, RecordKept, advance, decode_events, encode_events
+from ledger.events import (
+    Books,
+    Event,
+    InvalidEvents,
+    Move,
+    RecordKept,
+    advance,
+    advance_account,
+    decode_events,
+    encode_events,
+)
 from ledger.records import digest_of
 
 # Named in what is hashed, so that no other hash of this project can stand in for one of the chain.
@@ -130,6 +140,20 @@ class Replay:
             raise BrokenChain(entry.sequence, str(error)) from error
         self.head = entry
         return events
+
+    def pass_over(self, previous: bytes, head: Entry, moves: Mapping[AccountKey, Iterable[Move]]) -> None:
+        """Take the next entries up to `head`, which were checked but for what they do: `moves`, account by account.
+
+        `previous` is the hash that the first of them names. Raises BrokenChain.
+        """
+        if previous != self.head.hash:
+            raise BrokenChain(self.head.sequence + 1, "it does not name the hash of the entry before it")
+        try:
+            for key, of_account in moves.items():
+                advance_account(self._accounts, self._effects, key, of_account)
+        except AccountError as error:
+            raise BrokenChain(head.sequence, f"one of the entries up to it cannot be: {error}") from error
+        self.head = head
 
     def account(self, key: AccountKey) -> Account:
         """An account after the entries so far."""

@@ -44,20 +44,19 @@ class Orders(Mapping[bytes, V], Generic[V]):
     def with_one(self, order: bytes, value: V) -> "Orders[V]":
         """The same with one order added, or put in the place of the one of its digest."""
         at = _bucket(order)
-        buckets = self._buckets.copy()
-        bucket = buckets[at] = buckets[at].copy()
+        changed: Orders[V] = object.__new__(Orders)
+        changed._buckets = buckets = self._buckets.copy()
+        buckets[at] = bucket = buckets[at].copy()
         before = bucket.get(order)
         bucket[order] = value
-        changed: Orders[V] = Orders.__new__(type(self))
-        changed._buckets = buckets
-        changed.rest = self.rest + value.rest
-        changed.ahead = self.ahead + value.ahead
         if before is None:
             changed._count = self._count + 1
+            changed.rest = self.rest + value.rest
+            changed.ahead = self.ahead + value.ahead
         else:
             changed._count = self._count
-            changed.rest -= before.rest
-            changed.ahead -= before.ahead
+            changed.rest = self.rest + value.rest - before.rest
+            changed.ahead = self.ahead + value.ahead - before.ahead
         return changed
 
     def find(self, order: bytes) -> V | None:
@@ -100,11 +99,11 @@ def evolve(instance: T, **changes: Any) -> T:
 
     Nothing is checked or converted but that the attributes exist. Raises TypeError where one does not.
     """
-    copy = object.__new__(type(instance))
-    attributes = copy.__dict__
-    attributes.update(instance.__dict__, **changes)
+    attributes = instance.__dict__ | changes
     if len(attributes) != len(instance.__dict__):
         raise TypeError(f"{type(instance).__name__} lacks one of {', '.join(changes)}")
+    copy = object.__new__(type(instance))
+    object.__setattr__(copy, "__dict__", attributes)
     return copy
 
 

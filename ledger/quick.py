@@ -30,6 +30,8 @@ _REMEMBERED: Final = 4_096
 _UNSIGNED: Final = rb"([\x00-\x17]|\x18[\x18-\xff]|\x19(?!\0).{2}|\x1a(?!\0\0).{4}|\x1b(?!\0{4})\0[\0-%c].{6})" % (
     MAX_AMOUNT >> 48
 )
+# What of so many bytes, read as one number, is the argument: all but the first three bits, or all but the head.
+_ARGUMENT: Final = (0, 0x1F, 2**8 - 1, 2**16 - 1, 0, 2**32 - 1, 0, 0, 0, 2**64 - 1)
 _ORDER: Final = rb"X\x20(.{%d})" % ORDER_DIGEST_BYTES
 
 Scalar = int | str | bytes
@@ -153,7 +155,7 @@ def change(raw: bytes, at: int) -> tuple[Change, int] | None:
         values[name] = found[group]
     for name, group in shape.numbers:
         value = found[group]
-        values[name] = int.from_bytes(value[1:], "big") if len(value) > 1 else value[0]
+        values[name] = int.from_bytes(value, "big") & _ARGUMENT[len(value)]
     return unchecked(shape.kinds[found[shape.kind_group]], values), found.end()
 
 

@@ -8,7 +8,7 @@ What may go are the records of orders that nobody can ask for any more: their ac
 closed and not in dispute. What proves a balance stays: the latest vouchers, settlements, nettings and forgiveness.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Final
 
@@ -84,8 +84,17 @@ class Gaps:
     def take(self, events: Iterable[Event]) -> None:
         """What the next entry says."""
         if self._missing:
-            for digest in digests_dropped(events):
-                self.dropped += self._missing.pop(digest, None) is not None
+            self.account_for(digests_dropped(events))
+
+    def account_for(self, digests: Iterable[bytes]) -> None:
+        """The next entries name these as dropped."""
+        for digest in digests:
+            self.dropped += self._missing.pop(digest, None) is not None
+
+    @property
+    def missing(self) -> Mapping[bytes, int]:
+        """The digests that no entry so far has accounted for, and the entries that tell of them."""
+        return dict(self._missing)
 
     @property
     def first(self) -> Gap | None:

@@ -5,7 +5,8 @@ read, and every record compared with it.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from threading import Lock
@@ -19,7 +20,7 @@ from alembic.runtime.migration import MigrationContext
 from attrs import frozen
 
 from ledger import snapshot
-from ledger.database import snapshots
+from ledger.database import helpers, snapshots
 from ledger.database.backup import back_up
 from ledger.database.errors import LedgerCorrupt, LedgerOutdated
 from ledger.database.schema import chains, entry_of, journal, records, select_entries, select_kept, told_of
@@ -196,17 +197,43 @@ def _check_content(entry: Entry) -> None:
 
 
 def verify(connection: sa.Connection, chain_id: str, chain: int, taken: Snapshot | None = None) -> Opened:
-    """Check the whole chain, every record against it, and a snapshot; rebuild the books. Raises LedgerCorrupt."""
+    """Check the whole chain, every record against it, and a snapshot; rebuild the books. Raises LedgerCorrupt.
+
+    Other processes help with a long one in a file of SQLite. They never have the last word on what is wrong.
+    """
+    last = _last(connection, chain)
+    if _is_of_one(connection) and (count := helpers.how_many(last)):
+        try:
+            with helpers.helping(str(connection.engine.url.database), chain, last, count) as helped:
+                return _verify(connection, chain_id, chain, taken, helped.read_on)
+        except (helpers.NotAgreed, LedgerCorrupt):
+            _log.warning("checking the ledger on several cores did not go through: it is read again on one")
+    return _verify(connection, chain_id, chain, taken, partial(_read_on, connection, chain))
+
+
+def _last(connection: sa.Connection, chain: int) -> int:
+    """The last entry's sequence number; 0 where there is none, or it is no number."""
+    last = connection.execute(sa.select(sa.func.max(journal.c.sequence)).where(journal.c.chain == chain)).scalar_one()
+    return last if isinstance(last, int) else 0
+
+
+def _verify(
+    connection: sa.Connection,
+    chain_id: str,
+    chain: int,
+    taken: Snapshot | None,
+    read_on: Callable[[Replay, Gaps, int], int],
+) -> Opened:
     replayed, gaps, told, agreed = Replay(chain_id), Gaps(), 0, 0
     if taken is not None:
-        told += _read_on(connection, chain, replayed, gaps, taken.sequence)
+        told += read_on(replayed, gaps, taken.sequence)
         _check_reaches(replayed.head, taken.sequence)
         try:
             snapshot.check(taken, replayed.head, replayed.books)
             agreed = taken.sequence
         except BadSnapshot as error:
             _pass_over(error)
-    told += _read_on(connection, chain, replayed, gaps)
+    told += read_on(replayed, gaps, _MOST)
     _check_no_gap(gaps)
     for table, expected in ((journal, replayed.head.sequence), (records, told)):
         count = _count(connection, chain, table)

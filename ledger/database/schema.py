@@ -3,7 +3,6 @@
 Several chains may share one database: every row belongs to one, by its number in `chains`.
 """
 
-from types import NoneType
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -13,6 +12,7 @@ from ledger.events import RecordKept
 from ledger.journal import Entry, Kept
 from ledger.orders import unchecked
 from ledger.records import digest_of
+from ledger.stretch import ENTRY_TYPES, RECORD_TYPES
 
 metadata: Final = sa.MetaData()
 
@@ -130,14 +130,9 @@ def row_of_kept(chain: int, kept: Kept, entry: Entry) -> dict[str, object]:
     }
 
 
-# What a column of each kind must give back: SQLite gives what it finds, of whatever type.
-_ENTRY_TYPES: Final = (int, int, bytes, bytes, bytes)
-_KEPT_TYPES: Final = ((bytes, str, bytes, int, bytes), (bytes, str, NoneType, int, bytes))
-
-
 def entry_of(row: Any) -> Entry:
     """A row of the journal. Raises LedgerCorrupt where its types are not those that were written."""
-    if tuple(map(type, row)) != _ENTRY_TYPES:
+    if tuple(map(type, row)) != ENTRY_TYPES:
         raise LedgerCorrupt(None, "a row of the journal has columns of other types than were written")
     return Entry(*row)
 
@@ -150,7 +145,7 @@ def kept_of(row: Any) -> Kept:
 
 def told_of(row: Any) -> RecordKept:
     """What an entry of the journal tells of a row of the records. Raises LedgerCorrupt as `kept_of` does."""
-    if tuple(map(type, row)) not in _KEPT_TYPES:
+    if tuple(map(type, row)) not in RECORD_TYPES:
         raise LedgerCorrupt(None, "a row of the records has columns of other types than were written")
     digest, kind, order, sequence, raw = row
     if digest_of(raw) != digest:

@@ -1,0 +1,180 @@
+"""A ledger that is checked with the help of other processes: the same books, the same errors, and nobody left over."""
+
+import asyncio
+import logging
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import psutil
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ledger.account import AccountKey
+from ledger.changes import Earned, Granted, Released, Reserved
+from ledger.database import Database, LedgerCorrupt, helpers
+from ledger.database.lane import make_engine
+from ledger.database.opening import Opened, enter, verify
+from ledger.events import AccountChanged
+from ledger.journal import Kept
+
+NODE = "did:key:node"
+KEY = AccountKey("did:payer", "did:payee", "credit", "msat")
+
+
+def order(n: int) -> bytes:
+    return bytes([n]) * 32
+
+
+@pytest.fixture(autouse=True)
+def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes help, also with a short ledger on one core."""
+    monkeypatch.setattr(helpers, "how_many", lambda _: 2)
+    monkeypatch.setattr(helpers, "_ENTRIES", 2)
+
+
+@pytest.fixture(autouse=True)
+def nobody_left() -> Iterator[None]:
+    """No helper outlives what it was started for."""
+    before = set(psutil.Process().children())
+    yield
+    assert set(psutil.Process().children()) <= before
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ledger of thirteen entries and twelve records."""
+    file = tmp_path_factory.mktemp("whole") / "ledger.db"
+    asyncio.run(fill(file))
+    return file
+
+
+async def fill(file: Path) -> None:
+    async with await Database.open(file, NODE) as database:
+        await database.append([AccountChanged(KEY, Granted(10**6, 10**6, 1))], time_ms=0)
+        for n in range(1, 7):
+            receipts = [Kept("receipt", b"receipt %d %d" % (n, more), order(n) if more else None) for more in range(2)]
+            await database.append([AccountChanged(KEY, Reserved(order(n), 10, n))], time_ms=n, records=receipts)
+            earned = [AccountChanged(KEY, Earned(order(n), 7)), AccountChanged(KEY, Released(order(n)))]
+            await database.append(earned, time_ms=n)
+
+
+def check(file: Path) -> Opened:
+    engine = make_engine(file)
+    with engine.connect() as connection, connection.begin():
+        return verify(connection, NODE, enter(connection, NODE))
+
+
+def outcome(file: Path) -> object:
+    try:
+        opened = check(file)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it must be the same
+        return type(error), str(error)
+    return opened.head, opened.books
+
+
+def alone(file: Path) -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(helpers, "how_many", lambda _: 0)
+        return outcome(file)
+
+
+def alter(file: Path, statement: str, values: tuple[Any, ...] = ()) -> None:
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute(statement, values)
+
+
+def test_a_whole_ledger_has_the_same_books(whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "ledger.db"
+    file.write_bytes(whole.read_bytes())
+    with caplog.at_level(logging.WARNING):
+        found = outcome(file)
+    assert found == alone(file)
+    assert not isinstance(found, tuple) or found[0].sequence == 13
+    assert caplog.records == []
+
+
+COLUMNS = {
+    "journal": ("sequence", "time_ms", "payload", "previous", "hash"),
+    "records": ("digest", "kind", "order", "sequence", "raw"),
+}
+changed = st.sampled_from([(table, column) for table, columns in COLUMNS.items() for column in columns])
+
+
+@settings(max_examples=20, deadline=None)
+@given(changed, st.integers(0, 11), st.integers(0, 4_000), st.sampled_from(["change", "type", "delete"]))
+def test_damage_is_reported_as_one_process_reports_it(
+    whole: Path, place: tuple[str, str], row: int, at: int, how: str
+) -> None:
+    table, column = place
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "ledger.db"
+        file.write_bytes(whole.read_bytes())
+        with closing(sqlite3.connect(file)) as connection:
+            key = "digest" if table == "records" else "sequence"
+            rows = connection.execute(f'SELECT {key}, "{column}" FROM {table} ORDER BY {key}').fetchall()
+        found, value = rows[row % (len(rows) - 1)]  # that the last entry is gone cannot show
+        if how == "delete":
+            alter(file, f"DELETE FROM {table} WHERE {key} = ?", (found,))
+        else:
+            wrong = "text" if how == "type" else damaged(value, at)
+            alter(file, f'UPDATE {table} SET "{column}" = ? WHERE {key} = ?', (wrong, found))
+        error = outcome(file)
+        assert error == alone(file)
+        assert isinstance(error, tuple)
+        assert error[0] is LedgerCorrupt
+
+
+def damaged(value: Any, at: int) -> object:
+    match value:
+        case int():
+            return value + 100 + at
+        case str():
+            return value + "x"
+        case None:
+            return order(77)
+    return value[: at % len(value)] + bytes([value[at % len(value)] ^ 1 << at % 8]) + value[at % len(value) + 1 :]
+
+
+START: Final = helpers._start
+
+
+def not_started(_: list[str]) -> Any:
+    raise OSError("no more processes")
+
+
+def ending(_: list[str]) -> Any:
+    return START([sys.executable, "-c", ""])
+
+
+def babbling(_: list[str]) -> Any:
+    return START([sys.executable, "-c", 'input(); print("no answer")'])
+
+
+@pytest.mark.parametrize("starting", [not_started, ending, babbling])
+def test_helpers_that_fail_are_done_without(
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    starting: Callable[[list[str]], object],
+) -> None:
+    file = tmp_path / "ledger.db"
+    file.write_bytes(whole.read_bytes())
+    monkeypatch.setattr(helpers, "_start", starting)
+    assert outcome(file) == alone(file)
+    assert "read again on one" in caplog.text
+
+
+def test_a_short_ledger_and_one_core_need_no_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3, 4, 5})
+    assert helpers.how_many(helpers.WORTHWHILE - 1) == 0
+    assert helpers.how_many(helpers.WORTHWHILE) == 3
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    assert helpers.how_many(10**6) == 0
