@@ -3,7 +3,7 @@
 Theory of operation. It follows the journal entry by entry, also of those that come after a restart. So that a restart
 need not fold years, it is written down with each snapshot of the books and read back from there:
 
-    deterministic CBOR of {"format": 6, "experience": ..., "turnover": [[day, role, counter, unit, amount], ...],
+    deterministic CBOR of {"format": 8, "experience": ..., "turnover": [[day, role, counter, unit, amount], ...],
                            "checking": [[day, unit, cost], ...],
                            "unsettled": [[payer, payee, rail, unit, settled, since_ms], ...],
                            "promised": [[payer, payee, unit, total, digest], ...],
@@ -35,7 +35,7 @@ from node.exchange.trails import Trails
 from node.exchange.unsettled import Unsettled
 
 # It is raised whenever the fold comes to say something else of the same entries.
-_FORMAT: Final = 7
+_FORMAT: Final = 8
 MAX_BYTES: Final = 128 * 2**20
 _MAX_ITEMS: Final = 16 * 2**20
 # Sums of so many days with trade are kept; only today's are asked for, and a clock may step back.
@@ -71,7 +71,7 @@ class Recollection:
         """Take the next entry's events, and the accounts after it."""
         events = tuple(events)
         self.experience.take(events)
-        self.strangers.take(events)
+        self.strangers.take(time_ms, events)
         self.promised.take(events)
         self.trails.take(events)
         self.holders.take(events, accounts)

@@ -29,7 +29,7 @@ _PKH: Final = "did:pkh:"
 _HELD: Final = "x402 voucher"
 _PRESENTED: Final = "x402 transfer"
 _SHOWN: Final = "x402 transfer shown"
-_REMEMBERED_S: Final = 3_600  # longer than any transfer is good
+_REMEMBERED_MS: Final = 10 * 86_400_000  # longer than ever is looked back for the use of a transfer
 _ENDED: Final = "x402 transfer ended"
 _DEPOSIT: Final = "x402 deposit"
 _REFUND: Final = b"idlemesh refund of what was prepaid\0"
@@ -105,7 +105,7 @@ def _facts(order: bytes, transfer: Transfer) -> dict[str, Fact]:
 
 def ended(order: bytes, transfer: Transfer) -> Observed:
     """The event that it is known what became of a transfer: its money is counted by now, or will never come."""
-    return Observed(transfer.payer, _ENDED, {"order": order, "expires": transfer.expires})
+    return Observed(transfer.payer, _ENDED, {"order": order})
 
 
 def deposited(did: str, until: int) -> Observed:
@@ -120,7 +120,7 @@ class Strangers:
         self.vouchers: Final[dict[str, HeldVoucher]] = {}
         self.transfers: Final[dict[bytes, Transfer]] = {}
         self.shown: Final[dict[bytes, Transfer]] = {}
-        self._ended: Final[dict[bytes, int]] = {}  # by order: when the transfer expires
+        self._ended: Final[dict[bytes, int]] = {}  # by order: the time of the entry that says so
         self._deposits: Final[dict[str, int]] = {}
 
     def deposit_until(self, key: AccountKey) -> int:
@@ -133,7 +133,10 @@ class Strangers:
         return self.vouchers.get(stranger) if key.rail == CHANNEL_RAIL else None
 
     def is_ended(self, order: bytes) -> bool:
-        """Whether it was known before what became of a transfer; remembered for longer than one is good."""
+        """Whether it was known before what became of a transfer with this nonce: there can be no other one.
+
+        Remembered by our own time, not by what its payer signed, and for longer than its use can be found.
+        """
         return order in self._ended
 
     def copy(self) -> "Strangers":
@@ -146,13 +149,13 @@ class Strangers:
         copied._deposits.update(self._deposits)
         return copied
 
-    def take(self, events: Iterable[Event]) -> None:
-        """Take the next entry's events."""
+    def take(self, time_ms: int, events: Iterable[Event]) -> None:
+        """Take the next entry's events, and its time."""
         for event in events:
             if isinstance(event, Observed):
-                self._observe(event.subject, event.what, event.facts)
+                self._observe(time_ms, event.subject, event.what, event.facts)
 
-    def _observe(self, did: str, what: str, facts: Mapping[str, Fact]) -> None:
+    def _observe(self, time_ms: int, did: str, what: str, facts: Mapping[str, Fact]) -> None:
         match facts:
             case {"config": bytes(config), "total": int(total), "signature": bytes(signature)} if what == _HELD:
                 # Requests of a channel come one after another, so the latest covers all that was charged.
@@ -163,16 +166,16 @@ class Strangers:
                 kept = self.transfers if what == _PRESENTED else self.shown
                 kept[order] = Transfer(did, nonce, value, expires)
             case {"order": bytes(order)} if what == _ENDED:
-                known = self.transfers.pop(order, None) or self.shown.pop(order, None)
-                said = facts.get("expires")  # older entries do not say
-                self._end(order, said if isinstance(said, int) else known.expires if known is not None else 0)
+                self.transfers.pop(order, None)
+                self.shown.pop(order, None)
+                self._end(order, time_ms)
             case {"until": int(until)} if what == _DEPOSIT:
                 self._deposits[did] = max(self._deposits.get(did, 0), until)
 
-    def _end(self, order: bytes, expires: int) -> None:
-        """Remember an end until nobody can present the transfer any more."""
-        self._ended[order] = expires
-        while self._ended[oldest := next(iter(self._ended))] < expires - _REMEMBERED_S:
+    def _end(self, order: bytes, time_ms: int) -> None:
+        self._ended.pop(order, None)
+        self._ended[order] = time_ms
+        while self._ended[oldest := next(iter(self._ended))] < time_ms - _REMEMBERED_MS:
             del self._ended[oldest]
 
     def to_plain(self) -> dict[str, Any]:
@@ -188,7 +191,7 @@ class Strangers:
             ],
             "transfers": rows(self.transfers),
             "shown": rows(self.shown),
-            "ended": [[order, expires] for order, expires in self._ended.items()],
+            "ended": [[order, time_ms] for order, time_ms in self._ended.items()],
             "deposits": [[did, until] for did, until in sorted(self._deposits.items())],
         }
 
@@ -204,8 +207,8 @@ class Strangers:
                 order, payer, nonce, value, expires = _typed(row, bytes, str, bytes, int, int)
                 kept[order] = Transfer(payer, nonce, value, expires)
         for row in written["ended"]:
-            order, expires = _typed(row, bytes, int)
-            found._ended[order] = expires
+            order, time_ms = _typed(row, bytes, int)
+            found._ended[order] = time_ms
         for row in written["deposits"]:
             did, until = _typed(row, str, int)
             found._deposits[did] = until

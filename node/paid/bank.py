@@ -255,7 +255,7 @@ class Bank:
         self, order: bytes, transfer: Transfer, shown: SignedTransfer, whole: PaymentPayload, asked: PaymentRequirements
     ) -> Moved:
         try:
-            if await self._is_used(transfer, deep=False):
+            if self._book.strangers.is_ended(order) or await self._is_used(transfer, deep=False):
                 raise PaymentRefused(ERR_NONCE_ALREADY_USED, "this transfer has happened, or was cancelled")
             payer = wallet_of(transfer.payer)
             with self._set_aside(payer, transfer.value, await self._chain.tokens(payer)):  # else nothing is kept of it
@@ -300,11 +300,18 @@ class Bank:
         return (await self._chain.settled(order)).hash
 
     async def _came(self, order: bytes, transfer: Transfer) -> bool | None:
-        """Whether a transfer's money is here for good; None: that is not known yet. Raises ChainError."""
+        """Whether the money of a transfer that this node has sent is here for good; None: that is not known yet.
+
+        Raises ChainError.
+        """
         if (await self._chain.outcome(order)).state == "settled":
             return True
+        return await self._has_moved(transfer)
+
+    async def _has_moved(self, transfer: Transfer) -> bool | None:
+        """The same by what the token tells, whoever has sent it: its payer may have signed several of its nonce."""
         if await self._is_used(transfer, deep=True):
-            # By somebody else's transaction; or cancelled by its payer.
+            # Or it was cancelled by its payer.
             signed = wallet_of(transfer.payer), transfer.nonce
             return await happened(self._chain, signed, transfer.value, transfer.expires - _EARLIEST_S)
         _, now = await self._chain.block()
@@ -392,7 +399,7 @@ class Bank:
             return
         self._under_way.add(order)
         try:
-            came = await self._came(order, transfer)
+            came = await self._has_moved(transfer)
             if came is not None:
                 await self._end(order, transfer, came)
         finally:

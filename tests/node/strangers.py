@@ -36,6 +36,7 @@ from ledger.rails.stablecoin.chain import Chain
 from ledger.rails.stablecoin.keys import Key
 from ledger.rails.stablecoin.networks import Network, network
 from ledger.rails.stablecoin.rail import Stablecoin
+from ledger.rails.stablecoin.transfers import Authorization
 from node.api.connections import Bounds, serving
 from node.api.paid import PaidDoor
 from node.engine.port import Engine
@@ -50,6 +51,7 @@ from node.gateway.shop import Shop
 from node.models.tokenizer import Tokenizer
 from node.paid.bank import Bank, Facilitator
 from node.paid.prepaid import Prepaid
+from node.paid.presented import SignedTransfer
 from node.paid.refunds import Refunds
 from node.paid.terms import Scheme, Terms
 from node.paid.till import Till
@@ -86,6 +88,7 @@ class Stall:
     shop: Shop
     channels: Channels
     rail: Stablecoin
+    till: Till
 
     @property
     def chat(self) -> str:
@@ -95,6 +98,12 @@ class Stall:
     def accounts(self, rail: str) -> list[Account]:
         books = self.book.journal.books.accounts
         return [account for key, account in books.items() if key.rail == rail and account.key.payee == self.book.me]
+
+    def watch(self, transfer: Authorization, wallet: LocalAccount) -> None:
+        """Show a transfer that a wallet signs."""
+        network = self.chain.network
+        signature = wallet.unsafe_sign_hash(transfer.digest(network.chain_id, network.token)).signature
+        self.till.transfers.watch(SignedTransfer(transfer, bytes(signature)))
 
     def prepaid(self, wallet: LocalAccount) -> Account:
         return self.tabs.account(self.tabs.key(did_of_wallet(NETWORK, raw(wallet.address)), "prepaid"))
@@ -144,7 +153,7 @@ async def stall(
         stack.push_async_callback(_ended, moving)
         await stack.enter_async_context(serving(door.app(), listener, Bounds()))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        yield Stall(url, book, tabs, driver, chain, bank, shop, channels, rail)
+        yield Stall(url, book, tabs, driver, chain, bank, shop, channels, rail, till)
 
 
 @contextlib.asynccontextmanager

@@ -1,6 +1,7 @@
 """Transfers that were shown at the door and that somebody else brings to the chain: their money is their payer's."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -8,13 +9,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from attrs import evolve
 from eth_account.signers.local import LocalAccount
 from x402.mechanisms.evm.constants import ERR_NONCE_ALREADY_USED
 
 from ledger.identity import Identity
 from ledger.journal import MemoryJournal
 from node.engine.memory import MemoryEngine
-from node.exchange.strangers import PREPAID_RAIL, Transfer, did_of_wallet, shown
+from node.exchange.strangers import PREPAID_RAIL, Transfer, did_of_wallet, ended, shown
 from node.models.tokenizer import Tokenizer
 from node.paid.presented import SignedTransfer, read_payment
 from node.wire.messages import Refused
@@ -154,6 +156,43 @@ async def test_a_transfer_that_was_counted_is_not_counted_again_however_often_it
         (account,) = open_door.accounts(PREPAID_RAIL)
         assert account.funded == BUDGET
         assert not open_door.bank.watched
+
+
+@pytest.mark.parametrize("value", [BUDGET, 40_000])
+async def test_another_transfer_with_a_nonce_that_was_counted_counts_for_nothing(
+    door: Open, chain: Anvil, buyer: LocalAccount, value: int
+) -> None:
+    """A token takes a nonce once, a payer can sign any number of transfers with it, of any value and for any time."""
+    async with door() as open_door, httpx.AsyncClient() as plain:
+        headers = await signed(exact_scheme(buyer), open_door.chat, json=asking())
+        paid = await plain.post(open_door.chat, json=asking(), headers=headers)
+        assert settlement(paid).amount == str(BUDGET)
+        # The ends of transfers that are good for long hide none that were good for a short time.
+        long = Transfer(did_of_wallet(NETWORK, raw(buyer.address)), b"n" * 32, 1, chain.time + 10**6)
+        await open_door.book.post(ended(b"o" * 32, long))
+        first = read_payment(headers["PAYMENT-SIGNATURE"])
+        assert isinstance(first.signed, SignedTransfer)
+        other = evolve(first.signed.authorization, value=value, valid_before=int(time.time()) + 3_000)
+        open_door.watch(other, buyer)
+        for _ in range(2):
+            await open_door.bank.sweep()
+        assert open_door.prepaid(buyer).funded == BUDGET
+
+
+async def test_what_is_counted_of_a_transfer_is_what_the_token_says_has_moved(
+    door: Open, chain: Anvil, buyer: LocalAccount
+) -> None:
+    """Also where this node has brought another one with its nonce, and does not remember that."""
+    async with door() as open_door, httpx.AsyncClient() as plain:
+        headers = await signed(exact_scheme(buyer), open_door.chat, json=asking())
+        await plain.post(open_door.chat, json=asking(), headers=headers)
+        first = read_payment(headers["PAYMENT-SIGNATURE"]).signed
+        assert isinstance(first, SignedTransfer)
+        open_door.book.strangers._ended.clear()  # of ten days ago
+        open_door.watch(evolve(first.authorization, value=40_000), buyer)
+        for _ in range(2):
+            await open_door.bank.sweep()
+        assert open_door.prepaid(buyer).funded == BUDGET
 
 
 async def test_transfers_are_good_for_no_longer_than_it_takes_to_make_them(door: Open) -> None:

@@ -7,6 +7,7 @@ from ledger.account import AccountKey
 from ledger.events import Observed, decode_events, encode_events
 from ledger.identity import Identity
 from ledger.journal import MemoryJournal
+from ledger.statement import DAY_MS
 from node.exchange.book import Book
 from node.exchange.recollection import Recollection
 from node.exchange.strangers import (
@@ -41,30 +42,29 @@ def test_a_strangers_did_names_its_wallet_and_its_channel() -> None:
 def test_the_latest_voucher_of_a_channel_is_held() -> None:
     strangers = Strangers()
     for total in (5, 9, 7):
-        strangers.take([held(DID, HeldVoucher(b"c", total, b"s%d" % total))])
+        strangers.take(0, [held(DID, HeldVoucher(b"c", total, b"s%d" % total))])
     assert strangers.voucher(AccountKey(DID, "me", "stablecoin", "uusd")) == HeldVoucher(b"c", 7, b"s7")
     assert strangers.voucher(AccountKey(DID, "me", "credit", "uusd")) is None
 
 
 def test_a_transfer_is_remembered_until_it_is_known_what_became_of_it() -> None:
     strangers = Strangers()
-    strangers.take(decode_events(encode_events([presented(ORDER, TRANSFER)])))
+    strangers.take(0, decode_events(encode_events([presented(ORDER, TRANSFER)])))
     assert strangers.transfers == {ORDER: TRANSFER}
-    strangers.take(decode_events(encode_events([ended(ORDER, TRANSFER)])))
+    strangers.take(0, decode_events(encode_events([ended(ORDER, TRANSFER)])))
     assert strangers.transfers == {}
 
 
 def test_a_transfer_that_was_only_shown_is_followed_until_its_end_which_is_remembered_for_a_while() -> None:
     strangers = Strangers()
-    strangers.take(decode_events(encode_events([shown(ORDER, TRANSFER)])))
+    strangers.take(0, decode_events(encode_events([shown(ORDER, TRANSFER)])))
     assert (strangers.shown, strangers.transfers, strangers.is_ended(ORDER)) == ({ORDER: TRANSFER}, {}, False)
-    strangers.take(decode_events(encode_events([ended(ORDER, TRANSFER)])))
+    strangers.take(0, decode_events(encode_events([ended(ORDER, TRANSFER)])))
     assert (strangers.shown, strangers.is_ended(ORDER)) == ({}, True)
-    later = evolve(TRANSFER, expires=TRANSFER.expires + 100_000)
-    strangers.take([ended(bytes(32), later)])
-    assert not strangers.is_ended(ORDER)
-    strangers.take([presented(ORDER, TRANSFER), Observed(TRANSFER.payer, "x402 transfer ended", {"order": ORDER})])
-    assert strangers.is_ended(ORDER)  # older entries did not repeat when it expires
+    strangers.take(5 * DAY_MS, [ended(bytes(32), evolve(TRANSFER, expires=2**40))])
+    assert strangers.is_ended(ORDER), "whatever its payer has signed since"
+    strangers.take(11 * DAY_MS, [Observed(TRANSFER.payer, "x402 transfer ended", {"order": b"1" * 32, "expires": 77})])
+    assert [strangers.is_ended(one) for one in (ORDER, bytes(32), b"1" * 32)] == [False, True, True]
 
 
 async def test_what_is_remembered_outlives_the_node() -> None:
