@@ -10,6 +10,11 @@ many slots, and are asked over HTTP for whole answers, without streaming, which 
 turns, round by round, and medians count. `--llama-server` names a server built from the very source of the installed
 llama-cpp-python, the fair peer; without it PyPI's xllamacpp is used where it is installed.
 `--llama-cpp-server-python` names an interpreter that has `llama-cpp-python[server]`.
+
+What lies between two computations costs five to ten times what it does with warm caches, since the weights go through
+them in each step: what helps is to make and call less. Not of use: parts of prompts below as many tokens as there are
+streams (the weights are read once more for each part), and larger ones guessed from steps of before, which may have
+been slower ones (parts grew to 140 tokens, gaps to six steps).
 """
 
 import argparse

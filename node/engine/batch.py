@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import numpy as np
+from attrs import frozen
 
 from node.engine.outlet import Outlet
 from node.engine.pace import Pace
@@ -76,6 +77,15 @@ class Cells(Protocol):
         ...
 
 
+@frozen
+class _Batch:
+    """Tasks and what is computed of each; how many are streams, and how many ids are of prompts and replays."""
+
+    parts: list[tuple[Work, Run]]
+    streams: int
+    chunk: int
+
+
 class Batcher:
     """The tasks at work and the cache they share. Of one thread at a time."""
 
@@ -131,15 +141,15 @@ class Batcher:
         self._let_go()
         self.settle()
         self._close_ranks()
-        batches, streams, chunk = self._plan()
+        batches = self._plan()
         ready()
-        began = self._clock()
         for batch in batches:
+            began = self._clock()
             # What the batch before did may have cost one of these its place.
-            parts = [(task, run) for task, run in batch if self._still_fits(task, run)]
+            parts = [(task, run) for task, run in batch.parts if self._still_fits(task, run)]
             self._advance(*self._computed([run for _, run in parts], [task for task, _ in parts]))
-        if batches and not self._given_way:
-            self._pace.note(streams, chunk, self._clock() - began)
+            if not self._given_way:
+                self._pace.note(batch.streams, batch.chunk, self._clock() - began)
         self._let_go()
         given_way, self._given_way = self._given_way, []
         return given_way
@@ -179,8 +189,8 @@ class Batcher:
 
     # What goes into a batch.
 
-    def _plan(self) -> tuple[list[list[tuple[Work, Run]]], int, int]:
-        """The next batches, which tasks are in them with what runs; how many streams, and how many ids of prompts."""
+    def _plan(self) -> list["_Batch"]:
+        """The next batches."""
         running: list[Stream] = []
         prompts: list[Stream] = []
         replays: list[Replay] = []
@@ -201,11 +211,14 @@ class Batcher:
         next_tokens: list[tuple[Work, int]] = [(task, 1) for task in running]
         # What stands in one batch takes as long as what has the longest context in it, where contexts are apart; and
         # llama.cpp splits a batch whose runs differ in length anyway.
-        kinds = [next_tokens + parts] if self._cells.shared else [parts, next_tokens]
+        kinds = [(next_tokens, parts)] if self._cells.shared else [([], parts), (next_tokens, [])]
+        return [self._batch(streams, chunk) for streams, chunk in kinds if streams or chunk]
+
+    def _batch(self, streams: list[tuple[Work, int]], chunk: list[tuple[Work, int]]) -> "_Batch":
         # In the order of their places: llama.cpp takes neighbours together only as they come.
-        ordered = [sorted(kind, key=lambda part: part[0].sequence or 0) for kind in kinds if kind]
-        batches = [[(task, self._run(task, size)) for task, size in kind] for kind in ordered]
-        return batches, len(running), sum(size for _, size in parts)
+        ordered = sorted(streams + chunk, key=lambda part: part[0].sequence or 0)
+        parts = [(task, self._run(task, size)) for task, size in ordered]
+        return _Batch(parts, len(streams), sum(size for _, size in chunk))
 
     @staticmethod
     def _is_burst(running: Sequence[Stream], prompts: Sequence[Stream]) -> bool:

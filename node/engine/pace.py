@@ -9,7 +9,7 @@ for each chunk, and less would not be worth that.
 import math
 from typing import Final
 
-GAP: Final = 1.75
+GAP: Final = 1.6
 LEAST: Final = 4  # tokens of a chunk, beside however few streams
 _FIRST: Final = 8  # before any chunk was seen
 _WEIGHT: Final = 0.2  # of the last step in the means
@@ -33,9 +33,10 @@ class Pace:
         return min(most, max(LEAST, streams, math.ceil((GAP - 1) * step / self._token)))
 
     def note(self, streams: int, chunk: int, seconds: float) -> None:
-        """A step of so many streams with so many tokens of prompts took that long."""
+        """A batch of so many streams with so many tokens of prompts took that long."""
         if streams and not chunk:
             self._steps[streams] = _mean(self._steps.get(streams), seconds)
+        # A chunk computed in a batch of its own says by itself what it takes, however fast the machine is just then.
         step = self._step(streams) if streams else 0.0
         if chunk >= LEAST and step is not None:
             least = seconds / (chunk + streams) / _OUTLIER  # a noisy step may seem shorter than one without a chunk
