@@ -16,6 +16,7 @@ import itertools
 import math
 import os
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -45,6 +46,7 @@ from node.engine.calibration import (
     fingerprint,
     replay,
 )
+from node.engine.hardware import default_threads
 from node.engine.llamacpp import LlamaEngine
 from node.engine.port import Job
 from node.models.llama import build, quantize
@@ -52,7 +54,7 @@ from node.models.manifest import manifest_of
 from node.models.template import TemplateRenderer
 from node.models.tokenizer import Tokenizer
 from node.models.tokenizers import Tokenizers
-from node.models.weights import KvType
+from node.models.weights import KvType, Model, Run
 from verify.calibration import BETS, Odds, bins_of, decode, encode
 from verify.evidence import LOG_CONDEMN, Evidence, advance, observe
 
@@ -66,6 +68,7 @@ CALIBRATED: Final = 800_000  # honest tokens of the Q4_K_M file, which nobody sh
 GROSS_TOKENS: Final = 4_000  # of frauds that any few hundred tokens show
 ANSWER_TOKENS: Final = 128
 REPLAY_GOAL: Final = 0.3
+ANSWER_ROWS: Final = 64  # tokens of the answers of which the cost is measured
 CUT: Final = Sampling(1_000_000, 950_000, 0, 40)
 _PER_ANSWER: Final = 45  # tokens of a story, about
 _CHAINS: Final = 400  # of the 10^9 resampled tokens, side by side
@@ -270,7 +273,8 @@ async def replay_cost(streams: int) -> float:
     path = random_llama()
     manifest, rng = manifest_of(path), Random(7)
     jobs = [
-        Job(tuple(rng.randrange(300, VOCABULARY) for _ in range(64)), CUT, rng.getrandbits(64), 64) for _ in range(8)
+        Job(tuple(rng.randrange(300, VOCABULARY) for _ in range(64)), CUT, rng.getrandbits(64), ANSWER_ROWS)
+        for _ in range(8)
     ]
     ratios = []
     for _ in range(3):
@@ -286,6 +290,29 @@ async def replay_cost(streams: int) -> float:
         await engine.close()
         ratios.append(took[1] / took[0])
     return sorted(ratios)[1]
+
+
+def decode_floor() -> float:
+    """The same of llama.cpp's computing alone: one pass over prompt and answer against the prompt and single steps."""
+    model, rng, ratios = Model(random_llama()), Random(7), []
+    try:
+        threads = default_threads()
+        context = model.context(tokens=256, batch=256, threads=threads, sequences=2, rows=ANSWER_ROWS)
+        for _ in range(8):
+            ids = [rng.randrange(300, VOCABULARY) for _ in range(64 + ANSWER_ROWS - 1)]
+            started = time.perf_counter()
+            context.compute([Run(ids[:64], 0, 0, 1)])
+            for place in range(64, len(ids)):
+                context.compute([Run(ids[place : place + 1], place, 0, 1)])
+            made = time.perf_counter() - started
+            context.clear()
+            started = time.perf_counter()
+            context.compute([Run(ids, 0, 0, ANSWER_ROWS)])
+            ratios.append((time.perf_counter() - started) / made)
+            context.clear()
+    finally:
+        model.close()
+    return statistics.median(ratios)
 
 
 def _record(store: Store, honest_tokens: int, fraud_tokens: int, processes: int) -> list[tuple[str, str, str, int]]:
@@ -417,6 +444,8 @@ def main() -> None:
         wanted, met = (f"<= {goal:g}", cost <= goal) if goal else ("reported", True)
         against = "generating alone" if streams == 1 else f"generating at {streams}"
         rows.append(Row(f"replay: cost, {streams} streams", cost, "x", against, cost, wanted, met))
+    floor = decode_floor()
+    rows.append(Row("replay: cost, llama_decode alone", floor, "x", "64 of prompt, 64 steps", floor, "reported", True))
     report("verification", rows, arguments.json)
 
 
