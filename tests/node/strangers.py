@@ -11,6 +11,7 @@ from typing import Any, Final
 import httpx
 from aiohttp import web
 from attrs import define
+from eth_account.messages import encode_typed_data
 from eth_account.signers.local import LocalAccount
 from x402 import x402Client, x402FacilitatorSync
 from x402.http import FacilitatorConfig, HTTPFacilitatorClient
@@ -102,7 +103,8 @@ class Stall:
     def watch(self, transfer: Authorization, wallet: LocalAccount) -> None:
         """Show a transfer that a wallet signs."""
         network = self.chain.network
-        signature = wallet.unsafe_sign_hash(transfer.digest(network.chain_id, network.token)).signature
+        typed = encode_typed_data(full_message=transfer.typed(network.chain_id, network.token))
+        signature = wallet.sign_message(typed).signature
         self.till.transfers.watch(SignedTransfer(transfer, bytes(signature)))
 
     def prepaid(self, wallet: LocalAccount) -> Account:
