@@ -15,9 +15,11 @@ from x402.mechanisms.evm.constants import ERR_NONCE_ALREADY_USED
 
 from ledger.identity import Identity
 from ledger.journal import MemoryJournal
+from ledger.rails.stablecoin import transfers
 from node.engine.memory import MemoryEngine
 from node.exchange.strangers import PREPAID_RAIL, Transfer, did_of_wallet, ended, shown
 from node.models.tokenizer import Tokenizer
+from node.paid import bank
 from node.paid.presented import SignedTransfer, read_payment
 from node.wire.messages import Refused
 from tests.chain import Anvil
@@ -193,6 +195,24 @@ async def test_what_is_counted_of_a_transfer_is_what_the_token_says_has_moved(
         for _ in range(2):
             await open_door.bank.sweep()
         assert open_door.prepaid(buyer).funded == BUDGET
+
+
+async def test_what_endpoints_do_not_tell_of_some_keeps_no_others_waiting(
+    door: Open, chain: Anvil, buyer: LocalAccount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with door(ether=10**12) as open_door, httpx.AsyncClient() as plain:
+        for _ in range(3):
+            headers = await signed(exact_scheme(buyer), open_door.chat, json=asking())
+            await plain.post(open_door.chat, json=asking(), headers=headers)
+            bring(chain, open_door, headers)
+        monkeypatch.setattr(bank, "MOST_NONCES", 2)
+        monkeypatch.setattr(transfers, "_MAX_EVENTS", 1)
+        for _ in range(2):
+            await open_door.bank.sweep()
+        assert open_door.prepaid(buyer).funded == BUDGET, "that of the first two is not known"
+        monkeypatch.undo()
+        await open_door.bank.sweep()
+        assert open_door.prepaid(buyer).funded == 3 * BUDGET
 
 
 async def test_transfers_are_good_for_no_longer_than_it_takes_to_make_them(door: Open) -> None:
