@@ -87,10 +87,13 @@ class Watch:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._missed: dict[bytes, float] = {}  # since when
+        self._missed: dict[bytes, tuple[float, float]] = {}  # since when, and when last
 
     async def gone(self, processes: Collection[bytes], now: float) -> Collection[bytes]:
         """Those of these processes that are gone, and were so a while ago; `now` in seconds. Raises LedgerError."""
         missing = await self._journal.gone(processes)
-        self._missed = {one: self._missed.get(one, now) for one in missing}
-        return {one for one, since in self._missed.items() if not self._journal.name or not now < since + GONE_S}
+        # One that was missed long ago may have come and gone meanwhile: nobody looks while it holds nothing.
+        lately = {one: at for one, at in self._missed.items() if now < at[1] + 2 * GONE_S}
+        found = {one: (lately.get(one, (now, now))[0], now) for one in missing}
+        self._missed = {one: at for one, at in lately.items() if one not in processes} | found
+        return {one for one, (since, _) in found.items() if not self._journal.name or not now < since + GONE_S}

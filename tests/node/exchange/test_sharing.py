@@ -16,7 +16,7 @@ from ledger.money import Unit
 from ledger.records import AccountState, Acknowledgement, Settlement, open_record, sign
 from node.exchange.book import Book
 from node.exchange.heads import Heads
-from node.exchange.holding import GONE_S
+from node.exchange.holding import GONE_S, Watch
 from node.exchange.purchase import NotPlaced
 from node.exchange.recollection import Recollection
 from node.exchange.seller import Credit
@@ -115,6 +115,18 @@ class TestSelling:
             assert await store.book.gone() == {b"one"}
             assert not await sweep()
             assert not await store.book.gone()
+
+    async def test_one_that_was_missed_long_ago_and_came_back_is_not_gone_when_it_is_missed_again(
+        self, postgres_url: str
+    ) -> None:
+        async with await Database.open(postgres_url, SELLER.did, part=Part(b"other")) as other:
+            watch = Watch(other)
+            assert not await watch.gone([b"one", b"third"], 1_000)
+            assert not await watch.gone([b"one"], 1_000 + GONE_S - 1)
+            # It is back, and for long it holds nothing that anybody would look for.
+            assert not await watch.gone([b"third"], 1_000 + GONE_S - 1)
+            assert not await watch.gone([b"one"], 2_000)
+            assert await watch.gone([b"one"], 2_000 + GONE_S) == {b"one"}
 
     async def test_what_one_left_it_ends_itself_as_soon_as_it_is_back(
         self, postgres_url: str, tokenizer: Tokenizer, clock: ManualClock
