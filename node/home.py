@@ -152,11 +152,12 @@ class Home:
         if not path.exists():
             _write_secret(path, entropy.bytes(_PROCESS_BYTES).hex() + "\n")
         try:
-            return bytes.fromhex(path.read_text().strip())
+            name = bytes.fromhex(path.read_text().strip())
         except (OSError, ValueError):
-            raise HomeError(
-                f"{path} is not readable as hexadecimal digits: delete it while no node runs here"
-            ) from None
+            name = b""
+        if len(name) != _PROCESS_BYTES:  # without a name it would end what others are at work on
+            raise HomeError(f"{path} is not {2 * _PROCESS_BYTES} hexadecimal digits: delete it while no node runs here")
+        return name
 
     def api_key(self) -> str | None:
         """The key to `/v1`, if one was made."""

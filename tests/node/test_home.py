@@ -96,9 +96,10 @@ def test_a_process_is_named_once_and_a_damaged_name_is_not_replaced(home: Home) 
     name = home.process_id(SeededEntropy(1))
     assert len(name) == 16
     assert home.process_id(SeededEntropy(2)) == name
-    (home.folder / "process.id").write_text("me")
-    with pytest.raises(HomeError, match=r"process\.id.*delete it"):
-        home.process_id(SeededEntropy(3))
+    for damaged in ("me", "", "\n", "00" * 15, "00" * 17):
+        (home.folder / "process.id").write_text(damaged)
+        with pytest.raises(HomeError, match=r"process\.id.*delete it"):
+            home.process_id(SeededEntropy(3))
 
 
 def test_a_home_is_one_nodes_at_a_time(home: Home) -> None:
