@@ -51,8 +51,13 @@ def counted(tracked: Tracked, moved: int, account: Account) -> tuple[Change, ...
     return (Settled(account.settled + moved),) if moved and tracked.effect.settles else ()
 
 
-def given_up(tracked: Tracked, news: News, account: Account) -> tuple[Change, ...]:
-    """What it changes that a refund of prepaid money failed and is given up: no sight of the rail's will tell it."""
+def given_up(tracked: Tracked, news: News, account: Account, me: str) -> tuple[Change, ...]:
+    """What it changes that a refund of prepaid money failed and is given up: no sight of the rail's will tell it.
+
+    What `me` was to pay back stays gone: its transfer is signed for good, and whoever has seen that can still make it.
+    """
+    if account.key.payer != me:
+        return ()
     if (tracked.effect.kind, tracked.state, news, account.key.rail) != ("refund", "failed", "dismissed", PREPAID):
         return ()
     return (Withdrawn(account.withdrawn - tracked.effect.amount, account.withdrawn_sequence + 1),)

@@ -157,7 +157,7 @@ class Mover:
         for _ in range(_RECKONED):
             account = self._book.journal.books.account(key)
             told = EffectTold(key, effect.key, news, self._book.now(), moved, account.settled, why[:MAX_WHY])
-            moved_by_it = (*counted(tracked, moved, account), *given_up(tracked, news, account))
+            moved_by_it = (*counted(tracked, moved, account), *given_up(tracked, news, account, self._book.me))
             changes = [AccountChanged(key, change) for change in moved_by_it]
             try:
                 await self._book.post(told, *changes)
