@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, cast
 
-from attrs import define, field, frozen
+from attrs import define, field, fields_dict, frozen
 
 from ledger import codec, quick
 from ledger.account import Account, AccountKey, apply
@@ -18,6 +18,8 @@ from ledger.records import DIGEST_BYTES
 
 # Far above what one append holds; it bounds what a damaged row can make us decode.
 MAX_PAYLOAD_BYTES: Final = 1_048_576
+# In wei; nine of the coin, and what 64 bits hold.
+MAX_FEE: Final = 2**63 - 1
 
 Fact = int | str | bytes
 
@@ -80,7 +82,28 @@ class Observed:
     facts: Mapping[str, Fact] = field(factory=dict, validator=_are_facts)
 
 
-Event = AccountChanged | RecordKept | Observed | EffectPlanned | EffectTold
+def _is_fee(_: object, __: object, value: int) -> None:
+    if type(value) is not int or not 0 <= value <= MAX_FEE:
+        raise InvalidEvents(f"a fee and its transaction's number lie between 0 and {MAX_FEE}, unlike {value!r}")
+
+
+@frozen
+class FeePaid:
+    """A transaction of this node's wallet is final, and its network has taken `amount` for it.
+
+    In wei of the coin of `network` (CAIP-2), whether or not it did what it should. `rail` is what it was sent for,
+    `payer` the wallet; `nonce` is the transaction's number there, which no other final one has.
+    """
+
+    rail: str
+    network: str
+    payer: str
+    nonce: int = field(validator=_is_fee)
+    transaction: bytes = field(validator=_is_digest)
+    amount: int = field(validator=_is_fee)
+
+
+Event = AccountChanged | RecordKept | Observed | EffectPlanned | EffectTold | FeePaid
 # What happens to one account or to its effect.
 Move = Change | EffectPlanned | EffectTold
 _EFFECTS: Final = (EffectPlanned, EffectTold)
@@ -136,6 +159,8 @@ def _to_map(event: Event) -> dict[str, Any]:
             return {"event": "observed", "subject": subject, "what": what, "facts": dict(facts)}
         case EffectPlanned() | EffectTold():
             return encode_effect(event)
+        case FeePaid():
+            return {"event": "fee"} | {name: getattr(event, name) for name in fields_dict(FeePaid)}
 
 
 def _from_map(plain: object) -> Event:
@@ -153,6 +178,17 @@ def _from_map(plain: object) -> Event:
         case {"event": "observed", "subject": str(subject), "what": str(what), "facts": dict(facts), **rest}:
             if not rest:
                 return Observed(subject, what, facts)
+        case {
+            "event": "fee",
+            "rail": str(rail),
+            "network": str(network),
+            "payer": str(payer),
+            "nonce": nonce,
+            "transaction": transaction,
+            "amount": amount,
+            **rest,
+        } if not rest:
+            return FeePaid(rail, network, payer, nonce, transaction, amount)
         case {"event": "effect" | "fate"}:
             return decode_effect(cast(Mapping[str, Any], plain))
     raise InvalidEvents(f"{str(plain)[:200]} is no event known here")

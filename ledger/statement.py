@@ -24,6 +24,9 @@ shows less collateral, the same postings turn round. What was settled and never 
 `vouchers held` below zero, as an advance. Limits, windows, reservations and claims are promises and questions, and move
 no money.
 
+What networks take for this node's transactions stands by itself, by network: `network fees` to `money`, in wei of the
+network's coin.
+
 An account between two others is none of this node's business and posts nothing. Amounts are integers in the account's
 unit, times milliseconds since 1970, days whole days since 1970 in UTC.
 """
@@ -35,7 +38,7 @@ from attrs import evolve, frozen
 
 from ledger.account import Account, AccountKey, apply
 from ledger.changes import Change
-from ledger.events import AccountChanged, Event
+from ledger.events import AccountChanged, Event, FeePaid
 from ledger.money import UNITS, Amount, Unit
 
 Role = Literal["payee", "payer"]
@@ -52,7 +55,10 @@ BookAccount = Literal[
     "set off",
     "collateral",
     "prepaid",
+    "network fees",
 ]
+# What book accounts are kept in: the units of debts, and wei of a network's coin.
+BookUnit = Unit | Literal["wei"]
 
 DAY_MS: Final = 86_400_000
 LATEST_MS: Final = 2**63 - 1
@@ -114,6 +120,38 @@ class Movement:
         """The other side."""
         return self.key.payer if self.role == "payee" else self.key.payee
 
+    @property
+    def rail(self) -> str:
+        """The account's."""
+        return self.key.rail
+
+    @property
+    def unit(self) -> BookUnit:
+        """The account's."""
+        return self.key.unit
+
+
+@frozen
+class Fee:
+    """What a network took for a transaction."""
+
+    paid: FeePaid
+
+    @property
+    def counterparty(self) -> str:
+        """The network."""
+        return self.paid.network
+
+    @property
+    def rail(self) -> str:
+        """What it was sent for."""
+        return self.paid.rail
+
+    @property
+    def unit(self) -> BookUnit:
+        """Its coin's."""
+        return "wei"
+
 
 @frozen
 class Posting:
@@ -123,7 +161,7 @@ class Posting:
     time_ms: int
     account: BookAccount
     amount: int
-    movement: Movement
+    movement: Movement | Fee
 
 
 @frozen
@@ -132,7 +170,7 @@ class LineKey:
 
     counterparty: str
     rail: str
-    unit: Unit
+    unit: BookUnit
     account: BookAccount
 
 
@@ -180,6 +218,15 @@ def post(movement: Movement, sequence: int, time_ms: int) -> tuple[Posting, ...]
     )
 
 
+def post_fee(paid: FeePaid, sequence: int, time_ms: int) -> tuple[Posting, ...]:
+    """The two postings of a network's fee, of the entry `sequence`."""
+    fee = Fee(paid)
+    return (
+        Posting(sequence, time_ms, "network fees", paid.amount, fee),
+        Posting(sequence, time_ms, "money", -paid.amount, fee),
+    )
+
+
 class Bookkeeper:
     """Follows a journal's events and tells by how much they moved this node's money."""
 
@@ -219,8 +266,12 @@ class Statement:
 
     def add(self, sequence: int, time_ms: int, events: Iterable[Event]) -> tuple[Posting, ...]:
         """Take the next entry; returns its postings if it is of the period. Raises AccountError."""
+        events = tuple(events)
         moved = self._bookkeeper.take(events)
         postings = tuple(posting for movement in moved for posting in post(movement, sequence, time_ms))
+        for event in events:
+            if isinstance(event, FeePaid):
+                postings += post_fee(event, sequence, time_ms)
         if time_ms >= self.until_ms:
             return ()
         for posting in postings:
@@ -229,7 +280,7 @@ class Statement:
 
     def _book(self, posting: Posting) -> None:
         moved = posting.movement
-        key = LineKey(moved.counterparty, moved.key.rail, moved.key.unit, posting.account)
+        key = LineKey(moved.counterparty, moved.rail, moved.unit, posting.account)
         line = self._lines.get(key, Line())
         if posting.time_ms < self.since_ms:
             line = evolve(line, opening=line.opening + posting.amount)
@@ -248,7 +299,7 @@ class Statement:
     @property
     def balanced(self) -> bool:
         """Whether debits equal credits, and what stands in the accounts sums to zero, in each counterparty's unit."""
-        sums: dict[tuple[str, str, Unit], list[int]] = {}
+        sums: dict[tuple[str, str, BookUnit], list[int]] = {}
         for key, line in self._lines.items():
             found = sums.setdefault((key.counterparty, key.rail, key.unit), [0, 0, 0])
             for i, amount in enumerate((line.opening, line.debit - line.credit, line.closing)):
@@ -310,13 +361,18 @@ def posting_row(posting: Posting) -> dict[str, Any]:
         "sequence": posting.sequence,
         "time_ms": posting.time_ms,
         "counterparty": moved.counterparty,
-        "rail": moved.key.rail,
-        "unit": moved.key.unit,
+        "rail": moved.rail,
+        "unit": moved.unit,
         "account": posting.account,
         "amount": posting.amount,
-        "counter": moved.counter,
-        "order": moved.order.hex() if moved.order else "",
+        **_cause(moved),
     }
+
+
+def _cause(moved: Movement | Fee) -> dict[str, str]:
+    if isinstance(moved, Fee):
+        return {"counter": "fee", "order": "", "transaction": f"0x{moved.paid.transaction.hex()}"}
+    return {"counter": moved.counter, "order": moved.order.hex() if moved.order else "", "transaction": ""}
 
 
 def line_rows(lines: Mapping[LineKey, Line]) -> Sequence[dict[str, Any]]:

@@ -191,7 +191,8 @@ def _start(
 ) -> None:
     """What goes on in the background while the node runs."""
     owed = (buying.settler, buying.settling, seller, buying.disputes)
-    _in_background(stack, _sweep(ground.own.pool, ground.book, *owed, buying.retention, ground.purses, paid))
+    fees = ground.money.fees if ground.money is not None else None
+    _in_background(stack, _sweep(ground.own.pool, ground.book, *owed, buying.retention, ground.purses, paid, fees))
     sold = seller.look_again if seller is not None else _nothing
     _in_background(stack, keep_up(ground.book, sold, (ground.book.end_left_sales, buying.settler.sweep)))
     _in_background(stack, ground.effects.run())

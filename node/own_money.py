@@ -21,6 +21,7 @@ from ledger.rails.stablecoin.rail import Stablecoin
 from node.exchange.bonding import OwnBonds
 from node.exchange.book import Book
 from node.exchange.channels import Channels, Teller
+from node.exchange.fee_keeping import FeeKeeper
 from node.exchange.tabs import stranger_config
 from node.exchange.till import Wanted
 from node.home import Home, HomeError
@@ -48,6 +49,7 @@ class Money:
     channels: Channels
     bonds: Bonds | None
     own_bonds: OwnBonds | None
+    fees: FeeKeeper
 
     def rails(self, asks: Asks | None) -> list[Rail]:
         """What moves money here: channels, and what was prepaid; `asks` gets this node's own of it back."""
@@ -112,7 +114,8 @@ async def open_money(
     book.rails.add(rail)
     bonds = Bonds(chain, address(settings.bonds)) if settings.bonds is not None else None
     own_bonds = await OwnBonds.open(book, bonds, chain.address, where.token.address, bond) if bonds else None
-    return Money(settings, chain, rail, channels, bonds, own_bonds)
+    fees = FeeKeeper(book, chain, where.caip2, rail.name)
+    return Money(settings, chain, rail, channels, bonds, own_bonds, fees)
 
 
 async def _tell_what_is_wrong(chain: Chain) -> None:

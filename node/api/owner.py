@@ -103,7 +103,11 @@ class OwnerDoor:
 
     async def status(self, _request: web.Request) -> web.Response:
         """What the node does now."""
-        today = {"earned": _amounts(self._book.earned_today()), "paid": _amounts(self._book.paid_today())}
+        today: dict[str, Any] = {
+            "earned": _amounts(self._book.earned_today()),
+            "paid": _amounts(self._book.paid_today()),
+            "network_fees": [f"{wei}wei on {network}" for network, wei in self._book.fees_today().items()],
+        }
         ledger = {"trouble": self._book.trouble}
         body = {"did": self._book.me, "ledger": ledger, "selling": self._selling(), "today": today, **self._running()}
         return web.json_response(body)

@@ -15,8 +15,8 @@ import typer
 from ledger.chainfile import ChainReader, Told
 from ledger.database import Database, LedgerNotEmpty, Place, import_chain, upgrade_tables
 from ledger.journal import Entry
-from ledger.money import Amount, Unit
-from ledger.statement import DAY_MS, LATEST_MS, Posting, Statement, line_rows, posting_row
+from ledger.money import Amount
+from ledger.statement import DAY_MS, LATEST_MS, BookUnit, Posting, Statement, line_rows, posting_row
 from node.api.owner import chain_file
 from node.cli.options import HomeOption, JsonOption
 from node.cli.output import CommandFailed, print_json, print_table, short
@@ -30,7 +30,18 @@ from node.ports import SystemEntropy
 ConfigOption = Annotated[Path | None, typer.Option(help="Settings; else config.toml in the home folder.")]
 
 _CHUNK: Final = 65_536
-_COLUMNS: Final = ("time", "sequence", "counterparty", "rail", "unit", "account", "amount", "counter", "order")
+_COLUMNS: Final = (
+    "time",
+    "sequence",
+    "counterparty",
+    "rail",
+    "unit",
+    "account",
+    "amount",
+    "counter",
+    "order",
+    "transaction",
+)
 
 FromOption = Annotated[str | None, typer.Option("--from", help="The first day, as 2026-01-31, in UTC.")]
 ToOption = Annotated[str | None, typer.Option("--to", help="The last day; it counts as a whole.")]
@@ -307,8 +318,9 @@ def _show(rows: Iterable[dict[str, Any]]) -> None:
     print_table("Statement", columns, table, "No money moved.")
 
 
-def _signed(value: int, unit: Unit) -> str:
-    return f"{'-' if value < 0 else ''}{Amount(abs(value), unit)}"
+def _signed(value: int, unit: BookUnit) -> str:
+    written = str(Amount(abs(value), unit)) if unit != "wei" else f"{abs(value)}wei"
+    return f"{'-' if value < 0 else ''}{written}"
 
 
 def _period(since: str | None, until: str | None) -> tuple[int, int]:

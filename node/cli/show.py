@@ -57,6 +57,8 @@ def status(body: Body) -> None:
     typer.echo(f"Since midnight UTC it has earned {earned} and promised to pay {paid}.")
     for slash in body["slashes"]:
         typer.echo(slash_line(slash))
+    if fees := ", ".join(today.get("network_fees", ())):
+        typer.echo(f"Its transactions have cost {fees}.")
     _running(body)
 
 

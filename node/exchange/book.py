@@ -23,6 +23,7 @@ from ledger.journal import Journal, Kept, Material, Nonce, Remembered, Replay
 from ledger.money import Unit
 from ledger.records import CLOCK_SKEW_S, Record, Signed
 from ledger.statement import DAY_MS
+from node.exchange.fees import Fees
 from node.exchange.holding import Watch, held
 from node.exchange.promised import Promised
 from node.exchange.rails import CREDIT, Rails, counts_in, ways_to_pay
@@ -192,6 +193,15 @@ class Book:
     def strangers(self) -> Strangers:
         """What strangers that pay by x402 have presented."""
         return self._recollection.strangers
+
+    @property
+    def fees(self) -> Fees:
+        """What networks have taken for this node's transactions."""
+        return self._recollection.fees
+
+    def fees_today(self) -> dict[str, int]:
+        """What they took since midnight UTC, in wei of each network's coin."""
+        return self.fees.on(self.now_ms() // DAY_MS)
 
     def earned_today(self) -> dict[Unit, int]:
         """What this node has delivered to others since midnight UTC, by unit."""

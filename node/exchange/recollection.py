@@ -11,6 +11,7 @@ need not fold years, it is written down with each snapshot of the books and read
                            "strangers": {"vouchers": [[did, config, total, signature], ...],
                                          "transfers": [[order, did, nonce, value, expires], ...],
                                          "deposits": [[did, until], ...]},
+                           "fees": {"told": [[network, wallet, first, last], ...], "days": [[day, network, wei], ...]},
                            "holders": [[order, process], ...]}, the last one only where there are some
 
 Equal recollections have equal bytes, so `idlemesh ledger verify` can hold them against the chain.
@@ -28,6 +29,7 @@ from ledger.journal import Accounts, StoredSnapshot
 from ledger.money import Unit
 from ledger.statement import DAY_MS, Turnover
 from node.exchange.experience import Experience
+from node.exchange.fees import Fees
 from node.exchange.holding import Holders
 from node.exchange.promised import Promised
 from node.exchange.strangers import Strangers
@@ -66,6 +68,7 @@ class Recollection:
         self.promised = Promised()
         self.trails = Trails()
         self.holders = Holders()
+        self.fees = Fees()
 
     def take(self, time_ms: int, events: Iterable[Event], accounts: Accounts) -> None:
         """Take the next entry's events, and the accounts after it."""
@@ -75,6 +78,7 @@ class Recollection:
         self.promised.take(events)
         self.trails.take(events)
         self.holders.take(events, accounts)
+        self.fees.take(time_ms, events)
         for event in events:
             match event:
                 case Observed(what="checking", facts={"unit": str(unit), "cost": int(cost)}):
@@ -95,6 +99,7 @@ class Recollection:
         experience, turnover, checking = self.experience.copy(), self.turnover.sums, dict(self._checking)
         unsettled, strangers, promised = self.unsettled.copy(), self.strangers.copy(), self.promised.copy()
         trails, holders = self.trails.copy(), self.holders.copy()
+        fees = self.fees.copy()
 
         def write() -> bytes:
             return codec.encode(
@@ -108,6 +113,7 @@ class Recollection:
                     "strangers": strangers.to_plain(),
                     "promised": promised.to_plain(),
                     "trails": trails.to_plain(),
+                    "fees": fees.to_plain(_DAYS),
                 }
             )
 
@@ -127,6 +133,7 @@ class Recollection:
             found.promised = Promised.from_plain(body["promised"])
             found.trails = Trails.from_plain(body["trails"])
             found.holders = Holders.from_plain(body.get("holders", []))
+            found.fees = Fees.from_plain(body["fees"])
             found._checking = {(_int(day), str(unit)): _int(cost) for day, unit, cost in body["checking"]}
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise BadRecollection(str(error)) from None

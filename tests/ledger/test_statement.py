@@ -109,7 +109,7 @@ class TestDoubleEntry:
         _, postings = fold(lawful(tried)[0])
         sums: Counts[tuple[int, str, str]] = Counts()
         for one in postings:
-            sums[one.sequence, one.movement.counterparty, one.movement.key.unit] += one.amount
+            sums[one.sequence, one.movement.counterparty, one.movement.unit] += one.amount
         assert not any(sums.values())
 
     @given(steps)
@@ -234,6 +234,7 @@ class TestRows:
             "amount": 40,
             "counter": "earned",
             "order": ORDERS[0].hex(),
+            "transaction": "",
         }
 
     def test_the_figures_of_an_account_have_their_unit(self) -> None:

@@ -25,7 +25,7 @@ from ledger.rails.stablecoin.errors import (
     WrongDecimals,
 )
 from ledger.rails.stablecoin.fees import GasPrice
-from ledger.rails.stablecoin.finding import Finding
+from ledger.rails.stablecoin.finding import Finding, Found
 from ledger.rails.stablecoin.keys import Signer
 from ledger.rails.stablecoin.networks import DECIMALS, Deployment, Network, checksummed
 from ledger.rails.stablecoin.outbox import Outbox, Outcome, State
@@ -146,14 +146,15 @@ class Chain:
 
     # Channels
 
-    async def look(self, config: ChannelConfig) -> ChannelView:
+    async def look(self, config: ChannelConfig, opened: int | None = None) -> ChannelView:
         """A channel now; asked of every endpoint, and only what adds up.
 
+        `opened` is the block from which its past is added up, where that is not known yet; None: its last opening.
         Raises Unreachable, Disagreement, ChannelUnknown (never opened, or emptied without ever having paid).
         """
-        return await self._watch.look(config)
+        return await self._watch.look(config, opened)
 
-    async def find_all(self, party: bytes) -> list[ChannelConfig]:
+    async def find_all(self, party: bytes) -> list[Found]:
         """Every channel that an address pays, is paid or authorizes by, from the chain alone (slow: all blocks)."""
         return await self._finding.find_all(party)
 
@@ -251,6 +252,11 @@ class Chain:
             with contextlib.suppress(Unreachable):
                 await sending.tend(key)
         return sending.outcome(key)
+
+    @property
+    def over(self) -> list[Outcome]:
+        """What became of the wallet's transactions that are final, the latest of them."""
+        return [] if self._transactions is None else self._transactions.over
 
     async def settled(self, key: bytes) -> Outcome:
         """Wait until it is settled or failed (or was never sent); the caller bounds the wait."""

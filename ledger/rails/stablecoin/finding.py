@@ -10,6 +10,14 @@ from ledger.rails.stablecoin.rpc import Endpoint
 
 
 @frozen
+class Found:
+    """A channel, and the block in which it was opened first: one that was emptied unclaimed can be opened again."""
+
+    config: ChannelConfig
+    opened: int
+
+
+@frozen
 class Finding:
     """Searches the events of one contract, from the last block back to where there were no channels yet."""
 
@@ -17,7 +25,7 @@ class Finding:
     _network: Network
     _place: Place
 
-    async def find_all(self, party: bytes) -> list[ChannelConfig]:
+    async def find_all(self, party: bytes) -> list[Found]:
         """Every channel that an address is a party of, in whatever role. Raises Unreachable."""
         last = (await self._reading.head()).number
         found = await all_together(
@@ -25,10 +33,12 @@ class Finding:
         )
         return list(found.values())
 
-    async def _found_at(self, endpoint: Endpoint, last: int, party: bytes) -> dict[bytes, ChannelConfig]:
-        found: dict[bytes, ChannelConfig] = {}
+    async def _found_at(self, endpoint: Endpoint, last: int, party: bytes) -> dict[bytes, Found]:
+        found: dict[bytes, Found] = {}
         async for part in events(endpoint, self._place.contract, self._network.since, last, self._network.logs):
-            found |= {each.channel: each.config for each in part if each.config is not None and self._is(each, party)}
+            for each in reversed(part):  # the first is the last one to be written down
+                if each.config is not None and self._is(each, party):
+                    found[each.channel] = Found(each.config, each.block)
         return found
 
     def _is(self, event: Event, party: bytes) -> bool:

@@ -32,7 +32,8 @@ class Outcome:
     """What became of a transaction.
 
     `absent` was never sent from here; `waiting` is sent and in no block; `mined` is in a block that may still go;
-    `settled` and `failed` (reverted: it did nothing) have enough confirmations. `fee` is what it cost in wei.
+    `settled` and `failed` (reverted: it did nothing) have enough confirmations. `fee` is what it cost in wei, `nonce`
+    its number among the wallet's.
     """
 
     state: State
@@ -40,6 +41,7 @@ class Outcome:
     block: int | None = None
     gas: int = 0
     fee: int = 0
+    nonce: int | None = None
 
     @property
     def over(self) -> bool:
@@ -170,4 +172,4 @@ def _sent(kept: dict[str, Any]) -> Sent:
 
 def _outcome(kept: dict[str, Any]) -> Outcome:
     hash_ = bytes.fromhex(kept["hash"]) if kept["hash"] else None
-    return Outcome(kept["state"], hash_, kept["block"], kept["gas"], kept["fee"])
+    return Outcome(kept["state"], hash_, kept["block"], kept["gas"], kept["fee"], kept.get("nonce"))

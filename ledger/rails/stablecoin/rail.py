@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from attrs import define
+from attrs import define, evolve
 
 from ledger.account import Account, AccountKey
 from ledger.changes import VoucherReceived
@@ -137,12 +137,12 @@ class Stablecoin:
             view = await self._chain.look(config)
         except ChannelUnknown:
             block, _ = await self._chain.block()
-            return Sight(0, 0, block)
+            return _with_what_went(account, Sight(0, 0, block))
         # A claim takes what is leaving as well, so no more can leave than is not claimed.
         leaving = min(view.withdrawing, max(view.balance - view.claimed, 0))
         self._leaving[account.key] = leaving
         self._seen[account.key] = asked
-        return Sight(view.deposited, view.gone + leaving, view.block, leaving, view.claimed)
+        return _with_what_went(account, Sight(view.deposited, view.gone + leaving, view.block, leaving, view.claimed))
 
     async def fee(self, kind: Kind, accounts: int) -> int | None:
         """What gas would cost now, by the owner's price of ether; None: the chain does not say."""
@@ -248,3 +248,12 @@ class Stablecoin:
         if config is None:
             raise vouchers.NoChannel(key.payer, key.payee)
         return config
+
+
+def _with_what_went(account: Account, sight: Sight) -> Sight:
+    """With what the account knows to have come and gone before the channel was opened last.
+
+    A past that was lost is read anew from there. As much goes to both sums, so that no more stands behind anything.
+    """
+    more = max(min(account.funded - sight.funded, account.withdrawn - sight.withdrawn), 0)
+    return evolve(sight, funded=sight.funded + more, withdrawn=sight.withdrawn + more)

@@ -15,6 +15,7 @@ from ledger.rails.stablecoin.chain import Chain, ChannelView
 from ledger.rails.stablecoin.channels import channel_of, salt_of
 from ledger.rails.stablecoin.digests import ChannelConfig
 from ledger.rails.stablecoin.errors import ChannelUnknown
+from ledger.rails.stablecoin.finding import Found
 from ledger.rails.stablecoin.vouchers import address_of, voucher_key
 from ledger.records import Channel, Signed, sign
 
@@ -41,18 +42,19 @@ async def find_again(chain: Chain, identity: Identity, peers: Iterable[str]) -> 
     me, key = identity.did, address_of(voucher_key(identity).public_key)
     parties = {salt_of(*pair): pair for peer in peers for pair in ((me, peer), (peer, me))}
     found = []
-    for config in await chain.find_all(chain.address):
+    for each in await chain.find_all(chain.address):
+        config = each.config
         payer, payee = parties.get(config.salt, ("", ""))
         if payer == me and (config.payer, config.payer_authorizer) == (chain.address, key):
             channel = sign(channel_of(identity, payee, chain.place, config), identity)
-            found.append(FoundAgain(payer, payee, config, channel, await _seen(chain, config)))
+            found.append(FoundAgain(payer, payee, config, channel, await _seen(chain, each)))
         elif payee == me and config.receiver == chain.address:
-            found.append(FoundAgain(payer, payee, config, None, await _seen(chain, config)))
+            found.append(FoundAgain(payer, payee, config, None, await _seen(chain, each)))
     return found
 
 
-async def _seen(chain: Chain, config: ChannelConfig) -> ChannelView | None:
+async def _seen(chain: Chain, found: Found) -> ChannelView | None:
     try:
-        return await chain.look(config)
+        return await chain.look(found.config, found.opened)
     except ChannelUnknown:
         return None

@@ -101,6 +101,11 @@ class Transactions:
         """Whether anything is to be tended."""
         return bool(self._outbox.waiting)
 
+    @property
+    def over(self) -> list[Outcome]:
+        """What became of those that are through, the latest of them."""
+        return list(self._outbox.through.values())
+
     def outcome(self, key: bytes) -> Outcome:
         """As it was when it was tended last."""
         return self._outbox.outcome(key)
@@ -223,7 +228,7 @@ class Transactions:
         is_used = word != "all" and (word != "none" or is_stuck) and await self._is_used(sent.nonce, deep)
         if found is not None and found.block <= deep and (word == "all" or (word == "some" and is_used)):
             state: Any = "settled" if found.succeeded else "failed"
-            self._through(sent, Outcome(state, found.hash, found.block, found.gas, found.fee))
+            self._through(sent, Outcome(state, found.hash, found.block, found.gas, found.fee, sent.nonce))
         elif word == "all" or (word != "none" and (is_used or not is_stuck)):
             self._outbox.mark(sent.key, True)
         else:

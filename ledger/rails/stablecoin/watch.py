@@ -76,8 +76,12 @@ class Watch:
         self._adopting = asyncio.Semaphore(_ADOPTED_AT_ONCE)
         self._adoptions: dict[bytes, asyncio.Task[None]] = {}
 
-    async def look(self, config: ChannelConfig) -> ChannelView:
-        """A channel now. Raises Unreachable, Disagreement, ChannelUnknown."""
+    async def look(self, config: ChannelConfig, opened: int | None = None) -> ChannelView:
+        """A channel now; one that is not known yet is added up from the block where it was `opened`, or opened last.
+
+        What came before its last opening has gone before that, so it is the sums alone that differ. Raises Unreachable,
+        Disagreement, ChannelUnknown.
+        """
         channel = self._place.channel_id(config)
         for _ in range(_TRIES):
             async with self._lock:
@@ -90,7 +94,7 @@ class Watch:
                     self._sights.cursor,
                 )
             if sums is None or cursor is None:
-                await self._adopt(channel, now)
+                await self._adopt(channel, now, opened)
                 continue
             total = sums.plus(recent)
             at_head, at_depth = await self._states(channel, now.number), await self._states(channel, cursor.block)
@@ -178,11 +182,11 @@ class Watch:
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
 
-    async def _adopt(self, channel: bytes, now: Head) -> None:
+    async def _adopt(self, channel: bytes, now: Head, opened: int | None) -> None:
         """Add up a channel's past, once for all who wait for it; it goes on when they no longer do."""
         task = self._adoptions.get(channel)
         if task is None:
-            task = asyncio.create_task(self._add_up(channel, now))
+            task = asyncio.create_task(self._add_up(channel, now, opened))
             self._adoptions[channel] = task
             task.add_done_callback(lambda done: self._is_adopted(channel, done))
         await asyncio.shield(task)
@@ -192,13 +196,14 @@ class Watch:
         if not done.cancelled() and done.exception() is not None:
             _log.debug("a channel's past could not be read: %s", done.exception())
 
-    async def _add_up(self, channel: bytes, now: Head) -> None:
+    async def _add_up(self, channel: bytes, now: Head, opened: int | None) -> None:
         """Back to where it was opened; meanwhile others are looked at."""
         states = await self._states(channel, now.number)
         if all(each == ChannelState(0, 0) for each in states) or len(self._sights.sums) >= _MAX_CHANNELS:
             raise ChannelUnknown(channel)
         async with self._adopting:
-            happened = await self._read(self._network.since, now.number, [channel], until_created=True)
+            first = self._network.since if opened is None else opened
+            happened = await self._read(first, now.number, [channel], until_created=opened is None)
         async with self._lock:
             assert self._sights.cursor is not None
             if self._sights.cursor.block > now.number:

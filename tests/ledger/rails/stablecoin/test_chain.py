@@ -64,8 +64,8 @@ async def test_a_channel_is_found_again_from_the_chain_alone(chain: Anvil, pair:
     await pair.deposit(payee, payer, DEPOSIT, b"2" * 32)
     chain.mine(2)
     stranger = await opens()
-    assert await stranger.find_all(pair.receiver.address) == [pair.config]
-    assert await stranger.find_all(pair.authorizer.address) == [pair.config]
+    for party in (pair.receiver, pair.authorizer):
+        assert [found.config for found in await stranger.find_all(party.address)] == [pair.config]
     assert await stranger.find_all(bytes(20)) == []
     assert (await stranger.look(pair.config)).deposited == 2 * DEPOSIT
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from ledger.account import apply
+from ledger.account import Account, apply
 from ledger.changes import Funded
 from ledger.rails.port import Answer, Sight
 from ledger.rails.stablecoin.books import Promise
@@ -279,6 +279,21 @@ async def test_an_emptied_channel_s_withdrawal_is_over_and_it_can_be_paid_into_a
     assert (await one.look()).funded - one.account.withdrawn == one.account.capacity == 0
     await one.fund(FUNDS)
     assert one.account.capacity == FUNDS
+
+    # Those who have lost their sights, and then those who have lost their journal as well, sum from its first opening.
+    sums = (2 * FUNDS, FUNDS)
+    assert (one.account.funded, one.account.withdrawn) == sums
+    await one.buyer.forgetful(opens)
+    sight = await one.buyer.rail.collateral(one.account)
+    assert sight is not None
+    assert (sight.funded, sight.withdrawn) == sums
+    await one.buyer.forgetful(opens)
+    (found,) = await find_again(one.buyer.chain, one.buyer.identity, [one.seller.identity.did])
+    assert found.view is not None
+    assert (found.view.deposited, found.view.gone, found.view.balance) == (*sums, FUNDS)
+    sight = await one.buyer.rail.collateral(Account(one.key))
+    assert sight is not None
+    assert (sight.funded, sight.withdrawn) == sums
 
 
 async def test_another_wallet_than_the_channel_s_moves_nothing(chain: Anvil, opens: Opens) -> None:
