@@ -1,8 +1,13 @@
-"""Acknowledgements on their way: handed to each seller in order, and again with backoff until it has them."""
+"""Acknowledgements on their way: handed to each seller, and again with backoff until it has them.
+
+Theory of operation. Some go at a time, the oldest first, so that a seller writes many at once: one after the other they
+would fall behind the orders of a busy buyer. Whatever order they come in, a seller counts the same; those of one order
+follow each other all the same, for what it granted comes before what it disputes.
+"""
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from ledger.identity import Did
@@ -13,6 +18,8 @@ from node.wire.peer import Peer
 
 _FIRST_RETRY_S: Final = 0.5
 _LAST_RETRY_S: Final = 60.0
+# So many that a seller writes them together, and so few that orders find their way beside them.
+_AT_ONCE: Final = 16
 # Refusals that are not meant for good.
 _LATER: Final = frozenset({"busy", "too_many_requests", "not_selling", "failed"})
 
@@ -53,10 +60,12 @@ class Outbox:
         wait_s = _FIRST_RETRY_S
         try:
             while unsent := self._unsent.get(seller):
-                if await self._taken(unsent[0], seller, peer):
-                    unsent.pop(0)
+                sent = _next(unsent)
+                taken = await asyncio.gather(*(self._taken(one, seller, peer) for one in sent))
+                for one in (one for one, has in zip(sent, taken, strict=True) if has):
+                    unsent.remove(one)
                     wait_s = _FIRST_RETRY_S
-                else:
+                if not all(taken):
                     await asyncio.sleep(wait_s)
                     wait_s = min(2 * wait_s, _LAST_RETRY_S)
         finally:
@@ -75,3 +84,11 @@ class Outbox:
             # It will not take it now or later; the voucher in the next one stands for this one too.
             _log.warning("%s refused an acknowledgement: %s", seller, refusal.message)
         return True
+
+
+def _next(unsent: Sequence[Signed[Acknowledgement]]) -> list[Signed[Acknowledgement]]:
+    """The oldest, of different orders; what follows one that has to wait behind another of its order may go before."""
+    first: dict[bytes, Signed[Acknowledgement]] = {}
+    for one in unsent[: 4 * _AT_ONCE]:
+        first.setdefault(one.record.order, one)
+    return list(first.values())[:_AT_ONCE]

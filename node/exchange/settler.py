@@ -262,7 +262,13 @@ class Settler:
         await self._recover_orders(left)
 
     async def sweep(self) -> None:
-        """Settle what was delivered and could not be settled, and close expired orders of which nothing ever came."""
+        """Settle what was delivered and could not be settled, and close expired orders of which nothing ever came.
+
+        What was signed and is with nobody yet goes on its way again, whatever kept it.
+        """
+        for seller in self._outbox.sellers:
+            if self._outbox.holds_for(seller):
+                self._outbox.hand_over(seller)
         expired = set(self._open_orders(before=self._book.now() - 2 * CLOCK_SKEW_S))
         due = self._book.experience.due
         left = self._open_orders(before=None)

@@ -35,7 +35,7 @@ from ledger.account import AccountKey
 from ledger.codec import Malformed
 from ledger.database import Database, postgres  # noqa: F401 - so that no node has to import the driver
 from ledger.effects import EffectPlanned, EffectTold
-from ledger.events import AccountChanged, Event, InvalidEvents, Observed, RecordKept, decode_events
+from ledger.events import AccountChanged, Event, FeePaid, InvalidEvents, Observed, RecordKept, decode_events
 from ledger.rails import credit
 from ledger.rails.scripted import ScriptedRail
 from ledger.records import Fingerprint
@@ -200,6 +200,8 @@ def _event_name(event: Event) -> str:
             return f"{effect.kind} planned"
         case EffectTold(_, _, news):
             return f"effect {news}"
+        case FeePaid():
+            return "fee paid"
 
 
 def watch_messages(points: Points) -> None:
