@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ledger.account import Account
 from ledger.changes import Earned, Granted, Released, Reserved, Settled, VoucherReceived
 from ledger.codec import Malformed
+from ledger.commitments import CHECKPOINT_TOKENS
 from ledger.database import Database
 from ledger.events import AccountChanged
 from ledger.identity import Did, Identity
@@ -259,13 +260,14 @@ async def test_a_long_answer_with_all_its_checkpoints_comes_back_once(pair: Pair
     await pair.buy()
     old = await pair.copy(seed)
     await pair.restart(seed)
-    await pair.customer.order(await pair.customer.meet(pair.line), max_tokens=250)
+    delivery = await pair.customer.order(await pair.customer.meet(pair.line), max_tokens=250)
+    assert len(delivery.ids) > 2 * CHECKPOINT_TOKENS
     await pair.meet()
     await pair.roll_back(seed, old)
 
     await pair.meet()
 
-    total = ONE + price_of(5, 250)
+    total = ONE + price_of(5, len(delivery.ids))
     for account in (pair.ours, pair.theirs):
         assert (account.owed, account.authorized, account.reserved) == (total, total, 0)
 
