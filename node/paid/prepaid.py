@@ -15,11 +15,13 @@ from ledger.rails.port import Answer, Sight, WrongRail
 from ledger.rails.stablecoin.chain import Chain
 from ledger.rails.stablecoin.errors import ChainError, Disagreement, Unreachable
 from ledger.rails.stablecoin.sending import TriedOften, sent, submitted, waits
-from ledger.rails.stablecoin.transfers import Authorization
+from ledger.rails.stablecoin.transfers import Authorization, happened
 from ledger.records import Signed, Voucher
-from node.exchange.strangers import PREPAID_RAIL, is_stranger, wallet_of
+from node.exchange.strangers import PREPAID_RAIL, is_stranger, refund_nonce, wallet_of
 
 _FOR_EVER: Final = 2**40
+# What came back is looked for in the blocks of so many seconds: it is asked after every few minutes, while a node runs.
+_LOOK_BACK_S: Final = (3_600, 86_400)
 
 
 class Asks(Protocol):
@@ -69,7 +71,7 @@ class Prepaid:
     async def perform(self, effect: Effect) -> Answer:
         """Send what is left back to its wallet, once."""
         if is_stranger(effect.account.payee):
-            return _NOBODY if self._asks is None else await self._asks.perform(effect)
+            return _NOBODY if self._asks is None else await self._checked(effect, await self._asks.perform(effect))
         answer = await self.fate(effect)
         if answer.fate != "absent":
             return answer
@@ -90,7 +92,7 @@ class Prepaid:
     async def fate(self, effect: Effect) -> Answer:
         """Whether the token has made the transfer, at depth."""
         if is_stranger(effect.account.payee):
-            return _NOBODY if self._asks is None else await self._asks.fate(effect)
+            return _NOBODY if self._asks is None else await self._checked(effect, await self._asks.fate(effect))
         try:
             nonce = self._chain.address, effect.key
             token = self._chain.network.token.address
@@ -101,3 +103,20 @@ class Prepaid:
         except (ChainError, TriedOften) as error:
             return Answer("unknown", why=str(error))
         return waits("refund", transaction.outcome) if transaction.under_way else Answer("absent")
+
+    async def _checked(self, effect: Effect, answer: Answer) -> Answer:
+        """A payee may use the nonce up for less, or cancel it: what came is what the token says has moved here."""
+        if answer.fate != "settled":
+            return answer
+        signed = wallet_of(effect.account.payee), refund_nonce(self._chain.address, effect.key)
+        try:
+            _, now = await self._chain.block()
+            for seconds in _LOOK_BACK_S:
+                came = await happened(self._chain, signed, effect.amount, now - seconds)
+                if came is not False:
+                    break
+        except ChainError as error:
+            return Answer("unknown", why=str(error))
+        if came is None:
+            return Answer("unknown", why="the endpoints do not agree on what the seller has sent back")
+        return answer if came else Answer("settled", 0)

@@ -5,15 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import define
+from attrs import define, evolve
+from eth_account.messages import encode_typed_data
 
 from ledger.account import Account
 from ledger.effects import Effect, draw_up
+from ledger.rails.port import Answer
+from ledger.rails.stablecoin.networks import network
+from ledger.rails.stablecoin.transfers import Authorization
 from node.exchange.effects import EffectDriver, NotNow
+from node.exchange.strangers import did_of_wallet, refund_nonce
 from node.gateway.paying.asking_back import AskingBack
 from node.models.tokenizer import Tokenizer
-from tests.chain import Anvil
-from tests.node.strangers import Stall, stall, until
+from tests.chain import CHAIN_ID, Anvil
+from tests.node.strangers import NETWORK, Stall, raw, stall, until
 from tests.node.trading import engine_of
 from tests.node.x402_buyer import DOLLARS, Buyer, OpenWallet, buying, moving, uusd
 from tests.node.x402_seller import selling
@@ -112,6 +117,26 @@ async def test_however_often_it_is_asked_for_it_comes_once(chain: Anvil, tmp_pat
             await until(lambda back=back: chain.dollars("0x" + buyer.wallet.address.hex()) == before + back)  # type: ignore[misc]
         (theirs,) = shop.accounts("prepaid")
         assert theirs.withdrawn == 1_000
+
+
+@pytest.mark.parametrize("sent", [500, 1])
+async def test_what_came_back_is_what_the_token_says_has_moved(customer: Customer, chain: Anvil, sent: int) -> None:
+    """A seller can use the nonce of what it gives back up for less."""
+    seller, token = chain.wallet(dollars=1_000), network("anvil").token
+    theirs = did_of_wallet(NETWORK, raw(seller.address))
+    account = evolve(Account(evolve(customer.account.key, payee=theirs)), funded=1_000, funded_sequence=1)
+    effect = draw_up(account, "refund", 500, b"e" * 32)
+    me = customer.buyer.wallet.address
+    given = Authorization(raw(seller.address), me, sent, 0, 2**40, refund_nonce(me, effect.key))
+    typed = encode_typed_data(full_message=given.typed(CHAIN_ID, token))
+    call = given.call(token, bytes(seller.sign_message(typed).signature))
+    chain.rpc("anvil_impersonateAccount", seller.address)
+    there = {"from": seller.address, "to": f"0x{call.to.hex()}", "data": f"0x{call.data.hex()}"}
+    assert chain.rpc("eth_sendTransactionSync", there)["status"] == "0x1"
+    chain.mine(3)
+    rail = customer.driver._rails["prepaid"]
+    for answer in (await rail.fate(effect), await rail.perform(effect)):
+        assert answer == Answer("settled", 500 if sent == 500 else 0)
 
 
 async def test_a_seller_that_is_down_is_asked_again(customer: Customer, shop: Stall, chain: Anvil) -> None:
