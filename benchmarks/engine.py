@@ -12,9 +12,8 @@ llama-cpp-python, the fair peer; without it PyPI's xllamacpp is used where it is
 `--llama-cpp-server-python` names an interpreter that has `llama-cpp-python[server]`.
 
 What lies between two computations costs five to ten times what it does with warm caches, since the weights go through
-them in each step: what helps is to make and call less. Not of use: parts of prompts below as many tokens as there are
-streams (the weights are read once more for each part), and larger ones guessed from steps of before, which may have
-been slower ones (parts grew to 140 tokens, gaps to six steps).
+them in each step: what helps is to make and call less. Not of use: to guess what a part of a prompt takes from steps of
+before, which may have been slower ones (seen once on a busy machine: parts grew to 140 tokens).
 """
 
 import argparse
