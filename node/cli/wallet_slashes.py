@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _DIGEST: Final = re.compile(r"(0x)?[0-9a-fA-F]{64}")
 _MAX_FILE: Final = 2**16
 _DAY_S: Final = 86_400
+_LATEST: Final = 2**37  # calendars end somewhat later
 
 EvidenceArgument = Annotated[
     str, typer.Argument(help="What shows the harm: a file, as `idlemesh export` writes it, or its SHA-256 digest.")
@@ -111,7 +112,9 @@ def draft(
             out.write(_text(made))
     except OSError as error:
         raise CommandFailed(f"{file} cannot be written: {error.strerror}") from None
-    _say(made, file, as_json)
+    if not as_json:
+        _show(made)
+    _tell(made, file, as_json)
 
 
 def sign(
@@ -124,12 +127,14 @@ def sign(
     Example: idlemesh wallet slash sign slash.json
     """
     statement = _read(file)
+    if not as_json:
+        _show(statement)  # before the passphrase is asked for, or a button is to be pressed
     signed = asyncio.run(_sign(statement, open_home(home), passphrase_file))
     try:
         file.write_text(_text(signed), encoding="utf-8")
     except OSError as error:
         raise CommandFailed(f"{file} cannot be written: {error.strerror}") from None
-    _say(signed, file, as_json)
+    _tell(signed, file, as_json)
 
 
 async def _sign(statement: "Statement", home: Home, passphrase_file: Path | None) -> "Statement":
@@ -264,20 +269,24 @@ def _text(statement: "Statement") -> str:
     return json.dumps(statement.to_plain(), indent=1) + "\n"
 
 
-def _say(statement: "Statement", file: Path, as_json: bool) -> None:
-    """What a statement says, and what it still needs."""
+def _show(statement: "Statement") -> None:
+    """What a statement says."""
     plain = statement.to_plain()
-    if as_json:
-        print_json(plain)
-        return
-    facts: dict[str, Any] = {name: plain[name] for name in ("says", "network", "bond", "evidence")}
+    facts: dict[str, Any] = {name: plain[name] for name in ("says", "network", "contract", "bond", "evidence")}
     if (said := statement.judgement) is not None:
         facts |= {"buyer": plain["buyer"], "damage": _shown(said.damage), "taken": _shown(said.amount)}
-        facts["until"] = local_time(1000 * said.deadline)
+        facts["until"] = local_time(1000 * said.deadline) if said.deadline < _LATEST else "for ever"
     if statement.answer is not None:
         facts["answer"] = plain["answer"]
     facts["seller"] = plain["terms"]["seller"]
     print_facts(facts)
+
+
+def _tell(statement: "Statement", file: Path, as_json: bool) -> None:
+    """What it still needs."""
+    if as_json:
+        print_json(statement.to_plain())
+        return
     have, quorum = len(statement.signatures), statement.terms.quorum
     then = "`idlemesh wallet slash bring` takes it to the chain" if have >= quorum else "the next arbiter signs it"
     typer.echo(f"{have} of the {quorum} signatures that it needs are in {file}: {then}.")

@@ -107,6 +107,11 @@ def statements_travel_by_hand(case: Case) -> None:
     changed = json.loads((folder / "draft.json").read_text()) | {"bond": "0x" + "0" * 64}
     (folder / "changed.json").write_text(json.dumps(changed))
     assert "something was changed" in case.refused("arbiter0", "slash", "sign", folder / "changed.json")
+    far = json.loads((folder / "draft.json").read_text()) | {"deadline": 2**40 - 1}
+    (folder / "far.json").write_text(json.dumps(far))
+    words = case.shown("arbiter0", "wallet", "slash", "sign", folder / "far.json", *sign[3:])
+    assert "until     for ever" in words
+    assert words.index(far["contract"]) < words.index("1 of the 2 signatures that it needs")
     (folder / "changed.json").write_text("no JSON")
     assert "it is not JSON" in case.refused("arbiter0", "slash", "sign", folder / "changed.json")
     assert "No slash is running" in case.shown("seller", "wallet", "slash", "list")
