@@ -1,7 +1,8 @@
 """Listening, with bounds on what a connection may hold without asking anything.
 
-A connection that has sent no request's head in time is closed, and one that stays idle after an answer; of one address
-no more than so many are open, the newest going first. This machine's own programs may have any number.
+A connection that has sent no request's head in time is closed, and one that stays idle after an answer; of one address,
+and of one network of IPv6, no more than so many are open, the newest going first. This machine's own programs may have
+any number.
 """
 
 import asyncio
@@ -14,6 +15,8 @@ from typing import Final
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from attrs import field, frozen
+
+from node.api.callers import Caller
 
 # How long requests may still take when the node stops; aiohttp waits for it twice.
 _SHUTDOWN_S: Final = 1.0
@@ -67,9 +70,10 @@ class Connections:
         of: Counter[str] = Counter()
         for one, since in self._since.items():
             address = _address(one)
-            of[address] += 1
+            share = Caller(address).share
+            of[share] += 1
             late = one not in self._asked and now - since > self._bounds.first_request_s
-            many = of[address] > self._bounds.per_address and not self._bounds.trusted(address)
+            many = of[share] > self._bounds.per_address and not self._bounds.trusted(address)
             if late or many:
                 one.force_close()
 

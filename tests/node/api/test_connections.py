@@ -9,6 +9,7 @@ from typing import TypeAlias
 import pytest
 from aiohttp import web
 
+from node.api import connections
 from node.api.connections import Bounds, serving
 
 Reader: TypeAlias = asyncio.StreamReader
@@ -93,6 +94,19 @@ async def test_of_an_addresss_connections_the_newest_go_first() -> None:
         reader, _ = await connect()
         assert await closed(reader) == b""
         assert all([await answered(*one) for one in opened])
+
+
+async def test_the_addresses_of_one_network_of_ipv6_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    peers: dict[web.RequestHandler, str] = {}
+
+    def address(connection: web.RequestHandler) -> str:
+        return peers.setdefault(connection, f"2001:db8::{len(peers):x}")
+
+    monkeypatch.setattr(connections, "_address", address)
+    async with listening(Bounds(per_address=3, look_s=0.005)) as connect:
+        opened = [await connect() for _ in range(4)]
+        assert await opened[-1][0].read() == b""
+        assert [await answered(*one) for one in opened[:-1]] == [True] * 3
 
 
 async def test_a_trusted_address_may_have_any_number() -> None:
