@@ -38,7 +38,7 @@ from attrs import Attribute, define, evolve, field, frozen
 
 from ledger.account import AboveDue, Account, AccountError, AccountKey
 from ledger.changes import Change, Claimed, InvalidChange, Withdrawn
-from ledger.money import MAX_AMOUNT
+from ledger.money import MAX_AMOUNT, Amount
 
 Kind = Literal["top_up", "pay", "claim", "refund", "close"]
 State = Literal["planned", "unknown", "failed", "settled", "contradicted"]
@@ -96,6 +96,8 @@ class EffectUnderWay(EffectError):
     state: str
 
     def __str__(self) -> str:
+        if self.state == "failed":
+            return f"a {self.kind} of this account failed: `idlemesh accounts` shows it; then `retry` or `dismiss` it"
         return f"a {self.kind} of this account is {self.state}: one at a time; `idlemesh accounts` shows it"
 
 
@@ -147,8 +149,8 @@ class AboveAskedFor(EffectError):
 class AboveFree(EffectError):
     """Only collateral that covers neither debt nor open orders nor vouchers goes back."""
 
-    free: int
-    amount: int
+    free: Amount
+    amount: Amount
 
     def __str__(self) -> str:
         return f"{self.free} of the collateral covers nothing: {self.amount} cannot go back"
@@ -335,7 +337,8 @@ def _check_guard(effect: Effect, account: Account) -> None:
             _check_unsettled(effect.amount, account)
         case "refund":
             if effect.amount > free_collateral(account):
-                raise AboveFree(free_collateral(account), effect.amount)
+                unit = account.key.unit
+                raise AboveFree(Amount(free_collateral(account), unit), Amount(effect.amount, unit))
         case "close":
             if account.reserved:
                 raise OrdersOpen(account.reserved)

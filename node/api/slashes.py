@@ -56,7 +56,10 @@ class SlashesDoor:
 
     async def terms(self, request: web.Request) -> dict[str, Any]:
         """What a statement about a bond begins with: where it is, and its terms."""
-        terms = await self._terms(request.match_info["bond"])
+        bond = request.match_info["bond"]
+        if not self._own.all and _DIGEST.fullmatch(bond) is None:
+            raise BondRefused(f"{bond[:80]!r} is no bond's whole id (64 digits): `idlemesh offers --json` has it")
+        terms = await self._terms(bond)
         said = Statement(self._slashes.place, terms, "dismiss", b"\1" * 32).to_plain()
         return {name: said[name] for name in ("network", "contract", "bond", "terms")}
 

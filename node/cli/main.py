@@ -10,7 +10,7 @@ from node.cli.output import fail
 
 key = group(
     {"api": "keys:api", "backup": "keys:backup", "restore": "keys:restore"},
-    help="Keys of this node. Example: idlemesh key api",
+    help="Keys of this node.\n\nExample: idlemesh key api",
 )
 ledger = group(
     {
@@ -21,7 +21,7 @@ ledger = group(
         "statement": "ledger:statement",
         "records": "records:records",
     },
-    help="The journal of this node. Example: idlemesh ledger verify",
+    help="The journal of this node.\n\nExample: idlemesh ledger verify",
 )
 slash = group(
     {
@@ -33,7 +33,7 @@ slash = group(
         "end": "wallet_slashes:end",
         "pay-out": "wallet_slashes:pay_out",
     },
-    help="What arbiters take of a stake: signed by hand, answered, carried out. Example: idlemesh wallet slash list",
+    help="What arbiters take of a stake: signed by hand, answered, carried out.\n\nExample: idlemesh wallet slash list",
 )
 wallet = group(
     {
@@ -49,7 +49,7 @@ wallet = group(
         "unbond": "wallet_bonds:unbond",
         "slash": "main:slash",
     },
-    help="Money on a chain: see [stablecoin] in config.toml. Example: idlemesh wallet address",
+    help="Money on a chain: see [stablecoin] in config.toml.\n\nExample: idlemesh wallet address",
 )
 app = group(
     {

@@ -16,6 +16,7 @@ from attrs import evolve, frozen
 
 from ledger import codec
 from ledger.journal import Kept
+from ledger.money import Amount
 from ledger.rails.stablecoin.bond_terms import BondRefused, BondTerms, Stake, check_terms, named, salt_of, terms_of
 from ledger.rails.stablecoin.bonds import Bonds, Done
 from ledger.rails.stablecoin.chain import Outcome
@@ -216,9 +217,9 @@ class OwnBonds:
         for slash in running:
             if slash.evidence not in before:
                 _log.warning(
-                    "arbiters want to take %d millionths of a dollar of the bond 0x%s: answer them with"
+                    "arbiters want to take %s of the bond 0x%s: answer them with"
                     " `idlemesh wallet slash answer 0x%s FILE`, or anyone can carry that out after %s",
-                    slash.amount,
+                    Amount(slash.amount, "uusd"),
                     bond.id.hex(),
                     slash.evidence.hex(),
                     time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(slash.answer_by)),

@@ -135,6 +135,8 @@ class Recollection:
             found.holders = Holders.from_plain(body.get("holders", []))
             found.fees = Fees.from_plain(body["fees"])
             found._checking = {(_int(day), str(unit)): _int(cost) for day, unit, cost in body["checking"]}
+        except BadRecollection:
+            raise
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise BadRecollection(str(error)) from None
         return found

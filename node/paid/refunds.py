@@ -14,6 +14,7 @@ from x402.schemas import SettleResponse
 
 from ledger.account import AccountKey
 from ledger.effects import Kind, Tracked, free_collateral
+from ledger.money import Amount
 from ledger.rails.stablecoin.networks import checksummed
 from node.exchange.book import Book
 from node.exchange.effects import EffectRefused
@@ -92,7 +93,7 @@ class Refunds:
             return self._response(wallet, amount or 0, {"balance": str(free), "underWay": found})
         amount = free if amount is None else amount
         if not 0 < amount <= free:
-            raise PaymentRefused("no_balance", f"{free} is left of what this wallet has paid")
+            raise PaymentRefused("no_balance", f"{Amount(free, 'uusd')} is left of what this wallet has paid")
         await self._bank.check_worth(amount, errors.ERR_REFUND_TRANSACTION_FAILED)
         under_way = await self._move(key, wallet, amount, under)
         return self._response(wallet, amount, {"balance": self.balance(wallet)["left"], "underWay": under_way})

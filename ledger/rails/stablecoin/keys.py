@@ -74,7 +74,7 @@ class WrongPassphrase(KeysError):
     path: str
 
     def __str__(self) -> str:
-        return f"the passphrase does not open {self.path}: check [stablecoin] passphrase_file"
+        return f"the passphrase does not open {self.path}: check the file that it is in, or type it again"
 
 
 @define

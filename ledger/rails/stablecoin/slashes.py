@@ -104,7 +104,8 @@ class Slashes:
             raise BondRefused(f"the statement is about the contract {where}, and another one is known here")
         terms, quorum = statement.terms, statement.terms.quorum
         if len(statement.signatures) < quorum:
-            raise BondRefused(f"{len(statement.signatures)} arbiters have signed, and {quorum} must agree")
+            have = f"{len(statement.signatures)} of the {quorum} signatures that it needs"
+            raise BondRefused(f"{have} are there: another arbiter has to sign it")
         slash = await self.of(statement.bond, terms.challenge, statement.evidence)
         if statement.says == "slash":
             if slash.state != _STATES[_NONE]:

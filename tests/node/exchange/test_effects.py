@@ -311,7 +311,7 @@ class TestOnDemand:
     async def test_what_covers_a_debt_does_not_go_back(self) -> None:
         house = await started(await House.open())
         await house.work(60)
-        with pytest.raises(NotNow, match="940 of the collateral"):
+        with pytest.raises(NotNow, match=r"0\.000940usd of the collateral"):
             await house.driver.ask(OWED, "refund", 941)
 
     async def test_what_is_to_go_back_covers_nothing_whatever_the_rail_sees_meanwhile(self) -> None:

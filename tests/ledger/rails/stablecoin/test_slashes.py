@@ -151,7 +151,7 @@ async def test_running_slashes_are_found_by_their_events_however_long_ago(
 
 async def test_too_few_signatures_go_nowhere(court: Court) -> None:
     evidence = hashlib.sha256(b"x").digest()
-    with pytest.raises(BondRefused, match="1 arbiters have signed, and 2 must agree"):
+    with pytest.raises(BondRefused, match="1 of the 2 signatures that it needs"):
         await court.slashes.bring(court.states("slash", evidence, judges=1))
     with pytest.raises(BondRefused, match="no slash was proposed for this evidence"):
         await court.slashes.bring(court.states("dismiss", evidence))
