@@ -70,7 +70,7 @@ COLD: Final = Sampling(temperature=0, top_p=1_000_000, min_p=0, top_k=0)
 PRICE: Final = Price(1_000_000, 2_000_000, "uusd")
 PROMPT: Final = (11, 12, 13, 14, 15)
 # With this seed the memory engine of weights 0 goes on for more than 300 tokens after PROMPT.
-SEED: Final = 1
+SEED: Final = 9
 NO_AUDITS: Final = AuditPolicy(rate=0.0, first=0)
 ALL_AUDITED: Final = AuditPolicy(rate=1.0, first=1_000)
 

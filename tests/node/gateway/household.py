@@ -22,7 +22,7 @@ from node.models.catalogue import Catalogue, Entry
 from node.models.tokenizers import Tokenizers
 from node.ports import ManualClock, SeededEntropy
 from node.wire.peer import Peer
-from tests.node.trading import HOT, NO_AUDITS, calibration_of, model
+from tests.node.trading import HOT, NO_AUDITS, SEED, calibration_of, model
 
 SMALL, LARGE = "village-q4", "city-q8"  # what the owner calls weights 7 and weights 0
 ASKED = "Tell me a story about a river."
@@ -97,7 +97,7 @@ def question(**wishes: Any) -> Question:
         "max_tokens": 12,
         "privacy": "internal",
         "route": "auto",
-        "seed": 1,
+        "seed": SEED,
     }
     return Question(**asked | wishes)
 

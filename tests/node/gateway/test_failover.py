@@ -34,6 +34,7 @@ from tests.node.trading import (
     DEMO,
     HOT,
     PRICE,
+    SEED,
     CutLine,
     Line,
     ScriptedSeller,
@@ -54,7 +55,7 @@ async def prompt_of(tokenizer: Tokenizer) -> tuple[int, ...]:
     return await tokenizer.encode([{"role": "user", "content": ASKED}])
 
 
-async def ids_alone(tokenizer: Tokenizer, tokens: int = LONG, seed: int = 1) -> tuple[int, ...]:
+async def ids_alone(tokenizer: Tokenizer, tokens: int = LONG, seed: int = SEED) -> tuple[int, ...]:
     """The answer as one engine gives it that nothing interrupts."""
     job = Job(await prompt_of(tokenizer), HOT, seed, tokens)
     return tuple([i async for piece in engine_of(tokenizer).generate(job) for i in piece.ids])

@@ -33,6 +33,7 @@ from tests.node.trading import (
     DEMO,
     HOT,
     PRICE,
+    SEED,
     CutLine,
     Line,
     ScriptedSeller,
@@ -56,7 +57,7 @@ async def store(tokenizer: Tokenizer, clock: ManualClock, seed: int = 1, **setti
     return await Store.open(tokenizer, clock, seed=seed, **settings)
 
 
-async def text_of(engine: MemoryEngine, tokenizer: Tokenizer, tokens: int = 12, seed: int = 1) -> str:
+async def text_of(engine: MemoryEngine, tokenizer: Tokenizer, tokens: int = 12, seed: int = SEED) -> str:
     """What an engine answers to the question, computed apart."""
     prompt = await tokenizer.encode([{"role": "user", "content": ASKED}])
     ids = [i async for piece in engine.generate(Job(prompt, HOT, seed, tokens)) for i in piece.ids]
