@@ -95,7 +95,10 @@ class AskingBack:
             if response.status in (200, 202):
                 self._promised[effect.key] = time.monotonic()
                 return _SENT
-            why = _reason(await response.content.read(_MAX_ANSWER))
+            why, code = _reason(await response.content.read(_MAX_ANSWER))
+            if code == "no_balance":
+                # What it charged for an answer that was lost, or for others with this wallet, is in its books alone.
+                why += "; `idlemesh dismiss` this one, and ask for no more than the seller says is left"
             said = (
                 f"the remote {name!r} does not give {Amount(effect.amount, 'uusd')} back (HTTP {response.status}){why}"
             )
@@ -115,10 +118,11 @@ class AskingBack:
         return refund_nonce(self._signing.address, effect.key)
 
 
-def _reason(body: bytes) -> str:
-    """What a door says of why not, if it is a plain text."""
+def _reason(body: bytes) -> tuple[str, object]:
+    """What a door says of why not, if it is a plain text, and its code for it."""
     try:
-        said: Any = json.loads(body)["error"]["message"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return ""
-    return f": {said[:120]}" if isinstance(said, str) and said.isprintable() else ""
+        error: Any = json.loads(body)["error"]
+        said, code = error["message"], error.get("code")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return "", None
+    return (f": {said[:120]}" if isinstance(said, str) and said.isprintable() else ""), code

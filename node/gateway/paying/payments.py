@@ -15,8 +15,9 @@ before its headers leave, earned by what was charged. Its record holds it as it 
     says more than is known here
     the chain has a channel that is    -                                        funded; an order that cost what was
     not known here                                                              claimed
-    it was charged, and not taken:     order earned, and open until the time    -
-    a balance has paid                 of what was signed is over
+    it was charged, and not taken:     an order that cost what the balance      -
+    a balance has paid                 bears; the rest earned; order open until
+                                       the time of what was signed is over
 
 An order that is open and was not answered is a payment of which nothing was heard. An account has one at most. On a
 channel the next voucher takes its place: totals grow from what was charged, so what is at risk is the higher of the
@@ -202,8 +203,14 @@ class Payments:
 
     async def charge(self, key: AccountKey, order: bytes, amount: int, *, outstanding: bool = False) -> None:
         """So much was charged for an order; `outstanding`: what was signed for it can still be taken besides."""
-        owed = self.account(key).owed + amount
-        changes: list[Change] = [Earned(order, amount), Authorized(owed)]
+        account = self.account(key)
+        owed = account.owed + amount
+        # All of what was signed can still be taken, so it stays reserved but for what no balance has paid.
+        borne = min(amount, max(account.available, 0)) if outstanding else 0
+        changes: list[Change] = [Earned(order, amount - borne), Authorized(owed)]
+        if borne:
+            paid = hashlib.sha256(b"x402 charge" + order).digest()
+            changes.insert(0, Recovered(paid, borne, self.now(), borne))
         if key.rail == PREPAID_RAIL:
             changes.append(Settled(owed))
         if outstanding:

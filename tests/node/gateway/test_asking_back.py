@@ -9,13 +9,15 @@ from attrs import define, evolve
 from eth_account.messages import encode_typed_data
 
 from ledger.account import Account
-from ledger.effects import Effect, draw_up
+from ledger.effects import Effect, draw_up, free_collateral
+from ledger.money import Amount
 from ledger.rails.port import Answer
 from ledger.rails.stablecoin.networks import network
 from ledger.rails.stablecoin.transfers import Authorization
 from node.exchange.effects import EffectDriver, NotNow
 from node.exchange.strangers import did_of_wallet, refund_nonce
 from node.gateway.paying.asking_back import AskingBack
+from node.gateway.paying.fates import Sweeper
 from node.models.tokenizer import Tokenizer
 from tests.chain import CHAIN_ID, Anvil
 from tests.node.strangers import NETWORK, Stall, raw, stall, until
@@ -88,6 +90,60 @@ async def test_what_is_left_comes_back_and_both_books_say_so(customer: Customer,
     assert customer.told[0] == "settled"
     (theirs,) = shop.accounts("prepaid")
     assert theirs.funded - theirs.withdrawn == customer.account.funded - customer.account.withdrawn == cost
+
+
+@pytest.mark.parametrize("over", [False, True])
+async def test_all_that_is_left_after_several_requests_comes_back_once(
+    customer: Customer, shop: Stall, over: bool
+) -> None:
+    """Whether what was signed for the later ones, which the balance has paid, can still be taken or not."""
+    prepaid = DOLLARS - customer.has
+    for _ in range(3):
+        await customer.buyer.ask_at(f"{shop.url}/v1", customer.buyer.purse(max_payment=uusd(10_000)), "memory", 8)
+    assert DOLLARS - customer.has == prepaid
+    if over:
+        customer.buyer.clock.advance(3_600)
+        await Sweeper(customer.buyer.payments, customer.buyer.signing).sweep()
+    (theirs,) = shop.accounts("prepaid")
+    left, cost = free_collateral(customer.account), customer.account.owed
+    assert left == free_collateral(theirs) == prepaid - cost > 0
+
+    await customer.driver.ask(customer.account.key, "refund", left)
+    assert customer.told == ("unknown", "the seller says that it sends the money back")
+    await until(lambda: customer.has == DOLLARS - cost)
+    for _ in range(3):
+        await customer.step()
+    tracked = customer.buyer.book.journal.books.effects.get(customer.account.key)
+    assert tracked is None or tracked.state == "settled"
+    customer.buyer.clock.advance(3_600)
+    await Sweeper(customer.buyer.payments, customer.buyer.signing).sweep()
+    assert customer.has == DOLLARS - cost
+    (theirs,) = shop.accounts("prepaid")
+    assert (free_collateral(customer.account), free_collateral(theirs), customer.account.reserved) == (0, 0, 0)
+    assert customer.account.capacity == theirs.capacity == cost
+
+
+async def test_where_the_seller_has_charged_more_than_is_known_here_what_it_says_is_left_comes_back(
+    customer: Customer, shop: Stall, chain: Anvil, tmp_path: Path
+) -> None:
+    """The same wallet has paid from elsewhere: so it is as well where an answer was lost, and its cost with it."""
+    (tmp_path / "elsewhere").mkdir()
+    async with buying(chain, tmp_path / "elsewhere", OpenWallet(chain, customer.buyer.wallet.account)) as other:
+        await other.ask_at(f"{shop.url}/v1", other.purse(max_payment=uusd(10_000)), "memory", 8)
+    (theirs,) = shop.accounts("prepaid")
+    ours, left, before = free_collateral(customer.account), free_collateral(theirs), customer.has
+    assert 0 < left < ours
+
+    tracked = await customer.driver.ask(customer.account.key, "refund", ours)
+    assert tracked is not None
+    assert tracked.state == "failed"
+    assert f"{Amount(left, 'uusd')} is left" in tracked.why
+    assert "ask for no more than the seller says is left" in tracked.why
+    await customer.driver.dismiss(tracked.effect.key)
+    await customer.driver.ask(customer.account.key, "refund", left)
+    await until(lambda: customer.has == before + left)
+    await customer.step()
+    assert free_collateral(customer.account) == ours - left  # what differs stays to be seen
 
 
 class Lagging(OpenWallet):
