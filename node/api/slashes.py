@@ -55,13 +55,14 @@ class SlashesDoor:
         return {"slashes": rows, "due": dollars(await self._slashes.due(self._address))}
 
     async def terms(self, request: web.Request) -> dict[str, Any]:
-        """What a statement about a bond begins with: where it is, and its terms."""
+        """What a statement about a bond begins with: where it is, and its terms; and its stake (units of the token)."""
         bond = request.match_info["bond"]
         if not self._own.all and _DIGEST.fullmatch(bond) is None:
             raise BondRefused(f"{bond[:80]!r} is no bond's whole id (64 digits): `idlemesh offers --json` has it")
         terms = await self._terms(bond)
         said = Statement(self._slashes.place, terms, "dismiss", b"\1" * 32).to_plain()
-        return {name: said[name] for name in ("network", "contract", "bond", "terms")}
+        stake = await self._slashes.stake(self._slashes.place.bond_id(terms))
+        return {name: said[name] for name in ("network", "contract", "bond", "terms")} | {"stake": str(stake.locked)}
 
     async def one(self, request: web.Request) -> dict[str, Any]:
         """What became of a piece of evidence."""

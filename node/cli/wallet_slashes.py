@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from ledger.money import MoneyError, parse_amount
+from ledger.money import Amount, MoneyError, parse_amount
 from node.cli.client import call
 from node.cli.keys import PassphraseOption, read_passphrase
 from node.cli.options import HomeOption, JsonOption
@@ -89,6 +89,7 @@ def draft(
 
     at, proof = f"{AT}/slashes/bonds/{in_path(bond)}", _digest_of(evidence)
     said = call(open_home(home), lambda client: client.get(at)) | {"evidence": proof, "signatures": {}}
+    stake = int(said.pop("stake"))
     if uphold or dismiss:
         if (uphold and dismiss) or buyer or damage or amount:
             raise CommandFailed("give one of --uphold, --dismiss, and --buyer with --damage")
@@ -101,6 +102,8 @@ def draft(
             raise CommandFailed("say who was harmed, and by how much: --buyer 0x... --damage 5usd")
         lost = _units(damage)
         taken = lost if amount is None else _units(amount)
+        if amount is not None and taken > stake:
+            raise CommandFailed(f"--amount is more than the bond's stake, which is {Amount(stake, 'uusd')}")
         deadline = int(time.time()) + days * _DAY_S
         said |= {"says": "slash", "buyer": buyer, "damage": lost, "amount": taken, "deadline": deadline}
     try:

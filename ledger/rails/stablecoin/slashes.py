@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from attrs import astuple, frozen
 
-from ledger.rails.stablecoin.bond_terms import BondPlace, BondRefused, BondTerms
+from ledger.rails.stablecoin.bond_terms import BondPlace, BondRefused, BondTerms, Stake
 from ledger.rails.stablecoin.bonds import Act, Done, TooEarly, key_of
 from ledger.rails.stablecoin.chain import Chain
 from ledger.rails.stablecoin.contracts import Call, encoded
@@ -72,7 +72,7 @@ class Slashes:
     async def running(self, terms: BondTerms) -> list[Slash]:
         """Those that are not decided, by their deadlines; slow, where one is not known of (blocks are read)."""
         bond = self.place.bond_id(terms)
-        _, reserved, _, _ = await self._chain.read(self.place.contract, "bonds", bond)
+        reserved = (await self.stake(bond)).reserved
         known = self._known.setdefault(bond, set())
         found: list[Slash] = []
 
@@ -93,6 +93,10 @@ class Slashes:
         if found is None:
             raise BondRefused(f"no bond 0x{bond.hex()} was ever locked in the contract that is known here")
         return found
+
+    async def stake(self, bond: bytes) -> Stake:
+        """A bond's money at the head."""
+        return Stake(*await self._chain.read(self.place.contract, "bonds", bond))
 
     # Acts
 

@@ -96,6 +96,7 @@ def statements_travel_by_hand(case: Case) -> None:
     assert "is no dollar amount" in case.refused("buyer", *draft, "--buyer", "0x12", "--damage", "1sat")
     assert "was ever locked" in case.refused("buyer", "slash", "draft", "0x" + "1" * 64, *draft[3:], "--dismiss")
     said = ("--buyer", case.arbiters[0], "--damage", "1usd")
+    assert "stake, which is 100.000000usd" in case.refused("buyer", *draft, *said, "--amount", "100.000001usd")
     words = case.shown("buyer", "wallet", *draft, *said)
     assert "0 of the 2 signatures that it needs" in words
     assert "damage    1.000000usd" in words
