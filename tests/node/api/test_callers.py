@@ -100,8 +100,7 @@ def test_behind_a_proxy_each_address_has_a_rate_of_its_own(proxied: RunningNode)
     def status(address: str) -> int:
         return request(proxied, "GET", "/mesh/v1/offers", headers={"X-Forwarded-For": address}).status
 
-    hostile = {status(f"2001:db8::{number:x}") for number in range(20 * int(MESH_BURST))}
-    assert 429 in hostile
+    assert any(status(f"2001:db8::{number:x}") == 429 for number in range(20 * int(MESH_BURST)))
     assert status("2001:db8:0:1::1") == 503  # it sells nothing, and says so
 
 
