@@ -78,7 +78,7 @@ def test_offers_are_signed_by_the_node(node: RunningNode) -> None:
 
 
 def test_an_order_is_answered_with_a_receipt_at_the_end(node: RunningNode) -> None:
-    order = draft(node, max_tokens=5)
+    order = draft(node, max_tokens=5, seed=1)
     receipt = receipt_in(order, place(node, order))
     assert (receipt.order, receipt.output_tokens) == (order.order.digest, 5)
 
