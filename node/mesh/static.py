@@ -139,6 +139,7 @@ class NamedPeers:
         for offer in proved:
             self._offers.take(offer.raw, did, now)
         self._offers.keep_only(did, (offer.record.model for offer in proved))
+        # Opened anew: of two processes' offers of one model, `take` gives the later one for both.
         self._alike[did] = [one for raw in raws if _is_like_any(one := open_record(raw, Offer), proved)]
         self._keep_manifests()
         if unproved:
