@@ -60,14 +60,13 @@ async def _no_templates(_: TemplateRenderer) -> None:
     """The renderer's process is started at the first conversation, and here there is none."""
 
 
-async def answer(node: Node, payer: str, payee: str, ask: str = "", amount: int = 0, last: str = "") -> dict[str, Any]:
+async def answer(node: Node, payer: str, payee: str, ask: str = "", amount: int = 0, kind: str = "") -> dict[str, Any]:
     """The account's counters, and the effect on it; with `ask`, after that was asked for.
 
-    With `last`, the last record of that kind, instead.
+    With `kind`, the records of that kind instead, the latest first.
     """
-    if last:
-        (kept, *_) = await node.book.journal.list_records(last, 1)
-        return {"raw": kept.raw.hex()}
+    if kind:
+        return {"raw": [kept.raw.hex() for kept in await node.book.journal.list_records(kind, 100)]}
     key = AccountKey(payer, payee, "stablecoin", "uusd")
     refused = ""
     if ask:

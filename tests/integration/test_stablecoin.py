@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from coincurve import PrivateKey
 from eth_utils.crypto import keccak
 
 from ledger.identity import Did, Identity
+from ledger.money import Amount
 from ledger.rails.stablecoin.books import Deposit
 from ledger.rails.stablecoin.channels import open_channel, salt_of
 from ledger.rails.stablecoin.contracts import CONFIG
@@ -33,6 +35,7 @@ from tests.integration.forking import fork_server
 from tests.integration.network import PRICE, free_port, until, usd, write_config
 
 DEPOSIT: Final = 2_000_000
+WINDOW: Final = 10_000
 # The wallet that pays has dollars and no ether: whoever is paid brings the deposit to the chain.
 MONEY: Final = 3_000_000
 ORDERS: Final = 1_000
@@ -117,7 +120,7 @@ class Market:
         create_keystore(folder / "wallet.json", PASSPHRASE, secret=bytes(wallet.key), cost=2)
         self.nodes[name] = Paying(Home(folder), wallet.address, bytes(wallet.key))
 
-    def configure(self) -> None:
+    def configure(self, window: int = WINDOW) -> None:
         """Write the settings of both."""
         buyer, seller = self.nodes["buyer"], self.nodes["seller"]
         chain = {
@@ -128,7 +131,7 @@ class Market:
             "claim_at": "1000usd",
             "ether": "0.01usd",  # so that a few orders are worth a claim
         }
-        selling = {"sell": {"price": PRICE, "open_credit": "0usd", "window": "0.01usd"}}
+        selling = {"sell": {"price": PRICE, "open_credit": "0usd", "window": str(Amount(window, "uusd"))}}
         buying = {"api": {"route": "peers"}, "audit": {"rate": 0, "first": 0}}
         for node, sections, more, peers in (
             (seller, selling, {}, []),
@@ -167,12 +170,12 @@ class Market:
             raise AssertionError(f"the {name} sees {found}") from None
         return found
 
-    async def funded(self) -> None:
+    async def funded(self, window: int = WINDOW) -> None:
         """Wait until both sides have seen the deposit, and orders can be paid."""
         async with aiohttp.ClientSession() as session:
             await Owner(session, self.nodes["buyer"].home.running()).offers_are_here(1)
         await self.sees("seller", funded=DEPOSIT)
-        await self.sees("buyer", funded=DEPOSIT, window=10_000)
+        await self.sees("buyer", funded=DEPOSIT, window=window)
 
     async def channel(self) -> Signed[Channel]:
         """The buyer's, as it signed it."""
@@ -245,17 +248,24 @@ class Market:
             raise AssertionError(f"the buyer's book says {bought}, the seller's {sold}") from None
         return int(sold["authorized"])
 
-    async def order(self, count: int) -> int:
+    async def vouchers(self) -> list[Voucher]:
+        """Those that the seller was given, the latest first."""
+        found = (await self.account("seller", kind=Acknowledgement.kind))["raw"]
+        given = [open_record(bytes.fromhex(raw), Acknowledgement).record for raw in found]
+        return [open_record(one.voucher, Voucher).record for one in given]
+
+    async def order(self, count: int, tokens: int = 1) -> int:
         """So many orders, some at a time; what they cost together."""
         costs: list[int] = []
         left = iter(range(count))
 
         async def some(session: aiohttp.ClientSession) -> None:
             for _ in left:
-                body = {"model": "auto", "prompt": "One evening a fox", "max_tokens": 1}
+                body = {"model": "auto", "prompt": "One evening a fox", "max_tokens": tokens}
                 async with session.post(self.nodes["buyer"].url + "/v1/completions", json=body) as response:
                     assert response.status == 200, await response.text()
                     assert response.headers["x-idlemesh-route"] != "local", dict(response.headers)
+                    assert (await response.json())["usage"]["completion_tokens"] == tokens
                     costs.append(usd(response.headers["x-idlemesh-cost"]))
 
         async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as tasks:
@@ -309,6 +319,32 @@ async def test_a_thousand_orders_are_one_claim_and_the_chain_has_what_both_ledge
     assert chain.dollars(wallets["seller"]) == cost
     assert chain.dollars(wallets["buyer"]) == MONEY - cost
     assert chain.dollars(chain.deployed.channels) == 0
+
+
+async def test_a_long_answer_is_paid_on_the_way_and_the_chain_pays_out_its_last_voucher(market: Market) -> None:
+    chain, wallets, tokens, window = market.chain, market.wallets, 400, 200
+    market.configure(window)
+    await market.again("seller")
+    await market.up("buyer")
+    await market.funded(window)
+    cost = await market.order(1, tokens)
+    assert await market.agree(cost) == cost > 2 * tokens
+
+    given = [*reversed(await market.vouchers())]
+    totals = [0, *(voucher.total for voucher in given)]
+    steps = [later - earlier for earlier, later in pairwise(totals)]
+    # The window bears no more than 64 tokens: at each checkpoint the answer stands still until it is paid for.
+    assert (len(steps), min(steps) > 0, max(steps) <= window) == (tokens // 64, True, True), totals
+    channel = market.place.channel_id(config_of((await market.channel()).record))
+    account, network_name = account_name(channel), network("anvil").caip2
+    assert {(one.network, one.account, one.rail) for one in given} == {(network_name, account, "stablecoin")}
+    assert chain.channel(channel) == (DEPOSIT, 0)
+
+    await market.account("seller", ask="claim", amount=cost)
+    sold = await market.sees("seller", settled=cost, effect=None)
+    bought = await market.sees("buyer", settled=cost)
+    assert chain.channel(channel) == (DEPOSIT, cost)
+    assert chain.dollars(wallets["seller"]) == cost == sold["owed"] == bought["owed"] == totals[-1]
 
 
 async def test_whoever_is_killed_at_whichever_step_nothing_is_lost_and_nothing_paid_twice(market: Market) -> None:
@@ -430,7 +466,7 @@ async def test_a_seller_takes_no_channel_voucher_or_deposit_that_is_not_good(mar
     await market.order(1)
     cost = await market.agree()
     before = await market.account("seller")
-    last = bytes.fromhex((await market.account("buyer", last="acknowledgement"))["raw"])
+    last = bytes.fromhex((await market.account("buyer", kind=Acknowledgement.kind))["raw"][0])
     acknowledged, key = open_record(last, Acknowledgement).record, voucher_key(buyer.identity)
     paid = open_record(acknowledged.voucher, Voucher).record
     place, channel = market.place, market.place.channel_id(config_of(said))
