@@ -49,7 +49,7 @@ from node.engine.calibration import (
 from node.engine.hardware import default_threads
 from node.engine.llamacpp import LlamaEngine
 from node.engine.port import Job
-from node.models.llama import build, quantize
+from node.models.llama import backend, build, quantize
 from node.models.manifest import manifest_of
 from node.models.template import TemplateRenderer
 from node.models.tokenizer import Tokenizer
@@ -57,6 +57,7 @@ from node.models.tokenizers import Tokenizers
 from node.models.weights import KvType, Model, Run
 from verify.calibration import BETS, Odds, bins_of, decode, encode
 from verify.evidence import LOG_CONDEMN, Evidence, advance, observe
+from verify.sampler import SAMPLER
 
 RECORDING: Final = 3  # counted up whenever recordings are made in another way
 RESAMPLED: Final = 10**9
@@ -98,9 +99,9 @@ class Store:
 
     @staticmethod
     def open() -> "Store":
-        """In the user's cache folder, apart for each build of llama.cpp and file of the demo model."""
+        """In the user's cache folder, apart for each kind of engine and file of the demo model."""
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        made_of = f"{RECORDING} {build()}".encode() + DEMO_MODEL.read_bytes()
+        made_of = f"{RECORDING} {build()} {backend()} {SAMPLER}".encode() + DEMO_MODEL.read_bytes()
         folder = cache / "idlemesh" / "verification" / hashlib.sha256(made_of).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
         return Store(folder)

@@ -13,11 +13,14 @@ import aiohttp
 from rich.console import Console
 
 from node.config import DEFAULT_PORT, DEMO_MODEL
+from node.demo.calibration import lend
 from node.demo.figures import Seen, balanced, compute
 from node.demo.narrator import Narrator
 from node.demo.owner import Owner, poll
 from node.demo.processes import NodeDidNotStart, NodeProcess, start_node
 from node.demo.prompts import stories
+from node.engine.calibration import CalibrationFiles
+from node.home import Home
 from node.models.llama import quantize
 
 ORDERS: Final = 36
@@ -41,8 +44,7 @@ price = "{price}"
 enabled = false
 """
 # Several engines on the same cores slow each other down, so each gets one thread; on a GPU, honest margins would have
-# to be calibrated first. A quarter of the later receipts
-# is audited, so that there is something to see.
+# to be calibrated first. A quarter of the later receipts is audited, so that there is something to see.
 _OWNER_CONFIG: Final = """\
 [node]
 port = {port}
@@ -121,6 +123,7 @@ class Tour:
             return nodes.enter_context(start_node(name, home, command(home)))
 
     def _owner(self, home: Path, sellers: list[NodeProcess]) -> list[str]:
+        lend(CalibrationFiles(Home(home).calibrations))
         peers = [f"--peer={seller.running.did}@{seller.running.url}" for seller in sellers]
         return [*_up(home, _OWNER_CONFIG.format(port=self._port)), *peers]
 

@@ -37,7 +37,7 @@ class Gpu:
 @frozen
 class Machine:
     """What there is: physical cores that may be used, main memory in bytes, GPUs that can be asked, and what the
-    installed llama.cpp computes on ("cpu", "cuda", "metal"...)."""
+    installed llama.cpp computes on ("cpu-avx2", "cuda", "mtl"...)."""
 
     cores: int
     memory: int
@@ -47,7 +47,7 @@ class Machine:
     @property
     def offloads(self) -> bool:
         """Whether llama.cpp can put layers elsewhere than on the CPU."""
-        return self.backend != "cpu"
+        return not self.backend.startswith("cpu")
 
 
 @frozen

@@ -21,6 +21,23 @@ from node.models.gguf import BadModelFile, read_gguf
 from node.models.pages import want_huge_pages
 from node.models.quantization import file_type_number
 
+# The instructions that llama.cpp's kernels are written for, preferred ones first: ggml's feature, and what a backend
+# calls it. Each adds up in another order or precision, so what is honest between engines of one says nothing of others.
+_FAMILIES: Final = (
+    ("AMX_INT8", "amx"),
+    ("AVX512", "avx512"),
+    ("AVX2", "avx2"),
+    ("AVX", "avx"),
+    ("SSSE3", "ssse3"),
+    ("SSE3", "sse3"),
+    ("SVE", "sve"),
+    ("FP16_VA", "neon-fp16"),
+    ("NEON", "neon"),
+    ("RISCV_V", "riscv-v"),
+    ("VSX", "vsx"),
+    ("VXE", "vxe"),
+    ("WASM_SIMD", "wasm"),
+)
 _ERROR_LEVEL: Final = 4  # enum ggml_log_level, as of ggml.h: debug 1, info 2, warn 3, error 4
 _log = logging.getLogger(__name__)
 _loading = threading.Lock()
@@ -54,11 +71,29 @@ def build() -> str:
 
 
 def backend(gpu_layers: int = -1) -> str:
-    """What the weights are multiplied on, for the engine fingerprint: "cpu", "cuda", "metal" and so on."""
+    """What the weights are multiplied on, for the engine fingerprint: "cpu-avx2", "cuda", "mtl" and so on."""
     llama = library()
-    if gpu_layers == 0 or not llama.llama_supports_gpu_offload():
-        return "cpu"
-    return str(llama.llama_print_system_info().decode().split(" :", 1)[0].strip().lower())
+    offloads = gpu_layers != 0 and llama.llama_supports_gpu_offload()
+    return backend_of(llama.llama_print_system_info().decode(), offloads=offloads)
+
+
+def backend_of(system: str, *, offloads: bool) -> str:
+    """The backend that llama.cpp's line about its system tells of: "CUDA : ARCHS = 890 | CPU : SSE3 = 1 | AVX = 1 | ".
+
+    Where it does not tell which instructions a CPU computes with it is "cpu", and where not which GPU, "gpu".
+    """
+    sections: dict[str, set[str]] = {}
+    name = ""
+    for part in system.split("|"):
+        head, colon, rest = part.partition(" : ")
+        name = head.strip().lower() if colon else name
+        feature, _, value = (rest if colon else head).partition("=")
+        if value.strip() not in ("", "0"):
+            sections.setdefault(name, set()).add(feature.strip())
+    if offloads:
+        return next((section for section in sections if section not in ("", "cpu")), "gpu")
+    features = sections.get("cpu", set())
+    return next((f"cpu-{family}" for feature, family in _FAMILIES if feature in features), "cpu")
 
 
 def quantize(source: Path, target: Path, file_type: str, threads: int = 0) -> None:

@@ -12,6 +12,7 @@ import pytest
 from ledger.records import Offer, open_record
 from node.app import load_llama
 from node.config import BadConfig, Config, load_config
+from node.demo.calibration import lend
 from node.engine.calibration import CalibrationFiles
 from node.engine.hardware import Plan
 from node.engine.memory import MemoryEngine
@@ -117,6 +118,7 @@ async def test_the_demo_is_audited_as_it_comes_and_its_smaller_copy_once_somebod
     engines = [model.engine for model in own.models]
     customer = await Customer.open(tokenizer, clock, engines=engines)
     calibrations = CalibrationFiles(opening.home.calibrations)
+    lend(calibrations)
     auditor = Auditor(customer.book, engines, calibrations.find, lambda _: tokenizer)
     audits = []
     for seed, engine in enumerate(engines, 11):

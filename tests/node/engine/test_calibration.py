@@ -11,6 +11,7 @@ import pytest_asyncio
 from attrs import evolve
 
 from ledger.records import Sampling
+from node.demo.calibration import lend
 from node.engine.calibration import (
     KV_TYPES,
     SAMPLINGS,
@@ -37,6 +38,7 @@ from verify.calibration import LONG, STRATA, BadCalibration, Calibration, Stratu
 
 MODEL = bytes(range(32))
 F16, Q8 = map(fingerprint, KV_TYPES)
+AVX2 = evolve(F16, backend="cpu-avx2")
 PLAIN = Sampling(1_000_000, 1_000_000, 0, 0)
 
 
@@ -135,10 +137,30 @@ def test_a_calibration_of_the_demo_model_for_this_build_is_shipped(tmp_path: Pat
     model = manifest_of(DEMO).digest
     pairs = decode(SHIPPED.read_bytes())
     assert {one.model for one in pairs} == {model}
-    for seller in (F16, Q8):
-        for checker in (F16, Q8):
-            found = CalibrationFiles(tmp_path).find(model, seller, checker)
+    files = CalibrationFiles(tmp_path)
+    for seller in (AVX2, evolve(AVX2, kv="q8_0")):
+        for checker in (AVX2, evolve(AVX2, kv="q8_0")):
+            found = files.find(model, seller, checker)
             assert found is not None
             assert found.covers(Sampling(1_500_000, 1_000_000, 0, 0))
             # One step down shows about 400 in 100,000 over 0.4: it must weigh much more than honest work may show.
             assert found.bounds(PLAIN)[6] < 0.002
+
+
+@pytest.mark.parametrize("other", ["cpu", "cpu-avx512", "cpu-neon", "cuda"])
+def test_what_is_shipped_tells_of_no_other_instructions(other: str, tmp_path: Path) -> None:
+    model, files = manifest_of(DEMO).digest, CalibrationFiles(tmp_path)
+    for pair in ((evolve(AVX2, backend=other), AVX2), (AVX2, evolve(AVX2, backend=other))):
+        assert files.find(model, *pair) is None
+
+
+def test_on_another_cpu_what_is_shipped_is_lent_to_nodes_that_trade_with_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.demo.calibration.backend", lambda gpu_layers: "cpu-neon")
+    model, files, neon = manifest_of(DEMO).digest, CalibrationFiles(tmp_path), evolve(AVX2, backend="cpu-neon")
+    lend(files)
+    lent, shipped = files.find(model, neon, neon), files.find(model, AVX2, AVX2)
+    assert lent is not None
+    assert shipped is not None
+    assert lent.counts == shipped.counts

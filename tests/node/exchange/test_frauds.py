@@ -13,6 +13,7 @@ from benchmarks.verification import demo_tokenizer
 from ledger.identity import Identity
 from ledger.journal import MemoryJournal
 from ledger.records import Sampling, digest_of, sign
+from node.demo.calibration import lend
 from node.engine.calibration import SAMPLINGS, CalibrationFiles, draw_jobs, fingerprint
 from node.engine.llamacpp import LlamaEngine
 from node.exchange.auditor import Audit, Auditor
@@ -58,7 +59,9 @@ class Checker:
         self._offer = sign(said, seller.identity)
         self._clock, self._identity = clock, identity
         book = Book(MemoryJournal(identity.did), identity, clock, Recollection(identity.did))
-        self._auditor = Auditor(book, [engine], CalibrationFiles(folder).find, lambda _: bench.tokenizer)
+        calibrations = CalibrationFiles(folder)
+        lend(calibrations)
+        self._auditor = Auditor(book, [engine], calibrations.find, lambda _: bench.tokenizer)
 
     async def audit(self, number: int, sold: Sold) -> Audit:
         """Check one answer."""

@@ -1,25 +1,47 @@
 """The door to llama.cpp: nothing that C++ would not survive gets through it."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from node.models.gguf import NotGguf, TruncatedGguf
-from node.models.llama import LlamaClosed, LlamaRefused, QuantizationFailed, backend, build, quantize
+from node.models.llama import LlamaClosed, LlamaRefused, QuantizationFailed, backend, backend_of, build, quantize
 from node.models.manifest import tokenizer_file
 from node.models.quantization import UnknownTier
 from node.models.vocab import UnknownToken, open_vocab
 from node.models.weights import DecodeFailed, Model, Run
 
+BACKENDS = json.loads((Path(__file__).parents[2] / "vectors" / "backends.json").read_text())["cases"]
 PROMPT = "<|user|>Tell me a story about a fox.<|assistant|>"
 
 
 def test_the_build_names_the_library_and_fits_a_fingerprint() -> None:
     assert build().startswith("llama-cpp-python ")
     assert len(build()) <= 64
-    assert backend(gpu_layers=0) == "cpu"
     assert 0 < len(backend()) <= 64
+
+
+@pytest.mark.parametrize("case", BACKENDS, ids=lambda case: case["machine"])
+def test_the_backend_tells_the_instructions_or_the_gpu(case: dict[str, Any]) -> None:
+    assert backend_of(case["system"], offloads=False) == case["cpu"]
+    if case["offloaded"]:
+        assert backend_of(case["system"], offloads=True) == case["offloaded"]
+
+
+@pytest.mark.parametrize("system", ["", "CPU : LLAMAFILE = 1 | ", "CPU : AVX2 = 0 | NEON = 0 | ", "AVX2 = 1 | "])
+def test_a_cpu_of_which_nothing_is_told_is_of_no_family(system: str) -> None:
+    assert backend_of(system, offloads=False) == "cpu"
+
+
+def test_a_gpu_that_says_nothing_of_itself_is_not_taken_for_the_cpu_beside_it() -> None:
+    assert backend_of("CPU : SSE3 = 1 | AVX = 1 | AVX2 = 1 | ", offloads=True) == "gpu"
+
+
+def test_the_cpu_of_this_machine_is_of_a_family() -> None:
+    assert backend(gpu_layers=0).startswith("cpu-")
 
 
 def test_a_vocabulary_turns_text_to_ids_and_back(demo: Path) -> None:
