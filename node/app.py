@@ -119,7 +119,8 @@ async def run_node(
         await buying.settler.recover(partial(buying.peers.asked_once, _PEERS_ANSWER_S))
         buying.peers.start()
         stack.push_async_callback(buying.peers.close)
-        app = _doors(ground, buying, seller, keys)
+        paid: OpenDoor | None = None
+        app = _doors(ground, buying, seller, keys, lambda: None if paid is None else paid.status())
         await stack.enter_async_context(serving(app, listener, bounds(config)))
         paid = await _open_paid(stack, ground)
         # At the end this comes first: what is being sold is cut in good order, and paid up to its last checkpoint.
@@ -142,15 +143,17 @@ async def run_node(
         )
 
 
-def _doors(ground: Ground, buying: Buying, seller: Seller | None, keys: Keys) -> web.Application:
-    """All that is asked of this node over HTTP."""
+def _doors(
+    ground: Ground, buying: Buying, seller: Seller | None, keys: Keys, paid: Callable[[], dict[str, Any] | None]
+) -> web.Application:
+    """All that is asked of this node over HTTP; `paid` is the state of the door for strangers, if it is open."""
     config, book = ground.config, ground.book
 
     def selling() -> dict[str, Any]:
         return selling_now(seller is not None, ground.watch, book.trouble)
 
     def running() -> dict[str, Any]:
-        return {**ground.own.status(), "remotes": buying.remotes.status(), "slashes": _slashes(ground)}
+        return {**ground.own.status(), "remotes": buying.remotes.status(), "slashes": _slashes(ground), "door": paid()}
 
     offers = seller.offers if seller else _no_offers
     heads = buying.reconciler.heads

@@ -5,9 +5,11 @@ import logging
 import socket
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from attrs import frozen
 
+from ledger.money import Amount
 from node.api.callers import Proxies
 from node.api.connections import serving
 from node.api.paid import PaidDoor
@@ -19,8 +21,9 @@ from node.listening import bounds, listen
 from node.own_money import Money, NoMoney
 from node.paid.bank import WAIT_S, Bank, facilitator_at
 from node.paid.refunds import Refunds
-from node.paid.terms import X402_CONTRACT, Scheme, Terms
+from node.paid.terms import TIMEOUT_S, TRANSFER_S, X402_CONTRACT, Scheme, Terms
 from node.paid.till import Till
+from node.paid.worth import Worth
 from node.stablecoin_settings import PaidSettings
 
 _log = logging.getLogger(__name__)
@@ -34,9 +37,20 @@ class OpenDoor:
     shop: Shop
     tabs: Tabs
     bank: Bank
+    terms: Terms
+
+    def status(self) -> dict[str, Any]:
+        """How strangers can pay now, for the owner."""
+        terms, least = self.terms, self.terms.worth.transfers.amount
+        return {
+            "schemes": [scheme for scheme in terms.schemes if scheme != "exact" or least is not None],
+            "prepaid": None if least is None else str(Amount(least, "uusd")),
+            "trouble": terms.too_dear,
+        }
 
     async def sweep(self) -> None:
-        """Close what was left open, and find out what became of payments."""
+        """Close what was left open, find out what became of payments, and what gas costs by now."""
+        await self.terms.worth.look()
         await self.tabs.sweep()
         await self.bank.sweep()
 
@@ -51,17 +65,24 @@ async def open_paid(stack: contextlib.AsyncExitStack, ground: Ground, money: Mon
         facilitator = await stack.enter_async_context(facilitator_at(paid.facilitator.get_secret_value()))
     where = money.chain.network
     deep_s = where.confirmations * where.block_s
-    bank = Bank(
-        ground.book, tabs, money.chain, facilitator, max(WAIT_S, 2 * deep_s), partial(money.rail.fee, "top_up", 1)
+    worth = Worth.of(
+        partial(money.rail.fee, "top_up", 1),
+        ground.book.now,
+        prepaid=paid.prepaid.value,
+        most_prepaid=paid.most_prepaid,
+        deposit=money.settings.min_deposit.value,
+        valid_s=(TRANSFER_S, TIMEOUT_S),
+        is_brought_by_others=facilitator is not None,
     )
+    await worth.look()
+    bank = Bank(ground.book, tabs, money.chain, worth, facilitator, max(WAIT_S, 2 * deep_s))
     terms = Terms(
         money.chain.place,
         money.chain.network.token,
         money.chain.address,
         money.settings.withdraw_delay,
         _schemes(money, paid),
-        paid.prepaid.value,
-        money.settings.min_deposit.value,
+        worth,
     )
     till = Till(ground.book, tabs, terms, bank, money.rail, money.channels.has)
     shop = Shop(_wares(ground, paid), ground.book.me, ground.may_sell, ground.config.api.max_tokens)
@@ -69,7 +90,7 @@ async def open_paid(stack: contextlib.AsyncExitStack, ground: Ground, money: Mon
     proxies = Proxies(ground.config.node.trusted_proxies)
     door = PaidDoor(shop, till, refunds, ground.clock, ground.entropy, proxies=proxies)
     await stack.enter_async_context(serving(door.app(), listener, bounds(ground.config)))
-    return OpenDoor(listener, shop, tabs, bank)
+    return OpenDoor(listener, shop, tabs, bank, terms)
 
 
 def _schemes(money: Money, paid: PaidSettings) -> Sequence[Scheme]:

@@ -111,4 +111,16 @@ class PaidSettings(Section):
     price: PriceText | None = None  # None: [sell]'s
     schemes: Annotated[tuple[Scheme, ...], Field(min_length=1)] = ("exact", "batch-settlement")
     prepaid: DollarText = Amount(100_000, "uusd")  # the least of a transfer: gas; the rest stays the payer's
+    max_prepaid: DollarText | None = None  # that least at most, while gas is dear; None: a dollar, or prepaid
     facilitator: Annotated[SecretStr, AfterValidator(_endpoint)] | None = None  # None: the node itself
+
+    @model_validator(mode="after")
+    def _what_fits_together(self) -> Self:
+        if self.most_prepaid < self.prepaid.value:
+            raise ValueError("max_prepaid is below prepaid, so that no transfer would be asked for: raise it")
+        return self
+
+    @property
+    def most_prepaid(self) -> int:
+        """What is asked for in advance at most, in millionths of a dollar."""
+        return max(MILLION, self.prepaid.value) if self.max_prepaid is None else self.max_prepaid.value

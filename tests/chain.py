@@ -108,6 +108,18 @@ class Anvil(LocalChain):
         found = self.call(to, "channels(bytes32)", channel_id, returns="uint128,uint128")
         return int(found[0]), int(found[1])
 
+    @contextlib.contextmanager
+    def gas_at(self, wei: int) -> Iterator[None]:
+        """The next block's gas has this base fee, and the one after the context again what it had before."""
+        before = self.rpc("eth_getBlockByNumber", "latest", False)["baseFeePerGas"]
+        self.rpc("anvil_setNextBlockBaseFeePerGas", hex(wei))
+        self.mine()
+        try:
+            yield
+        finally:
+            self.rpc("anvil_setNextBlockBaseFeePerGas", before)
+            self.mine()
+
     # Blocks
 
     def catch_up(self) -> None:

@@ -33,7 +33,17 @@ from node.gateway.shop import Counter, Shop
 from node.paid.paid import Paid
 from node.paid.presented import BadPayment, Payment, RefundAsked, SignedTransfer, read_payment
 from node.paid.refunds import Refunds
-from node.paid.terms import PAYMENT_SIGNATURE, PENDING, UNREADABLE, Asked, PaymentRefused, Settled, header_of, required
+from node.paid.terms import (
+    BELOW_GAS,
+    PAYMENT_SIGNATURE,
+    PENDING,
+    UNREADABLE,
+    Asked,
+    PaymentRefused,
+    Settled,
+    header_of,
+    required,
+)
 from node.paid.till import Till
 from node.ports import Clock, Entropy
 
@@ -46,6 +56,7 @@ _PER_S: Final = 10.0
 _AT_FIRST: Final = 50.0
 _READ_S: Final = 30.0
 _WRITE_S: Final = 60.0
+_DEAR_S: Final = 60
 _NO_PROXIES: Final = Proxies()
 _AMOUNT: Final = re.compile(r"[0-9]{1,15}")
 _ID: Final = re.compile(r"[0-9a-f]{64}")
@@ -149,6 +160,7 @@ class PaidDoor:
         try:
             quote = await self._shop.quote(asking.questions)
             self._shop.check_open()
+            await self._look(request)
             payment = self._payment(request, partial(self._till.terms.accepts, quote.most))
             await self._shop.wait_for_slot(quote, partial(self._till.is_proven, payment, quote.most))
         except FAILURES as error:
@@ -168,10 +180,15 @@ class PaidDoor:
                 return await responder.respond(request, asking)
 
     async def _taken(self, request: web.Request, payment: Payment, most: int) -> Paid:
+        terms = self._till.terms
         try:
             return await self._till.take(payment, most, caller_of(request).share)
         except PaymentRefused as refused:
-            raise self._asked(request, self._till.terms.accepts(most, refused.state), refused) from None
+            error = self._asked(request, terms.accepts(most, refused.state), refused)
+            if isinstance(payment.signed, SignedTransfer):
+                # As x402's servers say it. Its client for channels would not read the correction beside it.
+                error.headers |= header_of(refused.response(terms.place.network))
+            raise error from None
 
     @contextlib.asynccontextmanager
     async def _charged(self, request: web.Request, paid: Paid, counter: Counter) -> AsyncIterator[None]:
@@ -195,6 +212,7 @@ class PaidDoor:
         """Give a channel's rest back, if it is asked for by its key; tell what a usual request costs, if not."""
         try:
             accepts = partial(self._till.terms.accepts, self._shop.least())
+            await self._look(request)
         except FAILURES as error:
             raise told(error, "messages") from None
         payment = self._payment(request, accepts)
@@ -243,6 +261,11 @@ class PaidDoor:
 
     # Payments
 
+    async def _look(self, request: web.Request) -> None:
+        """Whoever asks for the price is told one by which its gas is paid; who has been told it pays."""
+        if PAYMENT_SIGNATURE not in request.headers:
+            await self._till.terms.worth.look()
+
     def _payment(self, request: web.Request, accepts: Callable[[], Asked]) -> Payment:
         header = request.headers.get(PAYMENT_SIGNATURE)
         if header is None:
@@ -253,11 +276,16 @@ class PaidDoor:
             raise self._asked(request, accepts(), PaymentRefused(UNREADABLE, str(error))) from None
 
     def _asked(self, request: web.Request, accepts: Asked, refused: PaymentRefused | None = None) -> ApiError:
-        """The 402 that asks for a payment, or for another one."""
+        """The 402 that asks for a payment, or for another one; or the answer that nothing can be paid now."""
+        too_dear = self._till.terms.too_dear
+        if refused is None and not accepts and too_dear is not None:
+            headers = {"Retry-After": str(_DEAR_S)}
+            raise ApiError(503, f"{too_dear}: try again later", kind="server_error", code=BELOW_GAS, headers=headers)
         headers = header_of(required(accepts, str(request.url.with_query(None)), refused))
         if refused is not None and refused.settled is not None:
             headers |= header_of(refused.settled)
         why = str(refused) if refused else "this request is paid for by x402: PAYMENT-REQUIRED says how, and how much"
+        why += "" if refused or too_dear is None else f" ({too_dear})"
         return ApiError(
             402,
             why,

@@ -57,6 +57,12 @@ def status(body: Body) -> None:
     typer.echo(f"Since midnight UTC it has earned {earned} and promised to pay {paid}.")
     for slash in body["slashes"]:
         typer.echo(slash_line(slash))
+    if (door := body["door"]) is not None:
+        ways = {"batch-settlement": "from channels", "exact": f"by transfers of {door['prepaid']} or more in advance"}
+        said = " and ".join(ways[scheme] for scheme in door["schemes"])
+        typer.echo(f"Strangers can pay at its door {said}." if said else "Strangers cannot pay at its door now.")
+        if door["trouble"]:
+            typer.secho(f"{plain(door['trouble'])} ([paid] max_prepaid).", fg=typer.colors.RED)
     if fees := ", ".join(today.get("network_fees", ())):
         typer.echo(f"Its transactions have cost {fees}.")
     _running(body)

@@ -1,7 +1,7 @@
 """A client of any OpenAI-compatible server: completions that stream text, within bounds, as typed errors otherwise.
 
 Whoever answers is a stranger: lines, waits and counts are bounded, redirects are not followed (the key would go along),
-and nothing that the server says, nor prompt or key, gets into an error.
+and neither prompt nor key gets into an error, nor what the server says but for why it takes no payment.
 """
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -11,7 +11,7 @@ from typing import Any, Final
 import aiohttp
 from attrs import field, frozen
 
-from node.engine.paying import REQUIRED, RESPONSE, Demand, Payer, Payment
+from node.engine.paying import MAX_REFUSAL, REQUIRED, RESPONSE, Demand, Payer, Payment, reason_in
 from node.engine.streaming import RemoteBusy, RemoteFailed, Said, Stream
 
 CONNECT_S: Final = 10.0
@@ -111,7 +111,8 @@ class CompletionsClient:
                         async for part in said:
                             yield part
                     return
-            await payment.refused(again)
+                why, _ = reason_in(await response.content.read(MAX_REFUSAL))
+            await payment.refused(again, why)
 
     def _posted(
         self, path: str, sent: Mapping[str, Any], more: Mapping[str, str]

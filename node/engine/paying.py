@@ -6,9 +6,10 @@ stream's last comment. A payment that was sent and of which nothing was heard is
 money presents the same one the next time. Formats are x402's, version 2 (https://github.com/coinbase/x402).
 """
 
+import json
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from attrs import frozen
 
@@ -40,8 +41,9 @@ class Payment(Protocol):
     async def taken(self, response: str) -> None:
         """What the server says that it charged; said again it counts for nothing. Raises RemoteFailed."""
 
-    async def refused(self, required: str) -> None:
-        """The server wants it otherwise. Returns when the headers are such that asking once more makes sense.
+    async def refused(self, required: str, why: str) -> None:
+        """The server wants it otherwise, and says `why`, or "". Returns when the headers are such that asking once more
+        makes sense.
 
         Raises RemoteFailed, RemoteBusy.
         """
@@ -59,3 +61,18 @@ class Payer(Protocol):
 
     def paying(self, required: str, demand: Demand) -> AbstractAsyncContextManager[Payment]:
         """Promise what a server wants for a request, within the owner's limits. Raises RemoteFailed, RemoteBusy."""
+
+
+# What a refusal's body is read of, and how much of its reason is repeated.
+MAX_REFUSAL: Final = 64 * 1024
+_MAX_REASON: Final = 200
+
+
+def reason_in(body: bytes) -> tuple[str, object]:
+    """What a refusal in OpenAI's shape says of why not, if that is plain text, and its code for it."""
+    try:
+        error: Any = json.loads(body)["error"]
+        said, code = error["message"], error.get("code")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return "", None
+    return (said[:_MAX_REASON] if isinstance(said, str) and said.isprintable() else ""), code

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from typing import Final, Protocol
 
 from attrs import frozen
@@ -30,11 +30,11 @@ from x402.mechanisms.evm.constants import (
 )
 from x402.schemas import PaymentPayload, PaymentRequirements, SettleResponse
 
+from ledger.money import Amount
 from ledger.rails.stablecoin.books import Deposit
 from ledger.rails.stablecoin.chain import Chain
 from ledger.rails.stablecoin.digests import ChannelConfig, authorization, deposit_nonce, domain
 from ledger.rails.stablecoin.errors import ChainError, ChannelUnknown, Refused, Unreachable
-from ledger.rails.stablecoin.gas import WORTH
 from ledger.rails.stablecoin.networks import Token
 from ledger.rails.stablecoin.sending import TriedOften, sent
 from ledger.rails.stablecoin.transfers import MOST_NONCES, happened, used_among
@@ -44,7 +44,8 @@ from node.exchange.strangers import PREPAID_RAIL, Transfer, ended, presented, wa
 from node.exchange.tabs import PaymentUsed, Tabs
 from node.paid.gas import Gas
 from node.paid.presented import SignedTransfer
-from node.paid.terms import TIMEOUT_S, PaymentRefused
+from node.paid.terms import BELOW_GAS, TIMEOUT_S, PaymentRefused
+from node.paid.worth import Least, Worth
 
 # How long a request waits for the chain; what it waited for goes on without it.
 WAIT_S: Final = 120.0
@@ -78,10 +79,6 @@ class Facilitator(Protocol):
         ...
 
 
-async def _unknown() -> int | None:
-    return None
-
-
 def facilitator_at(url: str) -> HTTPFacilitatorClient:
     """x402's client of a facilitator; a context that closes it."""
     # It writes each address that it asks into the log, and this one may hold a key.
@@ -97,17 +94,17 @@ class Bank:
         book: Book,
         tabs: Tabs,
         chain: Chain,
+        worth: Worth,
         facilitator: Facilitator | None = None,
         wait_s: float = WAIT_S,
-        fee: Callable[[], Awaitable[int | None]] = _unknown,
     ) -> None:
-        """`fee` is what bringing a payment costs now, in the token's units; None: nobody knows."""
+        """`worth` says what is worth its gas."""
         self._book = book
         self._tabs = tabs
         self._chain = chain
+        self._worth = worth
         self._facilitator = facilitator
         self._wait_s = wait_s
-        self._fee = fee
         self._under_way: set[bytes] = set()
         self._moving: Counter[bytes] = Counter()  # by wallet, units of the token
         self._watched: OrderedDict[bytes, Transfer] = OrderedDict()  # by order: not taken, and good all the same
@@ -183,7 +180,7 @@ class Bank:
             return None  # it was presented before
         transaction = await sent(self._chain, key, "stranger's deposit")
         with self._set_aside(config.payer, deposit.amount, await self._chain.tokens(config.payer)):
-            await self.check_worth(deposit.amount, ERR_DEPOSIT_TRANSACTION_FAILED)
+            await _check_least(self._worth.deposits, deposit.amount)
             with self.gas.spending(config.payer, ERR_DEPOSIT_TRANSACTION_FAILED):
                 await self._chain.submit(transaction.key, self._chain.bring(config, deposit))
             outcome = await self._chain.settled(transaction.key)
@@ -212,11 +209,9 @@ class Bank:
             raise unread(error) from None
         return bool(used)
 
-    async def check_worth(self, amount: int, code: str) -> None:
-        """Whether money that comes or goes back is worth its gas, whatever that costs today. Raises PaymentRefused."""
-        fee = await self._fee()
-        if fee is not None and fee * WORTH > amount:
-            raise PaymentRefused(code, "gas costs more now than so little money is worth: more at once, or later")
+    async def check_back(self, amount: int) -> None:
+        """Whether money that goes back is worth its gas, whatever that costs today. Raises PaymentRefused."""
+        _check_worth(amount, await self._worth.back.ask(), "goes back")
 
     @contextlib.contextmanager
     def _set_aside(self, payer: bytes, amount: int, has: int) -> Iterator[None]:
@@ -259,8 +254,7 @@ class Bank:
                 raise PaymentRefused(ERR_NONCE_ALREADY_USED, "this transfer has happened, or was cancelled")
             payer = wallet_of(transfer.payer)
             with self._set_aside(payer, transfer.value, await self._chain.tokens(payer)):  # else nothing is kept of it
-                if self._facilitator is None:
-                    await self.check_worth(transfer.value, ERR_TRANSACTION_FAILED)
+                await _check_least(self._worth.transfers, transfer.value)
                 await self._book.post(presented(order, transfer))
                 return await self._carry_out(order, transfer, shown, whole, asked)
         except ChainError as error:
@@ -411,6 +405,18 @@ class Bank:
                 await self._end(order, transfer, came)
         finally:
             self._under_way.discard(order)
+
+
+async def _check_least(least: Least, amount: int) -> None:
+    """Whether so much may be paid in at once. Raises PaymentRefused."""
+    _check_worth(amount, await least.lacks(amount) or 0, "is paid in")
+
+
+def _check_worth(amount: int, needed: int, what: str) -> None:
+    if amount < needed:
+        this, least = Amount(amount, "uusd"), Amount(needed, "uusd")
+        why = f"gas is so dear now that no less than {least} {what} at once, and this is {this}: more, or later"
+        raise PaymentRefused(BELOW_GAS, why)
 
 
 def unread(error: ChainError) -> PaymentRefused:

@@ -61,7 +61,7 @@ class Refunds:
                 raise PaymentRefused(errors.ERR_REFUND_NO_BALANCE, f"{free} of the channel can go back")
             # From now on the channel's latest voucher is for what was charged, and nothing of the rest can be claimed.
             self._gas.check(voucher.config.payer, errors.ERR_REFUND_TRANSACTION_FAILED)
-            await self._bank.check_worth(amount, errors.ERR_REFUND_TRANSACTION_FAILED)
+            await self._bank.check_back(amount)
             latest = HeldVoucher(voucher.config.words(), voucher.total, voucher.signature)
             await self._book.post(held(key.payer, latest))
             under_way = await self._move(key, voucher.config.payer, amount)
@@ -94,7 +94,7 @@ class Refunds:
         amount = free if amount is None else amount
         if not 0 < amount <= free:
             raise PaymentRefused("no_balance", f"{Amount(free, 'uusd')} is left of what this wallet has paid")
-        await self._bank.check_worth(amount, errors.ERR_REFUND_TRANSACTION_FAILED)
+        await self._bank.check_back(amount)
         under_way = await self._move(key, wallet, amount, under)
         return self._response(wallet, amount, {"balance": self.balance(wallet)["left"], "underWay": under_way})
 

@@ -1,5 +1,6 @@
 """What this node asks of a stranger before it works: x402's `PAYMENT-REQUIRED`, and the ways in which it says no."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
@@ -11,9 +12,11 @@ from x402.mechanisms.evm.batch_settlement.errors import ERR_INVALID_PAYLOAD_TYPE
 from x402.mechanisms.evm.constants import ERR_SETTLEMENT_PENDING, SCHEME_EXACT
 from x402.schemas import PaymentRequired, PaymentRequirements, ResourceInfo, SettleResponse
 
+from ledger.money import Amount
 from ledger.rails.stablecoin.digests import Place
 from ledger.rails.stablecoin.networks import Token, address, checksummed
 from node.paid.presented import Payment
+from node.paid.worth import Worth
 
 Scheme = Literal["exact", "batch-settlement"]
 # A wallet's signature is good for so long: enough for a deposit to become deep on any network. A transfer has only to
@@ -24,7 +27,10 @@ TRANSFER_S: Final = 120
 X402_CONTRACT: Final = address(BATCH_SETTLEMENT_ADDRESS)
 PENDING: Final = ERR_SETTLEMENT_PENDING
 UNREADABLE: Final = ERR_INVALID_PAYLOAD_TYPE
+# What is paid in is too little for the gas that it takes.
+BELOW_GAS: Final = "amount_below_gas"
 PAYMENT_SIGNATURE: Final = PAYMENT_SIGNATURE_HEADER
+_DIGITS: Final = re.compile(r"[0-9]{1,15}")
 
 
 @define
@@ -52,8 +58,7 @@ class PaymentRefused(Exception):
 class Terms:
     """The node's side of what is paid: amounts in millionths of a dollar, which are units of the token.
 
-    `budget` is the least that is taken by a transfer, which costs gas; `least_deposit` the least that is relayed into a
-    channel.
+    `worth` says how much is paid in at once, since that costs gas: by a transfer, or into a channel.
     """
 
     place: Place
@@ -61,25 +66,36 @@ class Terms:
     wallet: bytes
     withdraw_delay: int
     schemes: Sequence[Scheme]
-    budget: int
-    least_deposit: int
+    worth: Worth
 
     def accepts(self, most: int, state: dict[str, Any] | None = None) -> list[PaymentRequirements]:
-        """The ways to pay for a request that may cost `most`; `state` of the channel that is to sign again."""
-        made = {SCHEME_BATCH_SETTLEMENT: self._channel(most, state or {}), SCHEME_EXACT: self._transfer(most)}
-        # Channels first: most clients take the first that they can, and a transfer for each request costs gas.
-        return [requirement for scheme, requirement in made.items() if scheme in self.schemes]
+        """The ways to pay for a request that may cost `most`; `state` of the channel that is to sign again.
 
-    def _channel(self, most: int, state: dict[str, Any]) -> PaymentRequirements:
+        Without transfers while gas is too dear for them.
+        """
+        made: list[PaymentRequirements] = []
+        # Channels first: most clients take the first that they can, and a transfer for each request costs gas.
+        if SCHEME_BATCH_SETTLEMENT in self.schemes:
+            made.append(self._channel(most, self.worth.deposits.offer(), state or {}))
+        if SCHEME_EXACT in self.schemes and (least := self.worth.transfers.offer()) is not None:
+            made.append(self._requirement(SCHEME_EXACT, max(most, least), {}))
+        return made
+
+    @property
+    def too_dear(self) -> str | None:
+        """Why there are no transfers among the ways to pay, where the owner wants them."""
+        if SCHEME_EXACT not in self.schemes or self.worth.transfers.amount is not None:
+            return None
+        needed, most = Amount(self.worth.transfers.needed, "uusd"), Amount(self.worth.transfers.most, "uusd")
+        return f"gas is so dear now that a transfer would have to be of {needed} or more, and {most} is the most here"
+
+    def _channel(self, most: int, deposit: int | None, state: dict[str, Any]) -> PaymentRequirements:
         extra = {
             "receiverAuthorizer": checksummed(self.wallet),
             "withdrawDelay": self.withdraw_delay,
-            "minDeposit": str(max(self.least_deposit, most)),
+            "minDeposit": str(max(deposit or 0, most)),
         }
         return self._requirement(SCHEME_BATCH_SETTLEMENT, most, extra | state)
-
-    def _transfer(self, most: int) -> PaymentRequirements:
-        return self._requirement(SCHEME_EXACT, max(most, self.budget), {})
 
     def _requirement(self, scheme: str, amount: int, extra: dict[str, Any]) -> PaymentRequirements:
         domain = {"name": self.token.name, "version": self.token.version, "assetTransferMethod": "eip3009"}
@@ -98,8 +114,20 @@ class Terms:
         return self._requirement(SCHEME_EXACT, 1, {})
 
     def chosen(self, payment: Payment, most: int) -> PaymentRequirements:
-        """The requirement that a payment says it is for, as it is asked now. Raises PaymentRefused."""
-        return matching(payment, self.accepts(most))
+        """The requirement that a payment says it is for. Raises PaymentRefused.
+
+        Of a transfer any amount between the owner's bounds will do: what is asked for follows the price of gas, of
+        which none is spent where a balance pays.
+        """
+        asked: list[PaymentRequirements] = []
+        if SCHEME_BATCH_SETTLEMENT in self.schemes:
+            asked.append(self._channel(most, self.worth.deposits.amount, {}))
+        if SCHEME_EXACT in self.schemes:
+            least, said = max(most, self.worth.transfers.least), payment.accepted.amount
+            amount = int(said) if _DIGITS.fullmatch(said) else 0
+            if least <= amount <= max(most, self.worth.transfers.most):
+                asked.append(self._requirement(SCHEME_EXACT, amount, {}))
+        return matching(payment, asked)
 
     def is_signed_for(self, payment: Payment) -> PaymentRequirements:
         """The same, of a payment that only says who signs. Raises PaymentRefused."""

@@ -180,8 +180,8 @@ class Till:
     async def _bring(self, voucher: Voucher, payment: Payment, asked: PaymentRequirements) -> Moved:
         """Bring the deposit to the chain, and wait until it is deep. Raises PaymentRefused."""
         assert voucher.deposit is not None
-        if voucher.deposit.amount < self.terms.least_deposit:
-            why = f"a deposit is {self.terms.least_deposit} units or more: it costs gas here"
+        if voucher.deposit.amount < (least := self.terms.worth.deposits.least):
+            why = f"a deposit is {least} units or more: it costs gas here"
             raise PaymentRefused(errors.ERR_DEPOSIT_BELOW_MIN_DEPOSIT, why)
         return await self._bank.deposit(voucher.config, voucher.deposit, payment.whole, asked)
 
@@ -194,7 +194,7 @@ class Till:
             raise _often()
         claimed, holds = await self._bank.channel(voucher.config)
         # Each channel is looked at from now on: one for which nobody has to put much aside is not taken.
-        least = voucher.total if claimed else max(voucher.total, self.terms.least_deposit)
+        least = voucher.total if claimed else max(voucher.total, self.terms.worth.deposits.least)
         if voucher.deposit is None and (not holds or least > holds):
             raise _lacking(holds)
         # Nothing is kept of a channel that may not exist.

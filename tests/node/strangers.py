@@ -54,8 +54,9 @@ from node.paid.bank import Bank, Facilitator
 from node.paid.prepaid import Prepaid
 from node.paid.presented import SignedTransfer
 from node.paid.refunds import Refunds
-from node.paid.terms import Scheme, Terms
+from node.paid.terms import TIMEOUT_S, TRANSFER_S, Scheme, Terms
 from node.paid.till import Till
+from node.paid.worth import Worth
 from node.ports import SystemClock, SystemEntropy
 from node.wire.messages import Refused
 from tests.chain import X402_CHANNELS, Anvil
@@ -123,6 +124,7 @@ async def stall(
     schemes: Sequence[Scheme] = ("exact", "batch-settlement"),
     facilitator: Facilitator | None = None,
     budget: int = 2_000,
+    most_prepaid: int = 10**9,
     may_sell: Callable[[], Refused | None] = lambda: None,
     wait_s: float = 20.0,
     ether: int = 1,
@@ -142,8 +144,18 @@ async def stall(
     policies = dict.fromkeys(("stablecoin", "prepaid"), Policy(move_at=1, max_fee_ppm=1_000_000))
     driver = EffectDriver(book, entropy, [rail, Prepaid(chain)], policies, pace)
     shop = Shop([Ware(engine, tokenizer, "memory", PRICE, miss=miss)], book.me, may_sell, 16)
-    bank = Bank(book, tabs, chain, facilitator, wait_s, partial(rail.fee, "top_up", 1))
-    terms = Terms(chain.place, here.token, chain.address, DELAY_S, schemes, budget, least_deposit=5_000)
+    worth = Worth.of(
+        partial(rail.fee, "top_up", 1),
+        book.now,
+        prepaid=budget,
+        most_prepaid=most_prepaid,
+        deposit=5_000,
+        valid_s=(TRANSFER_S, TIMEOUT_S),
+        is_brought_by_others=facilitator is not None,
+    )
+    await worth.look()
+    bank = Bank(book, tabs, chain, worth, facilitator, wait_s)
+    terms = Terms(chain.place, here.token, chain.address, DELAY_S, schemes, worth)
     till = Till(book, tabs, terms, bank, rail, channels.has)
     door = PaidDoor(
         shop, till, Refunds(book, tabs, till, bank, driver.ask), clock, entropy, lambda address: address == "127.0.0.1"

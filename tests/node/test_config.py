@@ -504,6 +504,7 @@ def test_money_on_a_chain_is_off_until_its_section_is_written(write: Write) -> N
         (f"[stablecoin]\ncollector = '0x{'1' * 40}'", "write that as contract"),
         ("[paid]\nprice = '1usd:1usd'", r"write a section \[stablecoin\]"),
         ("[stablecoin]\n[paid]", "there is no price"),
+        ("[stablecoin]\n[paid]\nprice = '1usd:1usd'\nmax_prepaid = '0.09usd'", "max_prepaid is below prepaid"),
         ("[stablecoin]\n[paid]\nprice = '1sat:1sat'", "paid in dollars"),
         (REMOTE.replace("https", "http") + 'pay = "x402"', "use https"),
         (REMOTE + 'pay = "x402"\nmax_payment = "1usd"', "the remote cloud is paid by x402, and there is no wallet"),

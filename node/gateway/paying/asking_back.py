@@ -8,10 +8,9 @@ the token tells both sides whether it has. What the seller says is no more than 
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Final
+from typing import Final
 
 import aiohttp
 
@@ -19,7 +18,7 @@ from ledger.effects import Effect
 from ledger.money import Amount
 from ledger.rails.port import Answer
 from ledger.rails.stablecoin.errors import ChainError, SignerFailed
-from node.engine.paying import REQUIRED, SIGNATURE
+from node.engine.paying import MAX_REFUSAL, REQUIRED, SIGNATURE, reason_in
 from node.engine.streaming import RemoteFailed
 from node.exchange.strangers import refund_nonce, wallet_of
 from node.gateway.paying.signing import Signing, header_of
@@ -28,7 +27,6 @@ from node.gateway.paying.terms import choose, decoded
 _ANSWER_S: Final = 20.0
 # A seller that has said that it sends the money is not asked again so soon: asking takes a signature.
 _PATIENCE_S: Final = 120.0
-_MAX_ANSWER: Final = 64 * 1024
 _MAX_TERMS: Final = 64 * 1024
 _SENT: Final = Answer("unknown", why="the seller says that it sends the money back")
 
@@ -95,7 +93,8 @@ class AskingBack:
             if response.status in (200, 202):
                 self._promised[effect.key] = time.monotonic()
                 return _SENT
-            why, code = _reason(await response.content.read(_MAX_ANSWER))
+            why, code = reason_in(await response.content.read(MAX_REFUSAL))
+            why = f": {why}" if why else ""
             if code == "no_balance":
                 # What it charged for an answer that was lost, or for others with this wallet, is in its books alone.
                 why += "; `idlemesh dismiss` this one, and ask for no more than the seller says is left"
@@ -116,13 +115,3 @@ class AskingBack:
 
     def _nonce(self, effect: Effect) -> bytes:
         return refund_nonce(self._signing.address, effect.key)
-
-
-def _reason(body: bytes) -> tuple[str, object]:
-    """What a door says of why not, if it is a plain text, and its code for it."""
-    try:
-        error: Any = json.loads(body)["error"]
-        said, code = error["message"], error.get("code")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return "", None
-    return (f": {said[:120]}" if isinstance(said, str) and said.isprintable() else ""), code

@@ -109,7 +109,7 @@ class ChannelPayment:
         if charged != counted:
             raise Charged(self._limits.name, "says that it charged something else than it was promised")
 
-    async def refused(self, required: str) -> None:
+    async def refused(self, required: str, why: str) -> None:
         """See `Payment.refused`."""
         name = self._limits.name
         refusal = decoded(name, required)
@@ -117,7 +117,7 @@ class ChannelPayment:
         if error == ERR_CHANNEL_BUSY:
             raise RemoteBusy(name, _BUSY_S)
         if error not in _STALE or self._corrected:
-            raise self._turned_down(error)
+            raise self._turned_down(error, why)
         self._corrected = True
         shown, owed = shown_in(refusal, self._terms), self._payments.account(self._key).owed
         if shown is None or shown.charged <= owed:
@@ -127,12 +127,12 @@ class ChannelPayment:
         else:
             charged = shown.charged
         if charged <= owed:
-            raise self._turned_down(error)
+            raise self._turned_down(error, why)
         await self._payments.catch_up(self._key, charged)
         await self.plan()
 
-    def _turned_down(self, error: str) -> TurnedDown:
-        return TurnedDown(self._limits.name, error, self._payments.leaving(self._key))
+    def _turned_down(self, error: str, why: str) -> TurnedDown:
+        return TurnedDown(self._limits.name, error, why, self._payments.leaving(self._key))
 
     def _proves(self, charged: int, signed: int, signature: str) -> bool:
         """Whether a signature of ours covers what was charged."""

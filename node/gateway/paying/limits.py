@@ -90,13 +90,14 @@ class TooPoor(CannotSign):
 
 
 class TurnedDown(RemoteFailed):
-    """The server does not take a payment. `error` is its code for why, if it gave a plain one.
+    """The server does not take a payment. `error` is its code for why, and `reason` its words, if it gave plain ones.
 
     `leaving` is what is known of money that its owner takes back from the channel, where that may be why.
     """
 
-    def __init__(self, name: str, error: str, leaving: str | None = None) -> None:
-        why = f": {error}" if error else ""
+    def __init__(self, name: str, error: str, reason: str = "", leaving: str | None = None) -> None:
+        said = " - ".join(part for part in (error, reason) if part)
+        why = f": {said}" if said else ""
         if leaving is not None:
             why += f"; you are taking money back from its channel, so try again after that ({leaving or 'just begun'})"
         super().__init__(name, f"does not take the payment{why}")

@@ -46,9 +46,9 @@ class _Guarded:
         with _telling(self._name):
             await self._payment.taken(response)
 
-    async def refused(self, required: str) -> None:
+    async def refused(self, required: str, why: str) -> None:
         with _telling(self._name):
-            await self._payment.refused(required)
+            await self._payment.refused(required, why)
 
 
 class Purse:

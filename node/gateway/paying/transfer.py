@@ -67,9 +67,9 @@ class TransferPayment:
         await self._payments.charge(self._key, self._order, charged, outstanding=outstanding)
         self._order, self.charged = b"", charged
 
-    async def refused(self, required: str) -> None:
+    async def refused(self, required: str, why: str) -> None:
         """See `Payment.refused`: the transfer can still be taken, so none is signed in its place."""
-        raise TurnedDown(self._limits.name, error_of(decoded(self._limits.name, required)))
+        raise TurnedDown(self._limits.name, error_of(decoded(self._limits.name, required)), why)
 
     async def _still_pending(self, pending: Pending) -> bool:
         """Whether an earlier transfer is presented for this request; False if it came to its end."""

@@ -88,11 +88,13 @@ async def test_no_payment_is_brought_whose_gas_costs_more_than_it_is_worth(
 ) -> None:
     engine, buyer = engine_of(speaking), chain.wallet(dollars=1_000_000)
     made = exact_scheme(buyer) if scheme == "exact" else channel_scheme(buyer, chain)
-    dear = stall(chain, tmp_path, speaking, engine, chain.wallet(), ether=10**12)
-    async with dear as door, client(made) as paying:
-        response = await paying.post(door.chat, json=asking())
-        assert response.status_code == 402, response.text
-        assert "gas costs more" in response.json()["error"]["message"]
+    wallet = chain.wallet()
+    async with stall(chain, tmp_path, speaking, engine, wallet) as before:
+        headers = await signed(made, before.chat, json=asking())
+    dear = stall(chain, tmp_path, speaking, engine, wallet, ether=10**12)
+    async with dear as door, httpx.AsyncClient() as plain:
+        response = await plain.post(door.chat, json=asking(), headers=headers)
+        assert refusal(response) == "amount_below_gas"
         assert chain.dollars(buyer.address) == 1_000_000
         assert door.book.journal.head.sequence == 0
     await engine.close()

@@ -58,6 +58,9 @@ async def test_strangers_pay_a_node_by_channel_and_by_transfer_and_it_remembers(
                     response = await paying.post(url, json=asking(model="auto"))
                     assert response.status_code == 200, response.text
                     owed[rail] += int(settlement(response).extra["chargedAmount"])
+                show.status(await asyncio.to_thread(call, home, lambda client: client.get("/node/v1/status")))
+                said = "Strangers can pay at its door by transfers of 0.100000usd or more in advance and from channels."
+                assert said in capsys.readouterr().out
                 accounts: Any = await asyncio.to_thread(call, home, lambda client: client.get("/node/v1/accounts"))
                 assert node.book.journal.books.accounts
     seen = {account["rail"]: account["earned"] for account in accounts["accounts"]}

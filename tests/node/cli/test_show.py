@@ -51,6 +51,28 @@ def test_an_audit_that_could_check_nothing_is_told_from_one_that_is_undecided(
     assert shown in capsys.readouterr().out
 
 
+def doing(**said: Any) -> dict[str, Any]:
+    today: dict[str, Any] = {"earned": [], "paid": [], "network_fees": []}
+    body = {"did": "did:key:z6Mk", "selling": {"words": "It sells."}, "ledger": {"trouble": None}, "today": today}
+    memory = {"taken": 0, "allowed": 0}
+    return body | {"slashes": [], "door": None, "models": [], "remotes": [], "memory": memory} | said
+
+
+@pytest.mark.parametrize(
+    ("schemes", "trouble", "shown"),
+    [
+        (["exact", "batch-settlement"], None, "by transfers of 0.1usd or more in advance and from channels."),
+        (["batch-settlement"], "gas is so dear now", "from channels.\ngas is so dear now ([paid] max_prepaid)."),
+        ([], "gas is so dear now", "Strangers cannot pay at its door now.\ngas is so dear now ([paid] max_prepaid)."),
+    ],
+)
+def test_the_status_says_how_strangers_can_pay(
+    schemes: list[str], trouble: str | None, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show.status(doing(door={"schemes": schemes, "prepaid": "0.1usd", "trouble": trouble}))
+    assert shown in capsys.readouterr().out
+
+
 def compared(**said: Any) -> dict[str, Any]:
     body = {"chain": "intact", "entries": 3, "checked_after": 0, "balanced": True, "accounts": [], "effects": []}
     return body | {"comparisons": [], "cut": None} | said

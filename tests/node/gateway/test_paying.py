@@ -24,6 +24,7 @@ from node.gateway.paying.limits import (
     OtherPayee,
     PaymentPending,
     TooPoor,
+    TurnedDown,
 )
 from node.gateway.paying.payments import Payments
 from node.gateway.paying.purse import Purse
@@ -322,6 +323,19 @@ async def test_a_node_s_balance_pays_for_the_next_requests(
 
     (ours,) = buyer.payments.accounts()
     assert (ours.funded - ours.withdrawn, ours.reserved) == (500, 0)
+
+
+@pytest.mark.parametrize("scheme", ["exact", "batch-settlement"])
+async def test_who_is_turned_down_is_told_why_in_the_door_s_own_words(
+    door: Callable[..., Any], buyer: Buyer, scheme: Literal["exact", "batch-settlement"]
+) -> None:
+    async with door(budget=1) as shop:
+        for _ in range(4):  # so many transactions are made for a wallet at a time
+            shop.bank.gas._charge(buyer.wallet.address, 1)
+        with pytest.raises(TurnedDown, match="moved money here often enough by now: wait two minutes") as refused:
+            await buyer.ask_at(f"{shop.url}/v1", buyer.purse(max_deposit=uusd(9_000), schemes=(scheme,)), "memory", 8)
+    assert refused.value.error.endswith("transaction_failed")
+    assert refused.value.error in str(refused.value)
 
 
 async def test_terms_may_be_long_within_bounds(chain: Anvil, buyer: Buyer) -> None:
