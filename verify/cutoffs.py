@@ -28,6 +28,8 @@ SMALL, GROUP = 2_048, 32
 # A vocabulary of which it pays to look into the groups alone whose largest logit counts.
 LARGE = 65_536
 LEAST = np.float32(-np.inf)
+# Into so many slices of equal width, by their logits, the tokens are put of which the mass is wanted.
+SLICES = 4_096
 # Millionths of the likeliest token's probability. Of 150,000 tokens this leaves a few hundred.
 LEAST_MIN_P = 1
 
@@ -94,9 +96,35 @@ def lowest(peak: float, sampling: Sampling) -> np.float32:
     return _single_from(_floor(peak, sampling))
 
 
+def lowest_of_nucleus(logits: Logits, sampling: Sampling, peak: float) -> np.float32 | None:
+    """The least logit that top-p keeps of logits (V,); None where it does not keep all that are not below, since it
+    cuts between equals, or where masses added in another order than that of rank could cut elsewhere.
+
+    Whoever wants to know where a large nucleus ends need not rank what is in it.
+    """
+    temperature = _temperature(sampling)
+    weights = np.exp((logits - np.float64(peak)) / temperature)
+    target = float(weights.sum()) * (sampling.top_p / MILLION)
+    depths = np.float32(peak) - logits
+    depths *= np.float32(SLICES / (temperature * -math.log(LEAST_MIN_P / MILLION)))
+    slices = np.minimum(depths, SLICES - 1, out=depths).astype(np.intp)
+    upto = np.bincount(slices, weights, SLICES).cumsum()
+    last = int(upto.searchsorted(target))
+    before = float(upto[last - 1]) if last else 0.0
+    inside = (slices == last).nonzero()[0]
+    order = inside[(-logits[inside]).argsort(kind="stable")]
+    sums = np.concatenate(([before], before + weights[order].cumsum()))
+    place = int(sums.searchsorted(target)) - 1
+    error = logits.size * 2.0**-51  # relative, of sums of so many: each addition rounds by 2^-53 at most
+    if not 0 <= place < order.size or sums[place] > target * (1 - error) or sums[place + 1] < target * (1 + error):
+        return None
+    edge = logits[order[place]]
+    return None if place + 1 < order.size and logits[order[place + 1]] == edge else edge
+
+
 def ranks(sampling: Sampling, size: int) -> bool:
-    """Whether there is more to cut than what lies below `lowest`, in a vocabulary of this size."""
-    return 0 < sampling.top_k < size or sampling.top_p < MILLION
+    """Whether top-k has something to cut in a vocabulary of this size."""
+    return 0 < sampling.top_k < size
 
 
 def drawable(

@@ -59,7 +59,7 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from ledger.records import Sampling
-from verify.cutoffs import LEAST, MILLION, BadLogits, Kept, Logits, drawable, lowest, maxima, ranks
+from verify.cutoffs import LEAST, MILLION, BadLogits, Kept, Logits, drawable, lowest, lowest_of_nucleus, maxima, ranks
 from verify.noise import (
     Ids,
     NotUnsigned64,
@@ -142,8 +142,8 @@ def sample_block(
             continue
         temperature, state = sampling.temperature / MILLION, stream(seed, position)
         if logits.shape[1] > WHOLE and not ranks(sampling, logits.shape[1]):
-            floor = lowest(peak, sampling)
-            if CROWD * np.count_nonzero(groups[row] >= floor) > groups.shape[1]:
+            floor = _lowest_of_crowd(logits[row], groups[row], sampling, peak)
+            if floor is not None:
                 many.append(_Whole(row, temperature, state, peak, floor))
                 continue
         ids, own = drawable(logits[row], sampling, peak, groups[row])
@@ -159,6 +159,17 @@ def sample_block(
             again = [one for one in many if one.row == row]
             found[row] = _winners(_likely(logits, again, least[[place]]))[0][0]
     return found
+
+
+def _lowest_of_crowd(logits: Logits, groups: Logits, sampling: Sampling, peak: float) -> np.float32 | None:
+    """The least logit (V,) that may be drawn without top-k, where many may and no others; `groups`: their `maxima`."""
+    floor = lowest(peak, sampling)
+    if CROWD * np.count_nonzero(groups >= floor) <= groups.size:
+        return None
+    if sampling.top_p == MILLION:
+        return floor
+    edge = lowest_of_nucleus(logits, sampling, peak)
+    return None if edge is None else max(floor, edge)
 
 
 @frozen(eq=False)

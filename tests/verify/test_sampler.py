@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ledger.records import Sampling
-from verify.cutoffs import drawable, kept, maxima
+from verify.cutoffs import drawable, kept, lowest, lowest_of_nucleus, maxima
 from verify.noise import NotUnsigned64, gumbel
 from verify.sampler import NOTHING, SAMPLER, WHOLE, BadLogits, derived_seed, sample, sample_block
 
@@ -243,6 +243,41 @@ def test_what_may_be_drawn_is_what_is_kept(size: int, sampling: Sampling, random
     inside = kept(logits, sampling)
     assert (ids == inside.ids).all()
     assert (own == inside.logits).all()
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    size=st.integers(1, 40_000),
+    top_p=st.sampled_from([1, 500_000, 950_000, 999_999]) | st.integers(1, 999_999),
+    temperature=st.integers(1, 10_000_000),
+    spread=st.sampled_from([0.0, 1e-30, 0.01, 1.0, 5.0, 1e37]),
+    random=st.integers(0, 2**32),
+)
+def test_the_edge_of_a_nucleus_is_where_ranking_cuts(
+    size: int, top_p: int, temperature: int, spread: float, random: int
+) -> None:
+    logits = np.random.default_rng(random).normal(0, spread, size).astype(np.float32)
+    sampling = Sampling(temperature, top_p, 0, 0)
+    with np.errstate(over="ignore"):
+        edge = lowest_of_nucleus(logits, sampling, float(logits.max()))
+    if edge is not None:
+        edge = max(edge, lowest(float(logits.max()), sampling))
+        assert sorted(kept(logits, sampling).ids) == list((logits >= edge).nonzero()[0])
+
+
+def test_a_nucleus_has_an_edge_unless_it_ends_between_equals_or_too_near_to_tell() -> None:
+    logits = np.random.default_rng(3).normal(0, 1, 20_000).astype(np.float32)
+    assert lowest_of_nucleus(logits, Sampling(1_000_000, 950_000, 0, 0), float(logits.max())) is not None
+    pairs = np.repeat(np.array([0, -1], np.float32), 2)
+    edges = [
+        lowest_of_nucleus(pairs, Sampling(1_000_000, top_p, 0, 0), 0.0)
+        for top_p in (300_000, 700_000, 800_000, 900_000)
+    ]
+    assert edges == [None, 0, None, -1]
+    # The first weighs what the others do together, to the last bit or nearly.
+    halves = np.array([0, -math.exp(-30), -30], np.float32)
+    edges = [lowest_of_nucleus(halves, Sampling(1_000_000, top_p, 0, 0), 0.0) for top_p in (499_999, 500_000, 500_001)]
+    assert edges == [0, None, halves[1]]
 
 
 def test_top_p_counts_the_whole_vocabulary_exactly() -> None:
