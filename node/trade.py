@@ -86,7 +86,7 @@ async def open_buying(stack: contextlib.AsyncExitStack, ground: Ground) -> Buyin
         reconciler.heads.may_work_with,
         book.rails.buying,
     )
-    remotes = Remotes([remote.backend for remote in ground.elsewhere], ground.clock)
+    remotes = Remotes([remote.backend for remote in ground.elsewhere], ground.clock, config.buy.limits())
     supply = Supply(book, [_local(model) for model in own.models], own.catalogue, peers, buyer, remotes, bonded)
     limits = Policy(config.buy.limits(), config.buy.weights, config.buy.busy_wait, config.api.max_tokens)
     helping = Buyer(book, entropy, settler.settle_help, config.buy.patience, settler)

@@ -34,6 +34,11 @@ def _running(body: Body) -> None:
         remotes = [(one["remote"], one["price"], one["privacy"], one["free_slots"]) for one in body["remotes"]]
         print_table("Remotes", ("remote", "a million in:out", "prompts up to", "free slots"), remotes, "")
     for one in body["remotes"]:
+        if one.get("paid_today") is not None:
+            typer.echo(
+                f"{plain(one['remote'])} was paid {one['paid_today']} today, of {one['max_per_day']} that"
+                f" {one['bounded_by']} allows"
+            )
         if one["trouble"]:
             typer.secho(f"{plain(one['remote'])} {plain(one['trouble'])}", fg=typer.colors.RED)
     typer.echo(f"Models take {size(memory['taken'])} of {size(memory['allowed'])} that they may take.")

@@ -56,6 +56,10 @@ class Payer(Protocol):
     def charged(self) -> int:
         """What its answers have cost since the start, in the unit of its price."""
 
+    @property
+    def max_per_day(self) -> Amount | None:
+        """What it may be paid in a day, if its owner bounds that; the owner's bound of all buying holds as well."""
+
     def spent_today(self) -> Amount:
         """What it was paid since midnight UTC, also before the start, and may still take of what it was promised."""
 

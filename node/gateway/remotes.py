@@ -15,7 +15,7 @@ from node.engine.streaming import Said
 from node.gateway.answer import Answer, Part
 from node.gateway.question import Question
 from node.gateway.sources import Paper
-from node.market.candidates import Candidate, Remote
+from node.market.candidates import Candidate, Limits, Remote
 from node.models.text import TextStream
 from node.models.tokenizer import Tokenizer
 from node.ports import Clock
@@ -65,7 +65,9 @@ class Remotes:
     What is paid for each request is in the journal, and counts there.
     """
 
-    def __init__(self, backends: Sequence[Backend], clock: Clock) -> None:
+    def __init__(self, backends: Sequence[Backend], clock: Clock, limits: Limits | None = None) -> None:
+        """`limits` are the owner's on all buying."""
+        self._limits = limits or Limits()
         self._backends: Final = {backend.terms.name: backend for backend in backends}
         self._clock = clock
         self._resting: dict[str, tuple[float, str]] = {}
@@ -105,15 +107,22 @@ class Remotes:
         return [self._status(candidate, self.backend(candidate)) for candidate in self.candidates()]
 
     def _status(self, candidate: Candidate, backend: Backend) -> dict[str, Any]:
-        paid = {} if backend.payer is None else {"paid_today": str(backend.payer.spent_today())}
         return {
             "remote": candidate.who,
             "price": str(backend.terms.price),
             "privacy": backend.terms.ceiling,
             "free_slots": backend.free_slots(),
             "trouble": self.trouble(candidate),
-            **paid,
+            **({} if backend.payer is None else self._paid(backend.payer)),
         }
+
+    def _paid(self, payer: Payer) -> dict[str, str]:
+        """What a remote was paid today, and by which of the owner's bounds how much it may be."""
+        spent, own = payer.spent_today(), payer.max_per_day
+        most, bound = self._limits.most_per_day(spent.unit), "[buy] max_per_day"
+        if own is not None and own.value < most.value:
+            most, bound = own, "[[remotes]] max_per_day"
+        return {"paid_today": str(spent), "max_per_day": str(most), "bounded_by": bound}
 
     def failed(self, candidate: Candidate, error: EngineError) -> None:
         """Leave it alone for a while."""

@@ -70,6 +70,10 @@ class Limits:
     min_reputation: float = 0.0
     allowed: frozenset[str] | None = None
 
+    def most_per_day(self, unit: Unit) -> Amount:
+        """What a day's spending may come to."""
+        return self.max_per_day or DEFAULT_MAX_PER_DAY[unit]
+
 
 @frozen
 class Remote:
@@ -216,18 +220,14 @@ def _too_dear(candidate: Candidate, asks: Price, wish: Wish, limits: Limits) -> 
         return "asks more than can be paid at all"
     over_a_day = min(wish.spent_today.get(unit, 0) + price, MAX_AMOUNT)
     checks = (
-        (limits.max_input_price, asks.input, "asks {} for a million prompt tokens, over the most of {}"),
-        (limits.max_output_price, asks.output, "asks {} for a million output tokens, over the most of {}"),
-        (limits.max_order_cost, price, "may cost {} for this order, over the most of {}"),
-        (
-            limits.max_per_day or DEFAULT_MAX_PER_DAY[unit],
-            over_a_day,
-            "would bring today's spending to {}, over the most of {}",
-        ),
+        (limits.max_input_price, asks.input, "asks {} for a million prompt tokens", "max_input_price"),
+        (limits.max_output_price, asks.output, "asks {} for a million output tokens", "max_output_price"),
+        (limits.max_order_cost, price, "may cost {} for this order", "max_order_cost"),
+        (limits.most_per_day(unit), over_a_day, "would bring today's spending to {}", "max_per_day"),
     )
-    for most, asked, words in checks:
+    for most, asked, words, bound in checks:
         if most is not None and (most.unit != unit or asked > most.value):
-            return words.format(Amount(asked, unit), most)
+            return f"{words.format(Amount(asked, unit))}, over the most of {most} by [buy] {bound}"
     return _not_borne(candidate, price, wish, unit)
 
 

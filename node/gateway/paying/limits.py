@@ -64,7 +64,7 @@ class DayIsSpent(PaymentRefused):
     """The owner's limit for a day would be passed."""
 
     def __init__(self, name: str, asked: Amount, left: Amount) -> None:
-        super().__init__(name, f"asks {asked}, and {left} is left of its max_per_day")
+        super().__init__(name, f"asks {asked}, and {left} is left of its max_per_day in [[remotes]]")
         self.asked, self.left = asked, left
 
 

@@ -65,6 +65,11 @@ class Purse:
         """See `Payer.charged`."""
         return self._charged
 
+    @property
+    def max_per_day(self) -> Amount | None:
+        """See `Payer.max_per_day`."""
+        return self.limits.max_per_day
+
     @contextlib.asynccontextmanager
     async def paying(self, required: str, demand: Demand) -> AsyncIterator[Payment]:
         """See `Payer.paying`."""

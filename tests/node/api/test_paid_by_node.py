@@ -7,7 +7,7 @@ import pytest
 
 from ledger.rails.stablecoin.keys import create_keystore
 from node.app import run_node
-from node.config import Config, RemoteSettings
+from node.config import BuySettings, Config, RemoteSettings
 from node.home import Home
 from node.models.tokenizer import Tokenizer
 from tests.chain import Anvil
@@ -19,7 +19,7 @@ from tests.node.trading import engine_of
 WAYS = {"X-IdleMesh-Privacy": "public", "X-IdleMesh-Route": "remotes", "X-IdleMesh-Degrade": "never"}
 
 
-def buyer_of(chain: Anvil, folder: Path, url: str, scheme: str) -> Config:
+def buyer_of(chain: Anvil, folder: Path, url: str, scheme: str, **more: str) -> Config:
     """A wallet in a home, and the settings of a node that has the door as its remote."""
     folder.mkdir()
     (folder / "passphrase").write_text("for tests\n")
@@ -35,6 +35,7 @@ def buyer_of(chain: Anvil, folder: Path, url: str, scheme: str) -> Config:
             "price": "1usd:2usd",
             "max_payment": "0.01usd",
             "schemes": [scheme],
+            **more,
         }
     )
     return settings(stablecoin=money).model_copy(update={"remotes": (shop,)})
@@ -58,3 +59,29 @@ async def test_two_nodes_that_know_nothing_of_each_other_trade_by_x402(
         bought = [a for key, a in buyer.book.journal.books.accounts.items() if key.payer == buyer.book.me]
         assert sum(account.earned for account in bought) == sold.earned > 0
     await engine.close()
+
+
+@pytest.mark.parametrize(
+    ("own", "of_all", "most", "bound"),
+    [
+        ("5usd", None, "1.000000usd", "[buy] max_per_day"),
+        ("5usd", "0.00001usd", "0.000010usd", "[buy] max_per_day"),
+        ("0.5usd", None, "0.500000usd", "[[remotes]] max_per_day"),
+    ],
+)
+async def test_the_owner_is_told_which_bound_holds_for_what_a_remote_is_paid(
+    chain: Anvil, tmp_path: Path, own: str, of_all: str | None, most: str, bound: str
+) -> None:
+    home = Home(tmp_path / "buyer")
+    config = buyer_of(chain, home.folder, "http://127.0.0.1:1/v1", "exact", max_per_day=own)
+    buy = BuySettings.model_validate({} if of_all is None else {"max_per_day": of_all})
+    async with (
+        run_node(home, config.model_copy(update={"buy": buy}), load_exact) as buyer,
+        httpx.AsyncClient(headers=WAYS, timeout=30) as owner,
+    ):
+        headers = {"Authorization": f"Bearer {buyer.token}"}
+        (remote,) = (await owner.get(f"{buyer.url}/node/v1/status", headers=headers)).json()["remotes"]
+        assert (remote["max_per_day"], remote["bounded_by"]) == (most, bound)
+        refused = await owner.post(f"{buyer.url}/v1/chat/completions", json=asking(model="shop"))
+        is_said = f"over the most of {most} by {bound}" in refused.json()["error"]["message"]
+        assert (refused.is_success, is_said) == (False, of_all is not None)

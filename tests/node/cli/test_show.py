@@ -73,6 +73,17 @@ def test_the_status_says_how_strangers_can_pay(
     assert shown in capsys.readouterr().out
 
 
+def test_the_status_says_what_a_remote_was_paid_and_by_which_bound_how_much_it_may_be(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    row = {"remote": "remote shop", "price": "1usd:2usd", "privacy": "public", "free_slots": 1, "trouble": None}
+    paid = {"paid_today": "0.2usd", "max_per_day": "1usd", "bounded_by": "[buy] max_per_day"}
+    show.status(doing(remotes=[row | paid, row]))
+    said = capsys.readouterr().out
+    assert said.count("was paid") == 1
+    assert "remote shop was paid 0.2usd today, of 1usd that [buy] max_per_day allows" in said
+
+
 def compared(**said: Any) -> dict[str, Any]:
     body = {"chain": "intact", "entries": 3, "checked_after": 0, "balanced": True, "accounts": [], "effects": []}
     return body | {"comparisons": [], "cut": None} | said

@@ -62,10 +62,22 @@ def test_whoever_keeps_every_limit_may_answer(make_offer: MakeOffer, here: Candi
 @pytest.mark.parametrize(
     ("limits", "reason"),
     [
-        (Limits(max_input_price=uusd(999_999)), "asks 1.000000usd for a million prompt tokens, over the most of 0.99"),
-        (Limits(max_output_price=uusd(1_999_999)), "asks 2.000000usd for a million output tokens, over the most of"),
-        (Limits(max_order_cost=uusd(1_999)), "may cost 0.002000usd for this order, over the most of 0.001999usd"),
-        (Limits(max_per_day=uusd(2_999)), "would bring today's spending to 0.003000usd, over the most of 0.002999usd"),
+        (
+            Limits(max_input_price=uusd(999_999)),
+            "asks 1.000000usd for a million prompt tokens, over the most of 0.999999usd by [buy] max_input_price",
+        ),
+        (
+            Limits(max_output_price=uusd(1_999_999)),
+            "asks 2.000000usd for a million output tokens, over the most of 1.999999usd by [buy] max_output_price",
+        ),
+        (
+            Limits(max_order_cost=uusd(1_999)),
+            "may cost 0.002000usd for this order, over the most of 0.001999usd by [buy] max_order_cost",
+        ),
+        (
+            Limits(max_per_day=uusd(2_999)),
+            "would bring today's spending to 0.003000usd, over the most of 0.002999usd by [buy] max_per_day",
+        ),
         (Limits(max_order_cost=Amount(10**9, "msat")), "may cost 0.002000usd for this order, over the most of 10000"),
         (Limits(min_reputation=0.51), "has a reputation of 0.50, under the least of 0.51"),
         (Limits(allowed=frozenset()), "is not among the allowed peers"),
@@ -126,6 +138,7 @@ def test_where_the_owner_sets_no_limit_to_a_days_spending_there_is_one(make_offe
     said = rule_out(asking, evolve(ANYTHING, spent_today={unit: before + 1}), Limits())
     assert said is not None
     assert said.startswith("would bring today's spending to")
+    assert said.endswith(f"over the most of {DEFAULT_MAX_PER_DAY[unit]} by [buy] max_per_day")
 
 
 def test_a_price_beyond_all_amounts_is_ruled_out(make_offer: MakeOffer) -> None:
