@@ -23,8 +23,9 @@ from attrs import define, frozen
 
 from ledger import codec
 from ledger.account import Account, AccountKey
-from ledger.events import MAX_PAYLOAD_BYTES, Books, Event, RecordKept
+from ledger.events import Books, Event, RecordKept
 from ledger.journal import BrokenChain, Entry, Kept, Replay, link
+from ledger.payload import MAX_PAYLOAD_BYTES
 from ledger.retention import Gaps
 
 MAGIC: Final = b"idlemesh ledger 1\n"

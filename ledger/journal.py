@@ -14,23 +14,14 @@ moment, one append after another, so of two orders that race for the last credit
 
 import hashlib
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from attrs import define, evolve, field, frozen
 
 from ledger.account import Account, AccountError, AccountKey
 from ledger.effects import Tracked
-from ledger.events import (
-    Books,
-    Event,
-    InvalidEvents,
-    Move,
-    RecordKept,
-    advance,
-    advance_account,
-    decode_events,
-    encode_events,
-)
+from ledger.events import Books, Event, InvalidEvents, RecordKept, advance, advance_account
+from ledger.payload import PlainMove, decode_events, encode_events, move_of
 from ledger.records import digest_of
 
 # Named in what is hashed, so that no other hash of this project can stand in for one of the chain.
@@ -61,8 +52,7 @@ class NonceReused(Exception):
         return f"{self.buyer} has used nonce {self.nonce.hex()} before: take a fresh one for each order"
 
 
-@frozen(slots=False)
-class Entry:
+class Entry(NamedTuple):
     """One link of the chain. `time_ms` is the writer's clock: milliseconds since 1970, may step back."""
 
     sequence: int
@@ -103,7 +93,7 @@ def check_link(previous: Entry, entry: Entry) -> None:
 
 def check_content(entry: Entry) -> None:
     """Check that an entry is what its own hash says, whatever it follows. Raises BrokenChain."""
-    check_link(evolve(entry, sequence=entry.sequence - 1, hash=entry.previous), entry)
+    check_link(entry._replace(sequence=entry.sequence - 1, hash=entry.previous), entry)
 
 
 def verify(head: Entry, entries: Iterable[Entry]) -> Iterator[Entry]:
@@ -141,7 +131,7 @@ class Replay:
         self.head = entry
         return events
 
-    def pass_over(self, previous: bytes, head: Entry, moves: Mapping[AccountKey, Iterable[Move]]) -> None:
+    def pass_over(self, previous: bytes, head: Entry, moves: Mapping[AccountKey, Iterable[PlainMove]]) -> None:
         """Take the next entries up to `head`, which were checked but for what they do: `moves`, account by account.
 
         `previous` is the hash that the first of them names. Raises BrokenChain.
@@ -150,7 +140,7 @@ class Replay:
             raise BrokenChain(self.head.sequence + 1, "it does not name the hash of the entry before it")
         try:
             for key, of_account in moves.items():
-                advance_account(self._accounts, self._effects, key, of_account)
+                advance_account(self._accounts, self._effects, key, map(move_of, of_account))
         except AccountError as error:
             raise BrokenChain(head.sequence, f"one of the entries up to it cannot be: {error}") from error
         self.head = head

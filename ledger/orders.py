@@ -1,15 +1,14 @@
 """The orders of an account: a map that is never changed, and of which a changed copy costs little.
 
 Theory of operation. An account moves with every change, and the one before it must stay as it was; copying all of its
-orders each time makes a busy account slow. Here they lie in buckets by the first bits of their digests: a copy with
-one order changed copies that bucket and the list of buckets. What open orders may still earn, and what of it is drawn,
-is kept as sums.
+orders each time makes a busy account slow. So they lie in a hash trie, of which a changed copy shares all but a few
+nodes. What open orders may still earn, and what of it is drawn, is kept as sums.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-_BUCKETS: Final = 64
+import immutables
 
 
 class Earning(Protocol):
@@ -28,67 +27,54 @@ V = TypeVar("V", bound=Earning)
 
 
 class Orders(Mapping[bytes, V], Generic[V]):
-    """An immutable map from an order's digest to its reservation, ordered by bucket and then by age."""
+    """An immutable map from an order's digest to its reservation, in the order of the digests."""
 
-    __slots__ = ("_buckets", "_count", "ahead", "rest")
+    __slots__ = ("_map", "ahead", "rest")
 
     def __init__(self, orders: Mapping[bytes, V] | Iterable[tuple[bytes, V]] = ()) -> None:
-        buckets: list[dict[bytes, V]] = [{} for _ in range(_BUCKETS)]
-        for order, value in dict(orders).items():
-            buckets[_bucket(order)][order] = value
-        self._buckets = buckets  # neither the list nor what is in it is changed after this
-        self._count = sum(map(len, buckets))
-        self.rest = sum(value.rest for value in self.values())
-        self.ahead = sum(value.ahead for value in self.values())
+        known = dict(orders)
+        self._map = immutables.Map(known)  # not changed after this
+        self.rest = sum(value.rest for value in known.values())
+        self.ahead = sum(value.ahead for value in known.values())
 
     def with_one(self, order: bytes, value: V) -> "Orders[V]":
         """The same with one order added, or put in the place of the one of its digest."""
-        at = _bucket(order)
+        before = self._map.get(order)
         changed: Orders[V] = object.__new__(Orders)
-        changed._buckets = buckets = self._buckets.copy()
-        buckets[at] = bucket = buckets[at].copy()
-        before = bucket.get(order)
-        bucket[order] = value
+        changed._map = self._map.set(order, value)
         if before is None:
-            changed._count = self._count + 1
             changed.rest = self.rest + value.rest
             changed.ahead = self.ahead + value.ahead
         else:
-            changed._count = self._count
             changed.rest = self.rest + value.rest - before.rest
             changed.ahead = self.ahead + value.ahead - before.ahead
         return changed
 
     def find(self, order: bytes) -> V | None:
         """The value of an order, if it is there: `get`, but faster."""
-        return self._buckets[_bucket(order)].get(order)
+        return self._map.get(order)
 
     def __getitem__(self, order: bytes) -> V:
-        return self._buckets[_bucket(order)][order]
+        return self._map[order]
 
     def __contains__(self, order: object) -> bool:
-        return isinstance(order, bytes) and order in self._buckets[_bucket(order)]
+        return isinstance(order, bytes) and order in self._map
 
     def __iter__(self) -> Iterator[bytes]:
-        for bucket in self._buckets:
-            yield from bucket
+        return iter(sorted(self._map))
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._map)
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Orders):
-            return self._buckets == other._buckets
+            return self._map == other._map
         return super().__eq__(other)
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return repr(dict(self))
-
-
-def _bucket(order: bytes) -> int:
-    return order[0] % _BUCKETS if order else 0
 
 
 T = TypeVar("T")

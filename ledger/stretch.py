@@ -14,8 +14,9 @@ from typing import Any, Final
 from attrs import frozen
 
 from ledger.account import AccountKey
-from ledger.events import AccountChanged, FeePaid, InvalidEvents, Move, Observed, RecordKept, account_of, decode_events
+from ledger.events import InvalidEvents
 from ledger.journal import BrokenChain, Entry, check_link
+from ledger.payload import PlainMove, read_content
 from ledger.records import digest_of
 from ledger.retention import Gaps, digests_dropped
 
@@ -29,13 +30,13 @@ class Stretch:
     """What was found in entries that follow one another.
 
     `previous` is the hash that the first of them names, `head` the last one; `moves` is what happens to each account,
-    in order. `records` says how many are stored, `missing` in which entries those are told of that are not, `dropped`
-    the digests that entries name as dropped.
+    in order and in plain values. `records` says how many are stored, `missing` in which entries those are told of that
+    are not, `dropped` the digests that entries name as dropped.
     """
 
     previous: bytes
     head: Entry
-    moves: Mapping[AccountKey, Sequence[Move]]
+    moves: Mapping[AccountKey, Sequence[PlainMove]]
     records: int
     missing: Mapping[bytes, int]
     dropped: Sequence[bytes]
@@ -48,39 +49,30 @@ def check_stretch(after: int, entries: Sequence[tuple[Any, ...]], records: Itera
     sequence, raw). Raises BrokenChain.
     """
     stored = _by_sequence(records)
-    moves: dict[AccountKey, list[Move]] = {}
+    moves: dict[AccountKey, list[PlainMove]] = {}
     dropped: list[bytes] = []
-    named: list[bytes] = []
     gaps = Gaps()
     head = _entry(after + 1, entries[0])
-    first, head = head, Entry(after, 0, b"", b"", head.previous)
+    previous, head = head.previous, Entry(after, 0, b"", b"", head.previous)
     for row in entries:
         entry = _entry(head.sequence + 1, row)
         check_link(head, entry)
         head = entry
-        kept: list[tuple[str, bytes, bytes | None]] = []
         try:
-            events = decode_events(entry.payload)
+            content = read_content(entry.payload)
         except InvalidEvents as error:
             raise BrokenChain(entry.sequence, str(error)) from error
-        for event in events:
-            if isinstance(event, AccountChanged):
-                moves.setdefault(event.key, []).append(event.change)
-            elif isinstance(event, RecordKept):
-                kept.append((event.kind, event.digest, event.order))
-            elif isinstance(event, Observed):
-                named += digests_dropped((event,))
-            elif not isinstance(event, FeePaid):  # which moves no account
-                moves.setdefault(account_of(event), []).append(event)
+        for key, move in content.moves:
+            moves.setdefault(key, []).append(move)
         found = stored.get(entry.sequence, [])
-        if kept != found:
-            _compare(entry.sequence, set(kept), set(found), gaps)
-        if named:
+        if content.records != found:
+            _compare(entry.sequence, set(content.records), set(found), gaps)
+        if content.observed:
+            named = list(digests_dropped(content.observed))
             gaps.account_for(named)
             dropped += named
-            named = []
     count = sum(len(set(found)) for found in stored.values())
-    return Stretch(first.previous, head, moves, count, gaps.missing, dropped)
+    return Stretch(previous, head, moves, count, gaps.missing, dropped)
 
 
 def _entry(sequence: int, row: tuple[Any, ...]) -> Entry:

@@ -30,8 +30,9 @@ from ledger.database.grouping import MAX_APPENDS, Append, Drafted, Stored, draft
 from ledger.database.lane import Lane
 from ledger.database.opening import BATCH, Opened, entries_after
 from ledger.database.writing import insert_group, lock_chain, look_up
-from ledger.events import Event, InvalidEvents, RecordKept, decode_events
+from ledger.events import Event, InvalidEvents, RecordKept
 from ledger.journal import Accounts, BrokenChain, Entry, check_link
+from ledger.payload import decode_events
 from ledger.retention import digests_dropped
 
 # So many digests of the records kept last are held in memory.

@@ -9,10 +9,11 @@ from aiohttp import web
 from ledger.account import Account, AccountKey
 from ledger.bundle import Bundle, to_json
 from ledger.chainfile import records_told, write_end, write_entry, write_start
-from ledger.events import RecordKept, decode_events
+from ledger.events import RecordKept
 from ledger.identity import Did
 from ledger.journal import Entry, Journal, Kept
 from ledger.money import Amount, Unit
+from ledger.payload import decode_events
 from ledger.records import (
     Acknowledgement,
     Checkpoint,

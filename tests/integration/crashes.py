@@ -12,7 +12,8 @@ import aiohttp
 from attrs import frozen
 
 from ledger.database import Database, Place
-from ledger.events import Event, decode_events
+from ledger.events import Event
+from ledger.payload import decode_events
 from ledger.records import Acknowledgement, open_record
 from node.home import Home
 from node.ports import SystemEntropy

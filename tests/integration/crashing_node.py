@@ -35,7 +35,8 @@ from ledger.account import AccountKey
 from ledger.codec import Malformed
 from ledger.database import Database, postgres  # noqa: F401 - so that no node has to import the driver
 from ledger.effects import EffectPlanned, EffectTold
-from ledger.events import AccountChanged, Event, FeePaid, InvalidEvents, Observed, RecordKept, decode_events
+from ledger.events import AccountChanged, Event, FeePaid, InvalidEvents, Observed, RecordKept
+from ledger.payload import decode_events
 from ledger.rails import credit
 from ledger.rails.scripted import ScriptedRail
 from ledger.records import Fingerprint

@@ -20,8 +20,9 @@ from ledger.chainfile import (
     write_start,
 )
 from ledger.changes import Earned, Granted, Released, Reserved
-from ledger.events import AccountChanged, Books, Observed, decode_events
+from ledger.events import AccountChanged, Books, Observed
 from ledger.journal import BrokenChain, Kept, MemoryJournal, genesis
+from ledger.payload import decode_events
 
 NODE = "did:key:node"
 KEY = AccountKey("did:payer", NODE, "credit", "msat")

@@ -31,7 +31,8 @@ from ledger.effects import (
     follow,
     free_collateral,
 )
-from ledger.events import AccountChanged, Books, decode_events, encode_events
+from ledger.events import AccountChanged, Books
+from ledger.payload import decode_events, encode_events
 
 KEY = AccountKey("payer", "payee", "stablecoin", "uusd")
 ONE, OTHER = b"1" * 32, b"2" * 32

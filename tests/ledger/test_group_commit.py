@@ -16,8 +16,9 @@ from ledger.database.grouping import MAX_APPENDS, Append, Drafted, Stored, draft
 from ledger.database.lane import Lane
 from ledger.database.opening import enter, verify
 from ledger.database.places import lanes_to
-from ledger.events import AccountChanged, Books, Observed, decode_events
+from ledger.events import AccountChanged, Books, Observed
 from ledger.journal import Entry, Kept, Material, Nonce, NonceReused, genesis, replay
+from ledger.payload import decode_events
 
 NODE = "did:key:node"
 KEY = AccountKey("did:payer", NODE, "credit", "msat")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,17 +13,7 @@ from ledger import codec
 from ledger.account import AboveCapacity, AccountError, AccountKey
 from ledger.changes import Authorized, Granted, Reserved
 from ledger.database import Database
-from ledger.events import (
-    MAX_PAYLOAD_BYTES,
-    AccountChanged,
-    Books,
-    Event,
-    InvalidEvents,
-    Observed,
-    RecordKept,
-    decode_events,
-    encode_events,
-)
+from ledger.events import AccountChanged, Books, Event, InvalidEvents, Observed, RecordKept
 from ledger.journal import (
     BrokenChain,
     Entry,
@@ -39,6 +28,7 @@ from ledger.journal import (
     replay,
     verify,
 )
+from ledger.payload import MAX_PAYLOAD_BYTES, decode_events, encode_events
 
 NODE = "did:key:node"
 KEY = AccountKey("did:payer", "did:payee", "credit", "uusd")
@@ -79,7 +69,7 @@ class TestChain:
         raw[i] ^= flip
         numeric = name in ("sequence", "time_ms")
         altered: Any = int.from_bytes(raw, "big") if numeric else bytes(raw)
-        entries[which] = evolve(entry, **{name: altered})
+        entries[which] = entry._replace(**{name: altered})
         with pytest.raises(BrokenChain) as broken:
             check(entries)
         assert broken.value.sequence in (which + 1, which + 2)

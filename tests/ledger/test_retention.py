@@ -12,9 +12,10 @@ from ledger.database import Database, LedgerCorrupt, Place
 from ledger.database.opening import enter, verify
 from ledger.database.places import lanes_to
 from ledger.database.retention import drop_records
-from ledger.events import AccountChanged, Books, Observed, RecordKept, decode_events
+from ledger.events import AccountChanged, Books, Observed, RecordKept
 from ledger.identity import Identity
 from ledger.journal import BrokenChain, Journal, Kept, MemoryJournal
+from ledger.payload import decode_events
 from ledger.records import Acknowledgement, Voucher, sign
 from ledger.retention import Gap, Gaps, Sieve, digests_dropped, dropped
 

@@ -26,8 +26,9 @@ from ledger.changes import (
     Settled,
 )
 from ledger.effects import Effect, EffectPlanned, Kind
-from ledger.events import AccountChanged, Books, Event, encode_events
+from ledger.events import AccountChanged, Books, Event
 from ledger.journal import Entry, Replay, genesis, link, replay
+from ledger.payload import encode_events
 from ledger.snapshot import BadSnapshot, check, decode, encode, take
 
 NODE = "did:key:node"

@@ -145,7 +145,7 @@ def test_moves_that_break_a_guard_are_found() -> None:
     head, books = draft(genesis(NODE), Books(), [AccountChanged(KEYS[0], Granted(99, 99, 1))], [], 0)
     replayed = Replay(NODE)
     with pytest.raises(BrokenChain, match="no reservation"):
-        replayed.pass_over(head.previous, head, {KEYS[0]: [Earned(order(1), 1)]})
+        replayed.pass_over(head.previous, head, {KEYS[0]: [(Earned, (order(1), 1))]})
     assert replayed.head == genesis(NODE)
     assert books.account(KEYS[0]).limit == 99
 

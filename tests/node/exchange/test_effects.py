@@ -23,9 +23,10 @@ from ledger.changes import (
 )
 from ledger.database import Database, LedgerUnavailable
 from ledger.effects import EffectPlanned, EffectUnderWay, Kind, Tracked, draw_up
-from ledger.events import AccountChanged, decode_events
+from ledger.events import AccountChanged
 from ledger.identity import Identity
 from ledger.journal import Entry, Journal, MemoryJournal
+from ledger.payload import decode_events
 from ledger.rails import credit
 from ledger.rails.policy import Policy
 from ledger.rails.scripted import Bank, ScriptedRail

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ledger.database import Database
-from ledger.events import FeePaid, decode_events, encode_events
+from ledger.events import FeePaid
+from ledger.payload import decode_events, encode_events
 from ledger.statement import DAY_MS, LineKey, Statement, posting_row
 from node.exchange.book import Book
 from node.exchange.fee_keeping import FeeKeeper

@@ -10,7 +10,8 @@ from attrs import evolve
 from ledger.account import Account
 from ledger.changes import Granted, Resolved
 from ledger.commitments import CHECKPOINT_TOKENS
-from ledger.events import AccountChanged, Books, decode_events
+from ledger.events import AccountChanged, Books
+from ledger.payload import decode_events
 from ledger.records import Acknowledgement, Finish, Grant, Receipt, digest_of, open_record, sign
 from node.engine.port import Job
 from node.exchange import delivering

@@ -7,10 +7,11 @@ import pytest
 from attrs import evolve
 
 from ledger.changes import Change, Expired, Granted, Released, Reserved
-from ledger.events import AccountChanged, decode_events
+from ledger.events import AccountChanged
 from ledger.identity import Identity
 from ledger.journal import Entry, MemoryJournal
 from ledger.money import Unit
+from ledger.payload import decode_events
 from ledger.rails.credit import name as credit_rail
 from ledger.records import Acknowledgement, Cancel, Receipt, Signed, Voucher, digest_of, open_record, sign
 from node.engine.port import Job

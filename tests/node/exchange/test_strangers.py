@@ -4,9 +4,10 @@ import pytest
 from attrs import evolve
 
 from ledger.account import AccountKey
-from ledger.events import Observed, decode_events, encode_events
+from ledger.events import Observed
 from ledger.identity import Identity
 from ledger.journal import MemoryJournal
+from ledger.payload import decode_events, encode_events
 from ledger.statement import DAY_MS
 from node.exchange.book import Book
 from node.exchange.recollection import Recollection

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from ledger.account import Account
-from ledger.events import decode_events
+from ledger.payload import decode_events
 from ledger.statement import Statement
 from node.engine.streaming import RemoteFailed
 from node.exchange.strangers import channel_of

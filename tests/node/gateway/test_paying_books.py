@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ledger.account import Account
-from ledger.events import decode_events
+from ledger.payload import decode_events
 from ledger.statement import Line, Statement
 from node.engine.streaming import RemoteFailed
 from node.exchange.effects import EffectDriver
