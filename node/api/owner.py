@@ -107,7 +107,7 @@ class OwnerDoor:
         today: dict[str, Any] = {
             "earned": _amounts(self._book.earned_today()),
             "paid": _amounts(self._book.paid_today()),
-            "network_fees": [f"{wei}wei on {network}" for network, wei in self._book.fees_today().items()],
+            "network_fees": [{"network": network, "wei": wei} for network, wei in self._book.fees_today().items()],
         }
         ledger = {"trouble": self._book.trouble}
         body = {"did": self._book.me, "ledger": ledger, "selling": self._selling(), "today": today, **self._running()}

@@ -86,6 +86,7 @@ class WalletDoor:
             "network": self._network.caip2,
             "network_name": self._network.name,
             "token": checksummed(self._network.token.address),
+            "coin_name": self._network.coin,
         }
         try:
             found = await self._wallet.holdings()

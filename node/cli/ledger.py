@@ -310,7 +310,10 @@ def _show(rows: Iterable[dict[str, Any]]) -> None:
             short(row["counterparty"]),
             row["rail"],
             row["account"],
-            *(_signed(row[name], row["unit"]) for name in ("opening", "debit", "credit", "closing")),
+            *(
+                _signed(row[name], row["unit"], row["counterparty"])
+                for name in ("opening", "debit", "credit", "closing")
+            ),
         )
         for row in rows
     ]
@@ -318,9 +321,12 @@ def _show(rows: Iterable[dict[str, Any]]) -> None:
     print_table("Statement", columns, table, "No money moved.")
 
 
-def _signed(value: int, unit: BookUnit) -> str:
-    written = str(Amount(abs(value), unit)) if unit != "wei" else f"{abs(value)}wei"
-    return f"{'-' if value < 0 else ''}{written}"
+def _signed(value: int, unit: BookUnit, counterparty: str) -> str:
+    if unit != "wei":
+        return f"{'-' if value < 0 else ''}{Amount(abs(value), unit)}"
+    from ledger.rails.stablecoin.networks import in_coins  # of no use to nodes without money on a chain
+
+    return in_coins(value, counterparty)
 
 
 def _period(since: str | None, until: str | None) -> tuple[int, int]:

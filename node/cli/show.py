@@ -68,9 +68,15 @@ def status(body: Body) -> None:
         typer.echo(f"Strangers can pay at its door {said}." if said else "Strangers cannot pay at its door now.")
         if door["trouble"]:
             typer.secho(f"{plain(door['trouble'])} ([paid] max_prepaid).", fg=typer.colors.RED)
-    if fees := ", ".join(today.get("network_fees", ())):
-        typer.echo(f"Its transactions have cost {fees}.")
+    if fees := today["network_fees"]:
+        typer.echo(f"Its transactions have cost {', '.join(_fee(fee) for fee in fees)}.")
     _running(body)
+
+
+def _fee(fee: Body) -> str:
+    from ledger.rails.stablecoin.networks import in_coins  # of no use to nodes without money on a chain
+
+    return f"{in_coins(fee['wei'], fee['network'])} on {plain(fee['network'])}"
 
 
 def slash_line(slash: Body) -> str:

@@ -127,7 +127,9 @@ def address(home: HomeOption = None, as_json: JsonOption = False) -> None:
     elif len(body) == 1:  # for scripts, too: nothing but the address is known
         typer.echo(body["address"])
     else:
-        print_facts({name: fact for name, fact in body.items() if fact is not None})
+        name = body.pop("coin_name")
+        coin = None if body["coin"] is None else f"{body['coin']} {name}"
+        print_facts({name: fact for name, fact in (body | {"coin": coin}).items() if fact is not None})
 
 
 def _own_address(home: Home) -> bytes:

@@ -110,9 +110,9 @@ class Deployment:
 @frozen
 class Network:
     """One chain. `confirmations` are blocks on top after which a block counts as staying, `logs` the most blocks that
-    one question for events may span, `since` the block before which no channel was opened; `max_gas_price` is the most
-    that is offered for a gas, in wei, unless the owner says otherwise; `l1_fees` is the OP stack's GasPriceOracle, None
-    where gas is all that a transaction costs.
+    one question for events may span, `since` the block before which no channel was opened; `coin` is what gas is paid
+    in, `max_gas_price` the most that is offered for a gas, in wei, unless the owner says otherwise; `l1_fees` is the OP
+    stack's GasPriceOracle, None where gas is all that a transaction costs.
     """
 
     name: str
@@ -121,6 +121,7 @@ class Network:
     confirmations: int
     logs: int
     since: int
+    coin: str
     max_gas_price: int
     token: Token
     l1_fees: bytes | None
@@ -152,6 +153,15 @@ class Network:
         return evolve(self, **changes)
 
 
+def in_coins(wei: int, caip2: str) -> str:
+    """So much of a network's coin for people to read: with nine decimals, and the coin's name where it is known."""
+    coin = next((each.coin for each in networks() if each.caip2 == caip2), "coins")
+    gwei = (abs(wei) + _GWEI // 2) // _GWEI
+    whole, rest = divmod(gwei, _GWEI)
+    written = f"{whole}.{rest:09}".rstrip("0") + ("0" if not rest else "") if gwei or not wei else "<0.000000001"
+    return f"{'-' if wei < 0 else ''}{written} {coin}"
+
+
 def network(name: str) -> Network:
     """By its short name or CAIP-2. Raises UnknownNetwork."""
     for each in networks():
@@ -176,6 +186,7 @@ def _read(kept: dict[str, Any]) -> Network:
         confirmations=kept["confirmations"],
         logs=kept["logs"],
         since=kept["since"],
+        coin=kept["coin"],
         max_gas_price=kept["max_gas_price"] * _GWEI,
         token=token,
         l1_fees=address(kept["l1_fees"]) if kept["l1_fees"] else None,

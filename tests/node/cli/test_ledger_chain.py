@@ -18,7 +18,7 @@ from ledger.account import AccountKey
 from ledger.changes import Earned, Granted, Released, Reserved, Settled, VoucherReceived
 from ledger.database import Database, Place, snapshots
 from ledger.database.lane import SqliteLane, make_engine
-from ledger.events import AccountChanged, Books, Event
+from ledger.events import AccountChanged, Books, Event, FeePaid
 from ledger.journal import Kept, StoredSnapshot, genesis
 from ledger.retention import dropped
 from ledger.snapshot import encode, take
@@ -51,6 +51,14 @@ async def fill(home: Home, place: Place) -> None:
             records = [Kept("order", b"order %d" % day, order), Kept("receipt", b"receipt %d" % day, order)]
             await database.append(events, time_ms=day * DAY_MS, records=records)
         await database.append([AccountChanged(key, Settled(100))], time_ms=DAYS * DAY_MS)
+
+
+async def burn(home: Home, fees: dict[str, int]) -> None:
+    """Networks have taken so much for a transaction each."""
+    me = home.identity(SystemEntropy()).did
+    async with await Database.open(home.ledger, me) as database:
+        paid = [FeePaid("stablecoin", network, "0x" + "1" * 40, 0, bytes(32), wei) for network, wei in fees.items()]
+        await database.append(paid, time_ms=0)
 
 
 @pytest.fixture(scope="module")
@@ -286,6 +294,18 @@ class TestStatement:
         ]
         assert {row["time"] for row in rows} == {"1970-01-03T00:00:00.000Z"}
         assert {row["counterparty"] for row in rows} == {BUYER}
+
+    def test_gas_is_in_coins_for_people_and_in_wei_for_programs(self, idlemesh: Idlemesh, spare: Path) -> None:
+        home, wei = Home(spare), 12_345_678_901_234
+        asyncio.run(burn(home, {"eip155:8453": wei, "eip155:137": 10**18}))
+        said = idlemesh("ledger", "statement", "--home", spare)
+        assert said.out.count("0.000012346 ETH") == 4
+        assert said.out.count("-0.000012346 ETH") == 1
+        assert "1.0 POL" in said.out
+        assert "wei" not in said.out
+        rows = idlemesh("ledger", "statement", "--home", spare, "--json").json()["accounts"]
+        fees = {row["counterparty"]: (row["closing"], row["unit"]) for row in rows if row["account"] == "network fees"}
+        assert fees == {"eip155:8453": (wei, "wei"), "eip155:137": (10**18, "wei")}
 
     @pytest.mark.parametrize(
         ("days", "complaint"),

@@ -84,6 +84,13 @@ def test_the_status_says_what_a_remote_was_paid_and_by_which_bound_how_much_it_m
     assert "remote shop was paid 0.2usd today, of 1usd that [buy] max_per_day allows" in said
 
 
+def test_the_status_says_what_transactions_cost_in_coins(capsys: pytest.CaptureFixture[str]) -> None:
+    fees = [{"network": "eip155:8453", "wei": 12 * 10**12}, {"network": "eip155:137", "wei": 3}]
+    show.status(doing(today={"earned": [], "paid": [], "network_fees": fees}))
+    said = capsys.readouterr().out
+    assert "have cost 0.000012 ETH on eip155:8453, <0.000000001 POL on eip155:137." in said
+
+
 def compared(**said: Any) -> dict[str, Any]:
     body = {"chain": "intact", "entries": 3, "checked_after": 0, "balanced": True, "accounts": [], "effects": []}
     return body | {"comparisons": [], "cut": None} | said

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -135,6 +136,7 @@ def the_stake_is_locked(folder: Path, idlemesh: Idlemesh) -> None:
     home = "--home", folder
     has = idlemesh("wallet", "address", *home, "--json").json()
     assert (has["network"], has["dollars"], has["coin"]) == ("eip155:31337", "200.000000usd", f"1.{0:018}")
+    assert re.search(r"^coin +1\.0{18} ETH$", idlemesh("wallet", "address", *home).out, re.MULTILINE)
     assert "There are no channels" in idlemesh("wallet", "channels", *home).out
     assert "No bond is locked" in idlemesh("wallet", "bond", *home).out
     named = [word for arbiter in ARBITERS for word in ("--arbiter", arbiter)]
