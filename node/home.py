@@ -6,7 +6,7 @@ ledger.db      the journal and the records
 models/        model and tokenizer files
 calibrations/  what honest engines show, for each model
 wallet.json    keys of money on a chain, encrypted with a passphrase
-chain/         transactions under way, and what was seen of channels
+chain/         transactions under way, and what was seen of channels and payments
 api.key        the key that `/v1` asks for on hosts other than loopback
 node.json      address and token of the running node
 node.lock      held while a node runs in this home

@@ -23,6 +23,7 @@ from node.paid.bank import WAIT_S, Bank, facilitator_at
 from node.paid.refunds import Refunds
 from node.paid.terms import TIMEOUT_S, TRANSFER_S, X402_CONTRACT, Scheme, Terms
 from node.paid.till import Till
+from node.paid.watched import Watched
 from node.paid.worth import Worth
 from node.stablecoin_settings import PaidSettings
 
@@ -75,7 +76,13 @@ async def open_paid(stack: contextlib.AsyncExitStack, ground: Ground, money: Mon
         is_brought_by_others=facilitator is not None,
     )
     await worth.look()
-    bank = Bank(ground.book, tabs, money.chain, worth, facilitator, max(WAIT_S, 2 * deep_s))
+    place = money.chain.place
+    watched = Watched.open(
+        ground.home.chain / f"shown-{place.chain_id}-{money.chain.address.hex()}.jsonl",
+        ground.book.now(),
+        ground.book.strangers.knows,
+    )
+    bank = Bank(ground.book, tabs, money.chain, worth, watched, facilitator, max(WAIT_S, 2 * deep_s))
     terms = Terms(
         money.chain.place,
         money.chain.network.token,

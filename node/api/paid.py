@@ -113,8 +113,8 @@ class PaidDoor:
             if request.headers.get("Content-Encoding", "identity").lower() != "identity":
                 raise Encoded
             self._requests[address] += 1
+            watching = asyncio.ensure_future(self._watch(request))
             try:
-                self._watch(request)
                 return await handler(request)
             except LedgerError:
                 raise ApiError(503, NO_LEDGER, kind="server_error", code="not_selling") from None
@@ -122,15 +122,16 @@ class PaidDoor:
                 self._requests[address] -= 1
                 if not self._requests[address]:
                     del self._requests[address]
+                await watching
 
         return guard
 
-    def _watch(self, request: web.Request) -> None:
+    async def _watch(self, request: web.Request) -> None:
         """Whatever comes of a request, a transfer that it shows is good until it expires."""
         with contextlib.suppress(BadPayment):
             payment = read_payment(request.headers.get(PAYMENT_SIGNATURE, ""))
             if isinstance(payment.signed, SignedTransfer):
-                self._till.transfers.watch(payment.signed)
+                await self._till.transfers.watch(payment.signed)
 
     async def models(self, _request: web.Request) -> web.Response:
         """What is sold, and for how much."""

@@ -139,6 +139,10 @@ class Strangers:
         """
         return order in self._ended
 
+    def knows(self, order: bytes) -> bool:
+        """Whether a transfer of this order was taken, or its money counted."""
+        return order in self.transfers or order in self.shown or self.is_ended(order)
+
     def copy(self) -> "Strangers":
         """All of it as it is now."""
         copied = Strangers()

@@ -10,7 +10,7 @@ money of transfers that this node has seen and not sent: whoever else has seen o
 import asyncio
 import contextlib
 import logging
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final, Protocol
 
@@ -45,6 +45,7 @@ from node.exchange.tabs import PaymentUsed, Tabs
 from node.paid.gas import Gas
 from node.paid.presented import SignedTransfer
 from node.paid.terms import BELOW_GAS, TIMEOUT_S, PaymentRefused
+from node.paid.watched import Watched
 from node.paid.worth import Least, Worth
 
 # How long a request waits for the chain; what it waited for goes on without it.
@@ -56,8 +57,6 @@ _FACILITATOR_S: Final = 60.0
 _LATE_S: Final = 600
 # A transfer was presented no longer before its end than this, and was not used then.
 _EARLIEST_S: Final = 2 * TIMEOUT_S + _LATE_S
-# So many transfers that were seen, and not taken, are remembered: the latest.
-_MOST_WATCHED: Final = 4_096
 _PENDING: Final = "the chain has not confirmed the payment yet: it is counted when it does; try again in a minute"
 
 _log = logging.getLogger(__name__)
@@ -95,10 +94,11 @@ class Bank:
         tabs: Tabs,
         chain: Chain,
         worth: Worth,
+        watched: Watched,
         facilitator: Facilitator | None = None,
         wait_s: float = WAIT_S,
     ) -> None:
-        """`worth` says what is worth its gas."""
+        """`worth` says what is worth its gas; `watched` are the transfers that were shown and not taken."""
         self._book = book
         self._tabs = tabs
         self._chain = chain
@@ -107,7 +107,7 @@ class Bank:
         self._wait_s = wait_s
         self._under_way: set[bytes] = set()
         self._moving: Counter[bytes] = Counter()  # by wallet, units of the token
-        self._watched: OrderedDict[bytes, Transfer] = OrderedDict()  # by order: not taken, and good all the same
+        self.watched: Final = watched
         self.gas: Final = Gas(book.now)
 
     @property
@@ -319,24 +319,12 @@ class Bank:
     async def _end(self, order: bytes, transfer: Transfer, came: bool) -> None:
         key = self._tabs.key(transfer.payer, PREPAID_RAIL)
         await self._tabs.pay_in(key, transfer.value if came else 0, ended(order, transfer))
-        self._watched.pop(order, None)
+        self.watched.drop(order)
 
     def watch(self, order: bytes, transfer: Transfer) -> None:
         """Count a transfer that was only seen, should somebody bring it to the chain; of many the latest."""
-        strangers = self._book.strangers
-        if order not in strangers.transfers and order not in strangers.shown and not strangers.is_ended(order):
-            self._watched[order] = transfer
-            while len(self._watched) > _MOST_WATCHED:
-                self._watched.popitem(last=False)
-
-    @property
-    def watched(self) -> int:
-        """How many are watched."""
-        return len(self._watched)
-
-    def unwatch(self, order: bytes) -> None:
-        """It is followed by the journal from now on."""
-        self._watched.pop(order, None)
+        if not self._book.strangers.knows(order):
+            self.watched.add(order, transfer)
 
     async def sweep(self) -> None:
         """Find out what became of transfers that nobody waits for any more, and of those that were only seen."""
@@ -345,6 +333,7 @@ class Bank:
             await self._sweep_seen()
         except ChainError as error:
             _log.info("whether somebody brought what strangers have signed is not known now: %s", error)
+        await self.watched.keep()
 
     async def _sweep_sent(self) -> None:
         for order, transfer in list(self._book.strangers.transfers.items()):
@@ -365,7 +354,7 @@ class Bank:
 
         Raises ChainError.
         """
-        seen = [*self._book.strangers.shown.items(), *self._watched.items()]
+        seen = [*self._book.strangers.shown.items(), *self.watched.items()]
         if not seen:
             return
         _, now = await self._chain.block()
@@ -391,7 +380,7 @@ class Bank:
         if ends := [ended(order, transfer) for order, transfer in over.items() if order in shown]:
             await self._book.post(*ends)
         for order in over:
-            self._watched.pop(order, None)
+            self.watched.drop(order)
 
     async def _look(self, order: bytes, transfer: Transfer) -> None:
         """Count the money of one that was seen, if it is here for good. Raises ChainError."""

@@ -52,7 +52,7 @@ class Transfers:
             raise PaymentRefused(ERR_NONCE_ALREADY_USED, str(error)) from None
         except TabUsedUp as error:
             raise PaymentRefused(ERR_SETTLEMENT_PENDING, str(error)) from None
-        self._bank.unwatch(order)  # it is in the journal
+        self._bank.watched.drop(order)  # it is in the journal
         return Paid(tab, said.payer, terms.place.network, moved)
 
     def _check(self, presented: SignedTransfer, asked: PaymentRequirements, key: AccountKey) -> bytes:
@@ -65,10 +65,10 @@ class Transfers:
             raise PaymentRefused(ERR_NONCE_ALREADY_USED, str(PaymentUsed()))
         return order
 
-    def watch(self, presented: SignedTransfer) -> None:
+    async def watch(self, presented: SignedTransfer) -> None:
         """Count a transfer that is shown to this node, should somebody make it, whatever comes of the request.
 
-        It is only remembered: once it is taken, it is in the journal.
+        It is remembered on return, also by the next run: once it is taken, it is in the journal.
         """
         terms, said, now = self._terms, presented.authorization, self._book.now()
         good = now < said.valid_before <= now + _LONGEST_S and said.payer not in (NOBODY, terms.wallet)
@@ -80,6 +80,7 @@ class Transfers:
             payer = did_of_wallet(terms.place.network, said.payer)
             order = order_of(terms.place.chain_id, terms.token.address, said.payer, said.nonce)
             self._bank.watch(order, Transfer(payer, said.nonce, said.value, said.valid_before))
+            await self._bank.watched.keep()
 
     def payer_of(self, presented: SignedTransfer, asked: PaymentRequirements) -> AccountKey:
         """The account of who has signed a transfer that was asked for. Raises PaymentRefused."""

@@ -56,6 +56,7 @@ from node.paid.presented import SignedTransfer
 from node.paid.refunds import Refunds
 from node.paid.terms import TIMEOUT_S, TRANSFER_S, Scheme, Terms
 from node.paid.till import Till
+from node.paid.watched import Watched
 from node.paid.worth import Worth
 from node.ports import SystemClock, SystemEntropy
 from node.wire.messages import Refused
@@ -101,12 +102,12 @@ class Stall:
         books = self.book.journal.books.accounts
         return [account for key, account in books.items() if key.rail == rail and account.key.payee == self.book.me]
 
-    def watch(self, transfer: Authorization, wallet: LocalAccount) -> None:
+    async def watch(self, transfer: Authorization, wallet: LocalAccount) -> None:
         """Show a transfer that a wallet signs."""
         network = self.chain.network
         typed = encode_typed_data(full_message=transfer.typed(network.chain_id, network.token))
         signature = wallet.sign_message(typed).signature
-        self.till.transfers.watch(SignedTransfer(transfer, bytes(signature)))
+        await self.till.transfers.watch(SignedTransfer(transfer, bytes(signature)))
 
     def prepaid(self, wallet: LocalAccount) -> Account:
         return self.tabs.account(self.tabs.key(did_of_wallet(NETWORK, raw(wallet.address)), "prepaid"))
@@ -154,7 +155,8 @@ async def stall(
         is_brought_by_others=facilitator is not None,
     )
     await worth.look()
-    bank = Bank(book, tabs, chain, worth, facilitator, wait_s)
+    watched = Watched.open(folder / "shown.jsonl", book.now(), book.strangers.knows)
+    bank = Bank(book, tabs, chain, worth, watched, facilitator, wait_s)
     terms = Terms(chain.place, here.token, chain.address, DELAY_S, schemes, worth)
     till = Till(book, tabs, terms, bank, rail, channels.has)
     door = PaidDoor(

@@ -118,6 +118,33 @@ async def test_a_transfer_that_was_refused_counts_all_the_same_when_somebody_mak
         assert open_door.prepaid(buyer).funded == BUDGET
 
 
+async def test_a_transfer_that_was_refused_counts_also_where_the_node_was_killed_before_somebody_makes_it(
+    door: Open, chain: Anvil, buyer: LocalAccount, tmp_path: Path
+) -> None:
+    journal, file = MemoryJournal(Identity(b"\x01" * 32).did), tmp_path / "shown.jsonl"
+    async with door() as before:
+        made = [await signed(exact_scheme(buyer), before.chat, json=asking()) for _ in range(2)]
+    async with door(ether=10**12, journal=journal) as open_door, httpx.AsyncClient() as plain:
+        for headers in made:
+            refused = await plain.post(open_door.chat, json=asking(), headers=headers)
+            assert refusal(refused) == "amount_below_gas"
+        left = file.read_bytes()  # when the answer is there
+    file.write_bytes(left + left[:20])  # the node was killed, while it wrote another one
+    bring(chain, open_door, made[0])
+    async with door(journal=journal) as open_door:
+        for _ in range(2):
+            await open_door.bank.sweep()
+        assert open_door.prepaid(buyer).funded == BUDGET
+        assert len(open_door.bank.watched) == 1, "the other is still good"
+    file.write_bytes(left)  # the file of before: it cannot be counted again
+    async with door(journal=journal) as open_door:
+        bring(chain, open_door, made[1])
+        for _ in range(2):
+            await open_door.bank.sweep()
+        assert open_door.prepaid(buyer).funded == 2 * BUDGET
+        assert not open_door.bank.watched
+
+
 async def test_what_signed_for_a_request_that_was_not_even_begun_counts_all_the_same(
     door: Open, chain: Anvil, buyer: LocalAccount
 ) -> None:
@@ -176,7 +203,7 @@ async def test_another_transfer_with_a_nonce_that_was_counted_counts_for_nothing
         first = read_payment(headers["PAYMENT-SIGNATURE"])
         assert isinstance(first.signed, SignedTransfer)
         other = evolve(first.signed.authorization, value=value, valid_before=int(time.time()) + 3_000)
-        open_door.watch(other, buyer)
+        await open_door.watch(other, buyer)
         for _ in range(2):
             await open_door.bank.sweep()
         assert open_door.prepaid(buyer).funded == BUDGET
@@ -192,7 +219,7 @@ async def test_what_is_counted_of_a_transfer_is_what_the_token_says_has_moved(
         first = read_payment(headers["PAYMENT-SIGNATURE"]).signed
         assert isinstance(first, SignedTransfer)
         open_door.book.strangers._ended.clear()  # of ten days ago
-        open_door.watch(evolve(first.authorization, value=40_000), buyer)
+        await open_door.watch(evolve(first.authorization, value=40_000), buyer)
         for _ in range(2):
             await open_door.bank.sweep()
         assert open_door.prepaid(buyer).funded == BUDGET
