@@ -9,6 +9,7 @@ from aiohttp import web
 from ledger.account import Account, AccountKey
 from ledger.bundle import Bundle, to_json
 from ledger.chainfile import records_told, write_end, write_entry, write_start
+from ledger.database import LedgerError
 from ledger.events import RecordKept
 from ledger.identity import Did
 from ledger.journal import Entry, Journal, Kept
@@ -109,9 +110,16 @@ class OwnerDoor:
             "paid": _amounts(self._book.paid_today()),
             "network_fees": [{"network": network, "wei": wei} for network, wei in self._book.fees_today().items()],
         }
-        ledger = {"trouble": self._book.trouble}
+        ledger = {"trouble": self._book.trouble, "shared": bool(self._book.journal.name), "leads": await self._leads()}
         body = {"did": self._book.me, "ledger": ledger, "selling": self._selling(), "today": today, **self._running()}
         return web.json_response(body)
+
+    async def _leads(self) -> bool | None:
+        """Whether this process does what only one of those that share the ledger may; None if it cannot be told now."""
+        try:
+            return await self._book.leads()
+        except LedgerError:
+            return None
 
     async def peers(self, _request: web.Request) -> web.Response:
         """The named peers and what this node has seen of them."""

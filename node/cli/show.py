@@ -51,6 +51,9 @@ def status(body: Body) -> None:
     typer.echo(selling["words"])
     if body["ledger"]["trouble"]:
         typer.echo(f"Nothing is bought or sold: {body['ledger']['trouble']}.")
+    if body["ledger"]["shared"]:
+        part = {True: "this one leads", False: "another one leads", None: "who leads cannot be told now"}
+        typer.echo(f"Other processes may share its ledger: {part[body['ledger']['leads']]}.")
     shown = {"CPU by others": "cpu_by_others", "GPU by others": "gpu_by_others"}
     measured = [f"{name} {selling[key]:.0%}" for name, key in shown.items() if selling.get(key) is not None]
     if measured:

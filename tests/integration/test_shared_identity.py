@@ -101,6 +101,8 @@ async def test_two_sell_to_one_buyer_at_once_within_one_window_and_one_statement
     said = await idlemesh("ledger", "statement", "--json", "--home", network.folder / "one")
     rows = json.loads(said.out)["accounts"]
     assert {row["counterparty"] for row in rows} == {buyer.running.did}
+    parts = [(await idlemesh("status", "--home", network.folder / name)).out for name in ("one", "other")]
+    assert [sum(part in said for said in parts) for part in ("this one leads", "another one leads")] == [1, 1]
     # A third home of the node, in which none runs, sees all of it meanwhile.
     third = Home(network.folder / "third")
     third.make()

@@ -53,7 +53,12 @@ def test_an_audit_that_could_check_nothing_is_told_from_one_that_is_undecided(
 
 def doing(**said: Any) -> dict[str, Any]:
     today: dict[str, Any] = {"earned": [], "paid": [], "network_fees": []}
-    body = {"did": "did:key:z6Mk", "selling": {"words": "It sells."}, "ledger": {"trouble": None}, "today": today}
+    body = {
+        "did": "did:key:z6Mk",
+        "selling": {"words": "It sells."},
+        "ledger": {"trouble": None, "shared": False},
+        "today": today,
+    }
     memory = {"taken": 0, "allowed": 0}
     return body | {"slashes": [], "door": None, "models": [], "remotes": [], "memory": memory} | said
 
