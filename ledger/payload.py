@@ -103,6 +103,8 @@ def read_content(payload: bytes) -> Content:
     try:
         if found := _SHAPES.read(payload):
             plan, values = found
+            for subject in plan.subjects:
+                _text(values[subject])
             records = [
                 (kind, values[digest], None if order is None else values[order]) for kind, digest, order in plan.records
             ]
@@ -160,12 +162,13 @@ class _Plan:
 
     `events` makes each event of all values; `records` has the kind of each record told of, the place of its digest and
     that of its order; `moves` the place of each account's key, the kind of change, and where the change's values end,
-    which follow the key.
+    which follow the key; `subjects` the place of whom each observation is about.
     """
 
     events: list[Callable[[Sequence[Any]], Event]]
     records: list[tuple[str, int, int | None]]
     moves: list[tuple[int, type[Change], int]]
+    subjects: list[int]
 
 
 _SHAPES: Final[Shapes[_Plan]] = Shapes()
@@ -175,7 +178,7 @@ def _decode_and_learn(payload: bytes) -> tuple[Event, ...]:
     events = _decode(payload)
     if len(payload) <= LONGEST:
         pieces: list[Piece] = [spell_head(4, len(events))]
-        plan = _Plan([], [], [])
+        plan = _Plan([], [], [], [])
         if all(_take_up(event, pieces, plan) for event in events):
             _SHAPES.learn(pieces, plan)
     return events
@@ -202,6 +205,7 @@ def _take_up(event: Event, pieces: list[Piece], plan: _Plan) -> bool:
                 pieces += [spell_text(name), *of_fact]
             pieces += [_OBSERVED_3, Spelled.like(spell_text(subject))]
             numbers = tuple(name for name, of_fact in spelled.items() if values_in(of_fact))
+            plan.subjects.append(first + len(numbers))
             plan.events.append(partial(_observed, what, facts, numbers, first))
         case _:
             return False

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ledger import codec, shapes
 from ledger import payload as reading
 from ledger.account import AccountKey
-from ledger.changes import Change, Earned
+from ledger.changes import Change, Earned, Reserved
 from ledger.effects import Effect, EffectPlanned, EffectTold, Kind, News
 from ledger.event_maps import encode_event
 from ledger.events import AccountChanged, Event, FeePaid, InvalidEvents, Observed, RecordKept, account_of
@@ -146,6 +146,23 @@ def test_what_was_read_once_is_read_by_its_shape_with_other_values(written: list
     alike = encode_events(other)
     assert is_known(alike) == is_known(learned)
     assert agreed(alike) == tuple(other)
+
+
+def test_each_bit_of_a_known_shape_counts() -> None:
+    key = AccountKey("did:payer", "did:payee", "credit", "uusd")
+    told = [
+        RecordKept("receipt", bytes(32), bytes(32)),
+        RecordKept("offer", bytes(32)),
+        AccountChanged(key, Reserved(bytes(32), 500, 2**40)),
+        Observed("did:peer", "delivered", {"tokens": 64, "why": "asked", "lag": -1, "total_ms": 70_000}),
+    ]
+    payload = encode_events(told)
+    assert agreed(payload) == tuple(told)
+    assert is_known(payload)
+    for bit in range(8 * len(payload)):
+        flipped = bytearray(payload)
+        flipped[bit // 8] ^= 1 << bit % 8
+        agreed(bytes(flipped))
 
 
 def test_shapes_are_forgotten_when_there_are_too_many() -> None:
