@@ -11,7 +11,7 @@ from ledger.records import Acknowledgement, Cancel, Channel, Forgiveness, Nettin
 from node.api.callers import caller_of
 from node.exchange.disputes import Payee as Waiving
 from node.exchange.netting import Helper
-from node.exchange.reconciling import Counterpart
+from node.exchange.reconciling import Reconciler
 from node.exchange.settling import Payee
 from node.exchange.till import Till
 from node.wire.client import CBOR
@@ -72,7 +72,7 @@ class MeshDoor:
         payee: Payee | None = None,
         helper: Helper | None = None,
         waiving: Waiving | None = None,
-        counterpart: Counterpart | None = None,
+        counterpart: Reconciler | None = None,
         till: Till | None = None,
     ) -> None:
         self._seller = seller
@@ -196,7 +196,7 @@ class MeshDoor:
         return web.Response(status=204)
 
     @property
-    def _comparing(self) -> Counterpart:
+    def _comparing(self) -> Reconciler:
         if self._counterpart is None:
             raise Refused("not_selling", "this node compares no accounts")
         return self._counterpart
@@ -205,7 +205,7 @@ class MeshDoor:
         return _cbor(await self._comparing.challenge())
 
     async def state(self, request: web.Request) -> web.Response:
-        return _cbor(await self._comparing.state(await _body(request, MAX_EXCHANGE)))
+        return _cbor(await self._comparing.state(await _body(request, MAX_EXCHANGE), caller_of(request).share))
 
     async def hand_back(self, request: web.Request) -> web.Response:
         await self._comparing.hand_back(await _body(request, MAX_HANDED_BYTES))

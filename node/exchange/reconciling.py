@@ -6,7 +6,8 @@ asker lacks. The asker takes those, hands back what the other lacks, and compare
 give. So both hear a state of the other that is fresh, and both find out whether their own journal was cut (`heads`).
 What still differs then stands in the two states, which are kept together.
 
-Everything is bounded: nonces, sizes, rounds, and how often each peer, and all strangers together, may compare.
+Everything is bounded: nonces, sizes, rounds, and how often each peer, and each address of strangers and all of them
+together, may compare.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ from ledger.records import NONCE_BYTES, AccountState, Signed, open_record, sign
 from node.exchange.book import Book
 from node.exchange.heads import Heads
 from node.exchange.lacking import Lacking, Parcel
-from node.exchange.rates import Rates
+from node.exchange.rates import Rates, Turns
 from node.exchange.taking import Taking
 from node.ports import Entropy
 from node.wire.messages import (
@@ -46,10 +47,14 @@ from node.wire.messages import (
 MAX_ROUNDS: Final = 16
 _NONCES: Final = 4_096
 _SESSIONS: Final = 512
-# So many comparisons at once, and of one peer, or of all strangers together, so many a second after a first burst.
+# So many comparisons at once, and of one peer, or one address of strangers, so many a second after a first burst; and
+# of all strangers together, in turns by their addresses.
 _AT_ONCE: Final = 4
 _RATE: Final = 2.0
 _BURST: Final = 2.0 * MAX_ROUNDS
+_STRANGE_RATE: Final = 10.0
+_STRANGE_BURST: Final = 10.0 * MAX_ROUNDS
+_PATIENCE_S: Final = 10.0  # how long a stranger waits for its turn
 # So many acknowledgements that are looked through count as one comparison more.
 _PER_WALK: Final = 1_000
 
@@ -87,6 +92,7 @@ class Reconciler:
         self._nonces: OrderedDict[bytes, None] = OrderedDict()
         self._sessions: OrderedDict[bytes, Signed[AccountState]] = OrderedDict()
         self._rates = Rates(book.now, _RATE, _BURST)
+        self._strange = Turns(book.now, _STRANGE_RATE, _STRANGE_BURST, _PATIENCE_S)
         self._at_once = asyncio.Semaphore(_AT_ONCE)
 
     # Whoever asks
@@ -128,16 +134,18 @@ class Reconciler:
         _bound(self._nonces, _NONCES)
         return encode_nonce(nonce)
 
-    async def state(self, raw: bytes) -> bytes:
-        """See `Counterpart.state`."""
+    async def state(self, raw: bytes, address: str = "") -> bytes:
+        """See `Counterpart.state`; it came from this address, or network of them."""
         try:
             asked = decode_asked(raw)
             nonce, theirs = self._known_nonce(asked.state)
         except Malformed as error:
             raise Refused("malformed", str(error)) from None
         peer = theirs.signer
-        who = self._who(peer, asked.last)
-        self._check_rate(who)
+        who = peer if self._is_known(peer, asked.last) else address
+        # An address is no did: the two share no rate.
+        if self._rates.charge(who) < 0 or (who == address and not await self._strange.take(address)):
+            raise Refused("too_many_requests", "accounts were compared often enough: wait a moment", 1)
         async with self._at_once:
             ours = await self._state(peer, asked.nonce)
             last = self.heads.last(peer)
@@ -170,19 +178,14 @@ class Reconciler:
         async with self._at_once:
             await self.taking.take(session.signer, handed, _earned(session, self._book.me))
 
-    def _who(self, peer: Did, last: bytes) -> str:
-        """Whose rate a comparison counts against: nodes without an account here share one.
+    def _is_known(self, peer: Did, last: bytes) -> bool:
+        """Whether a peer has a rate of its own, and not that of its address.
 
-        Where our journal has lost the account, our own signature under it does: or any stranger could keep those away
-        that have to give it back.
+        Where our journal has lost the account, our own signature under it does: or strangers could keep those away that
+        have to give it back.
         """
         known = accounts_between(self._book.journal.books.accounts.values(), self._book.me, peer)
-        return peer if known or self.heads.gave_account(peer, last) else ""
-
-    def _check_rate(self, who: str) -> None:
-        """Raises Refused."""
-        if self._rates.charge(who) < 0:
-            raise Refused("too_many_requests", "accounts were compared often enough: wait a moment", 1)
+        return bool(known) or self.heads.gave_account(peer, last)
 
     # Both
 

@@ -13,6 +13,7 @@ import pytest
 from ledger import codec
 from ledger.identity import Identity
 from ledger.records import (
+    AccountState,
     Acknowledgement,
     Cancel,
     Forgiveness,
@@ -25,9 +26,11 @@ from ledger.records import (
     open_record,
     sign,
 )
+from node.exchange.reconciling import MAX_ROUNDS
 from node.ports import SystemClock, SystemEntropy
 from node.wire.frames import ReceiptFrame
-from node.wire.messages import MAX_ENVELOPE, Refused, decode_refusal, encode_envelope
+from node.wire.messages import MAX_ENVELOPE, Asked, Refused, decode_nonce, decode_refusal, encode_asked, encode_envelope
+from tests.node.api.conftest import load_exact
 from tests.node.api.running import Reply, RunningNode, request, running_node, settings
 from tests.node.trading import Draft, draft_order
 
@@ -352,6 +355,19 @@ def test_whoever_asks_too_often_is_slowed_down(shut: RunningNode) -> None:
     assert decode_refusal(body).code == "too_many_requests"
     assert response.headers["retry-after"] == "1"
     assert request(shut, "GET", "/v1/models").status == 200  # the owner's own programs are not slowed down
+
+
+def test_strangers_of_one_network_compare_accounts_only_so_often_and_others_as_before(tmp_path: Path) -> None:
+    def compared(node: RunningNode, address: str) -> int:
+        nonce = decode_nonce(request(node, "GET", "/mesh/v1/challenge").body)
+        state = AccountState(node.did, nonce, 0, bytes(32), (), 1)
+        raw = encode_asked(Asked(sign(state, Identity(nonce + bytes(16))).raw, bytes(16), b""))
+        return request(node, "POST", "/mesh/v1/states", raw, {"X-Forwarded-For": address}).status
+
+    with running_node(tmp_path / "proxied", settings(node={"trusted_proxies": ["127.0.0.1"]}), load_exact) as proxied:
+        said = [compared(proxied, f"2001:db8::{number:x}") for number in range(4 * MAX_ROUNDS)]
+        assert (said[0], set(said)) == (200, {200, 429})
+        assert compared(proxied, "2001:db8:0:1::1") == 200
 
 
 @pytest.mark.parametrize("path", ["settlements", "nettings", "forgiveness"])

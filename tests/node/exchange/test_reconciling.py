@@ -1,6 +1,7 @@
 """Two nodes compare their accounts: what one of them has lost comes back, and nothing else moves."""
 
 import asyncio
+import contextlib
 import copy as copying
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
@@ -822,16 +823,35 @@ async def test_records_are_handed_back_once_after_an_exchange(pair: Pair) -> Non
             await pair.sellers.hand_back(again)
 
 
-async def test_strangers_share_one_rate_and_take_it_from_nobody_who_trades_here(pair: Pair) -> None:
+async def compared(pair: Pair, address: str, comparisons: int) -> int:
+    """How many strangers of one address, each with a did of its own, were answered."""
+    answered = 0
+    for number in range(comparisons):
+        stranger = Identity(address.encode()[:24].ljust(24) + number.to_bytes(8, "big"))
+        with contextlib.suppress(Refused):
+            await pair.sellers.state(await asked(pair, stranger), address)
+            answered += 1
+    return answered
+
+
+async def test_strangers_of_one_address_share_a_rate_and_take_it_from_nobody_else(pair: Pair) -> None:
     await pair.buy()
-    codes = set()
-    for number in range(4 * MAX_ROUNDS):
-        stranger = Identity(bytes([100]) * 31 + bytes([number]))
-        try:
-            await pair.sellers.state(await asked(pair, stranger))
-        except Refused as refusal:
-            codes.add(refusal.code)
-    assert codes == {"too_many_requests"}
+    assert await compared(pair, "192.0.2.1", 4 * MAX_ROUNDS) == 2 * MAX_ROUNDS
+    with pytest.raises(Refused, match="compared often enough") as refusal:
+        await pair.sellers.state(await asked(pair, Identity(b"one more" + bytes(24))), "192.0.2.1")
+    assert refusal.value.code == "too_many_requests"
+    assert await compared(pair, "192.0.2.2", 3) == 3
+    await pair.meet()
+    assert await pair.store.book.journal.list_records(AccountState.kind, 99) != []
+
+
+async def test_strangers_of_many_addresses_wait_for_their_turns_and_keep_nobody_away_who_trades_here(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pair.sellers._strange, "_patience_s", 0.0)
+    await pair.buy()
+    answered = sum([await compared(pair, f"192.0.2.{number}", MAX_ROUNDS) for number in range(12)])
+    assert answered == 10 * MAX_ROUNDS
     await pair.meet()
     assert await pair.store.book.journal.list_records(AccountState.kind, 99) != []
 
