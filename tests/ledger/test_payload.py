@@ -150,7 +150,7 @@ def test_what_was_read_once_is_read_by_its_shape_with_other_values(written: list
 
 def test_each_bit_of_a_known_shape_counts() -> None:
     key = AccountKey("did:payer", "did:payee", "credit", "uusd")
-    told = [
+    told: list[Event] = [
         RecordKept("receipt", bytes(32), bytes(32)),
         RecordKept("offer", bytes(32)),
         AccountChanged(key, Reserved(bytes(32), 500, 2**40)),
