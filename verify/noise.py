@@ -22,8 +22,17 @@ GAMMA = 0x9E3779B97F4A7C15
 FIRST = 0xBF58476D1CE4E5B9
 SECOND = 0x94D049BB133111EB
 
+# Numbers for arrays of words. Arrays themselves: numpy takes twice as long over a few tokens by a number or a scalar.
+_ONE, _THREE, _EIGHT, _ELEVEN, _56 = (np.array(number, np.uint64) for number in (1, 3, 8, 11, 56))
+_ROUNDS = [
+    (np.array(distance, np.uint64), np.array(factor, np.uint64)) for distance, factor in ((30, FIRST), (27, SECOND))
+]
+_LAST, _GAMMA, _BYTE = (np.array(number, np.uint64) for number in (31, GAMMA, 255))
+_UNIT = np.array(2.0**-53)
+
 # The index of the first token's fine word: behind the coarse words of any vocabulary, whose ids are 32 bits.
 FINE = 2**32
+_FINE = np.array(FINE, np.uint64)
 
 
 class NotUnsigned64(ValueError):
@@ -57,19 +66,38 @@ def hashes(states: np.uint64 | NDArray[np.uint64], tokens: Ids) -> NDArray[np.ui
     """`bits` of each token by the state of its `stream`, or of the one that all have."""
     own = tokens.astype(np.uint64)
     words = np.empty((2, own.size), np.uint64)
-    np.right_shift(own, np.uint64(3), out=words[0])
-    np.add(own, np.uint64(FINE), out=words[1])
+    np.right_shift(own, _THREE, out=words[0])
+    np.add(own, _FINE, out=words[1])
     _steps(words)
     words += states
     _mix(words)
     coarse, fine = words
-    own <<= np.uint64(3)
-    own &= np.uint64(56)
+    own <<= _THREE
+    own &= _56
     coarse >>= own
-    coarse <<= np.uint64(56)
-    fine >>= np.uint64(8)
+    coarse <<= _56
+    fine >>= _EIGHT
     coarse |= fine
     return coarse
+
+
+def bytes_of(states: NDArray[np.uint64], tokens: Ids) -> NDArray[np.uint64]:
+    """The highest byte of the hash of each token, by the state of its `stream`, or of the one that all have."""
+    own = tokens.astype(np.uint64)
+    words = own >> _THREE
+    _steps(words)
+    words += states
+    _mix(words)
+    own <<= _THREE
+    own &= _56
+    words >>= own
+    words &= _BYTE
+    return words
+
+
+def hash_of(state: int, token: int, byte: int) -> int:
+    """The hash of a token of which the highest byte is known."""
+    return byte << 56 | output(state, FINE + token) >> 8
 
 
 def highest_bytes(states: NDArray[np.uint64], size: int) -> NDArray[np.uint8]:
@@ -89,24 +117,33 @@ def _coarse_steps(size: int) -> NDArray[np.uint64]:
 
 def _steps(index: NDArray[np.uint64]) -> None:
     """What the generator's state has moved by when it gives the output of this index, in place."""
-    index += np.uint64(1)
-    index *= np.uint64(GAMMA)
+    index += _ONE
+    index *= _GAMMA
 
 
 def _mix(word: NDArray[np.uint64]) -> None:
     """The output of the generator for its moved state, in place."""
     other = np.empty_like(word)
-    for distance, factor in ((30, FIRST), (27, SECOND)):
-        np.right_shift(word, np.uint64(distance), out=other)
+    for distance, factor in _ROUNDS:
+        np.right_shift(word, distance, out=other)
         word ^= other
-        word *= np.uint64(factor)
-    np.right_shift(word, np.uint64(31), out=other)
+        word *= factor
+    np.right_shift(word, _LAST, out=other)
     word ^= other
 
 
 def uniform(word: NDArray[np.uint64]) -> Reals:
     """53 bits of each word as a number strictly between 0 and 1: an odd multiple of 2**-53."""
-    return ((word >> np.uint64(11)) | np.uint64(1)).astype(np.float64) * 2.0**-53
+    odd = word >> _ELEVEN
+    odd |= _ONE
+    u: Reals = odd.astype(np.float64)
+    u *= _UNIT
+    return u
+
+
+def uniform_of(word: int) -> float:
+    """`uniform` of one word."""
+    return ((word >> 11) | 1) * 2.0**-53
 
 
 def gumbel(seed: int, position: int, tokens: Ids) -> Reals:

@@ -52,7 +52,7 @@ Any change to what is written here is a new name in SAMPLER, which is part of ev
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from attrs import frozen
@@ -64,13 +64,16 @@ from verify.noise import (
     Ids,
     NotUnsigned64,
     Reals,
+    bytes_of,
     gumbel,
     gumbel_of,
+    hash_of,
     hashes,
     highest_bytes,
     output,
     stream,
     uniform,
+    uniform_of,
     unsigned64,
 )
 
@@ -105,6 +108,10 @@ BEHIND = 1.5
 SOME = 128
 # The noise of a token is less than this if the highest byte of its hash is not the highest there is.
 HIGHEST, COARSE_MOST = 255, 5.55
+# No noise of a token whose hash has this highest byte is above.
+MOST = np.array([*(-math.log(-math.log(byte / 256)) for byte in range(1, 256)), 36.8])
+# Of so many tokens in all it takes less time to look at one after the other.
+FEW = 64
 
 
 def sample(logits: Logits, sampling: Sampling, seed: int, position: int) -> int:
@@ -118,7 +125,6 @@ def sample(logits: Logits, sampling: Sampling, seed: int, position: int) -> int:
     return int(found)
 
 
-@np.errstate(over="ignore")  # at a low temperature: minus infinity, and no mass
 def sample_block(
     logits: NDArray[np.float32], samplings: Sequence[Sampling], seeds: Sequence[int], positions: Sequence[int]
 ) -> NDArray[np.int64]:
@@ -126,19 +132,19 @@ def sample_block(
 
     Raises NotUnsigned64.
     """
-    found = np.full(len(logits), NOTHING, np.int64)
+    found = [NOTHING] * len(logits)
     if not logits.size:
-        return found
+        return np.array(found, np.int64)
     groups = maxima(logits)
     # The maximum of an array that holds a NaN is NaN, so it shows every fault.
-    peaks = groups.max(axis=1).tolist()
+    peaks = np.maximum.reduce(groups, axis=1).tolist()
     few: list[_Draw] = []
     many: list[_Whole] = []
     for row, (peak, sampling, seed, position) in enumerate(zip(peaks, samplings, seeds, positions, strict=True)):
         if not math.isfinite(peak):
             continue
         if sampling.temperature == 0:
-            found[row] = logits[row].argmax()
+            found[row] = int(logits[row].argmax())
             continue
         temperature, state = sampling.temperature / MILLION, stream(seed, position)
         if logits.shape[1] > WHOLE and not ranks(sampling, logits.shape[1]):
@@ -150,15 +156,13 @@ def sample_block(
         few.append(_Draw(row, temperature, state, ids, own))
     if many:
         few += _likely(logits, many, _guesses(logits, groups, many))
-    if few:
-        tokens, least = _winners(few)
-        found[[draw.row for draw in few]] = tokens
-        for place in (least < [draw.bar for draw in few]).nonzero()[0]:
+    for draw, (token, least) in zip(few, _winners(few) if few else (), strict=True):
+        found[draw.row] = token
+        if least < draw.bar:
             # The winner's z is not below what some token has, and so the second time it is sure to be there.
-            row = few[place].row
-            again = [one for one in many if one.row == row]
-            found[row] = _winners(_likely(logits, again, least[[place]]))[0][0]
-    return found
+            again = [one for one in many if one.row == draw.row]
+            found[draw.row] = _winners(_likely(logits, again, np.array([least])))[0][0]
+    return np.array(found, np.int64)
 
 
 def _lowest_of_crowd(logits: Logits, groups: Logits, sampling: Sampling, peak: float) -> np.float32 | None:
@@ -172,8 +176,7 @@ def _lowest_of_crowd(logits: Logits, groups: Logits, sampling: Sampling, peak: f
     return None if edge is None else max(floor, edge)
 
 
-@frozen(eq=False)
-class _Draw:
+class _Draw(NamedTuple):
     """Tokens of which one is drawn for one row: ids and logits (K,), and the state from which the noise comes.
 
     Of the tokens that may be drawn all are here whose z is not below the bar.
@@ -198,6 +201,7 @@ class _Whole:
     floor: np.float32
 
 
+@np.errstate(over="ignore")  # at a low temperature: minus infinity, and no mass
 def _guesses(logits: NDArray[np.float32], groups: NDArray[np.float32], places: Sequence[_Whole]) -> Reals:
     """A z for each row that the largest nearly always passes, and few others do.
 
@@ -216,6 +220,7 @@ def _guesses(logits: NDArray[np.float32], groups: NDArray[np.float32], places: S
     return guesses
 
 
+@np.errstate(over="ignore")  # at a low temperature: minus infinity, and no mass
 def _likely(logits: NDArray[np.float32], places: Sequence[_Whole], bars: Reals) -> list[_Draw]:
     """Of each row few of the tokens, all with z >= bar among them, and the largest logit.
 
@@ -255,25 +260,59 @@ def _rows(logits: NDArray[np.float32], places: Sequence[_Whole]) -> NDArray[np.f
     return logits[first:last] if last - first == len(places) else logits[[one.row for one in places]]
 
 
-def _winners(draws: Sequence[_Draw]) -> tuple[NDArray[np.int64], Reals]:
+def _winners(draws: Sequence[_Draw]) -> list[tuple[int, float]]:
     """The token of each draw, by the vendor's quick logarithms, and by ours where these are too near to tell; and what
     its z is at least.
     """
     sizes = [draw.ids.size for draw in draws]
-    starts = np.array([0, *itertools.accumulate(sizes[:-1])])
     ids, logits = _joined([draw.ids for draw in draws]), _joined([draw.logits for draw in draws])
+    states = _spread(np.array([draw.state for draw in draws], np.uint64), sizes)
     temperatures = np.array([draw.temperature for draw in draws])
-    u = uniform(hashes(_spread(np.array([draw.state for draw in draws], np.uint64), sizes), ids))
+    if ids.size <= FEW:
+        coarse = bytes_of(states, ids)
+        bounds = MOST[coarse]
+        bounds *= _spread(temperatures, sizes)
+        bounds += logits
+        columns = bounds.tolist(), ids.tolist(), logits.tolist(), coarse.tolist()
+        if len(draws) == 1:
+            return [_winner(draws[0], *columns)]
+        ends = itertools.accumulate(sizes, initial=0)
+        parts = [[column[begin:end] for column in columns] for begin, end in itertools.pairwise(ends)]
+        return [_winner(draw, *part) for draw, part in zip(draws, parts, strict=True)]
+    starts = np.array([0, *itertools.accumulate(sizes[:-1])])
+    u = uniform(hashes(states, ids))
     z = _rough(logits, _spread(temperatures, sizes), u)
     best = np.maximum.reduceat(z, starts)
     least = best - ROUGH_ERROR * (temperatures + np.abs(best))
     last = (z >= _spread(least, sizes)).nonzero()[0]
     ids = ids[last]
     if last.size == len(draws):
-        return ids, least
+        return list(zip(ids.tolist(), least.tolist(), strict=True))
     of = starts.searchsorted(last, side="right") - 1
     z = logits[last] + temperatures[of] * gumbel_of(u[last])
-    return np.array([choice(ids[of == draw], z[of == draw]) for draw in range(len(draws))]), least
+    return [(choice(ids[of == draw], z[of == draw]), bar) for draw, bar in enumerate(least.tolist())]
+
+
+def _winner(
+    draw: _Draw, bounds: list[float], ids: list[int], logits: list[float], coarse: list[int]
+) -> tuple[int, float]:
+    """As `_winners`, of one draw: of which tokens no z is above these bounds, by the coarse bytes of their hashes. The
+    few whose bound is not below the z of the first in hope are looked at one by one.
+    """
+    state, temperature = draw.state, draw.temperature
+    first = bounds.index(max(bounds))
+    least, near = -math.inf, []
+    for place in (first, *range(len(bounds))):
+        if bounds[place] >= least:
+            u = uniform_of(hash_of(state, ids[place], coarse[place]))
+            z = logits[place] - temperature * math.log(-math.log(u))
+            least = max(least, z - ROUGH_ERROR * (temperature + abs(z)))
+            near.append((z, place, u))
+    places, us = zip(*((place, u) for z, place, u in near[1:] if z >= least), strict=True)
+    if len(places) == 1:
+        return ids[places[0]], least
+    z_of = np.array([logits[place] for place in places]) + temperature * gumbel_of(np.array(us))
+    return choice(np.array([ids[place] for place in places]), z_of), least
 
 
 def _joined(parts: Sequence[NDArray[Scalar]]) -> NDArray[Scalar]:

@@ -10,8 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verify.noise import NotUnsigned64, bits, gumbel, gumbel_of, highest_bytes, log, output, stream, uniform
-from verify.sampler import COARSE_MOST
+from verify.noise import (
+    NotUnsigned64,
+    bits,
+    bytes_of,
+    gumbel,
+    gumbel_of,
+    hash_of,
+    highest_bytes,
+    log,
+    output,
+    stream,
+    uniform,
+    uniform_of,
+)
+from verify.sampler import COARSE_MOST, MOST
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "sampler.json").read_text())
 VOCABULARY = 150_000
@@ -68,6 +81,21 @@ def test_noise_is_below_the_coarse_bound_unless_the_highest_byte_is_the_highest(
     assert below < COARSE_MOST
     assert below == pytest.approx(-math.log(-math.log(255 / 256)))
     assert above >= below
+
+
+def test_no_noise_is_above_the_bound_of_its_highest_byte() -> None:
+    most = gumbel_of(uniform(np.array([((byte + 1) << 56) - 1 for byte in range(256)], np.uint64)))
+    assert (most <= MOST).all()
+    assert most[:-1] == pytest.approx(MOST[:-1])
+
+
+@given(st.lists(st.tuples(words, words, st.integers(0, VOCABULARY - 1)), min_size=1, max_size=4))
+def test_few_tokens_alone_have_the_hashes_they_have_in_an_array(places: list[tuple[int, int, int]]) -> None:
+    states, tokens = [stream(*place[:2]) for place in places], [place[2] for place in places]
+    coarse = bytes_of(np.array(states, np.uint64), np.array(tokens)).tolist()
+    found = [hash_of(*one) for one in zip(states, tokens, coarse, strict=True)]
+    assert found == [literal_hash(*place) for place in places]
+    assert [uniform_of(word) for word in found] == uniform(np.array(found, np.uint64)).tolist()
 
 
 @given(seed=words, position=words, token=st.integers(0, VOCABULARY - 1))
