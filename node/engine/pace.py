@@ -2,14 +2,16 @@
 
 While streams run, a prompt is computed in chunks beside their tokens, so large that a step takes about `GAP` times as
 long as one without: what a stream's reader sees of a long prompt is a slower stream, never a stop. On a CPU the chunks
-are a few tokens; on a GPU they are hundreds. Never are they fewer than the streams: the weights are read once more
-for each chunk, and less would not be worth that.
+are a few tokens; on a GPU they are hundreds. They are not fewer than the streams either, since the weights are read
+once more for each chunk and less would not be worth that, unless a step then takes more than `MOST_GAP` times as long:
+a token far into a long prompt takes twice what one of a short one does.
 """
 
 import math
 from typing import Final
 
 GAP: Final = 1.6
+MOST_GAP: Final = 2.0
 LEAST: Final = 4  # tokens of a chunk, beside however few streams
 _FIRST: Final = 8  # before any chunk was seen
 _WEIGHT: Final = 0.2  # of the last step in the means
@@ -30,7 +32,9 @@ class Pace:
             return most
         if step is None or self._token is None:
             return min(_FIRST, most)
-        return min(most, max(LEAST, streams, math.ceil((GAP - 1) * step / self._token)))
+        tokens = step / self._token  # that take as long as a step
+        bearable = min(streams, math.floor((MOST_GAP - 1) * tokens))
+        return min(most, max(LEAST, bearable, math.ceil((GAP - 1) * tokens)))
 
     def note(self, streams: int, chunk: int, seconds: float) -> None:
         """A batch of so many streams with so many tokens of prompts took that long."""
