@@ -29,8 +29,8 @@ _ENTRIES: Final = 500
 _AHEAD: Final = 2
 # Below so many entries, starting processes takes longer than they save.
 WORTHWHILE: Final = 25_000
-# One process moves the books at the speed at which about three check.
-_MOST: Final = 3
+# One process moves the books at about the speed at which one checks; with two there is always something to move.
+_MOST: Final = 2
 _HELPER: Final = Path(__file__).with_name("helper.py")
 
 
