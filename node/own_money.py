@@ -9,6 +9,7 @@ from typing import Final
 
 from attrs import frozen
 
+from ledger.database import LedgerError
 from ledger.identity import Did
 from ledger.rails.port import Rail
 from ledger.rails.stablecoin.bond_terms import KnownBonds
@@ -22,6 +23,7 @@ from node.exchange.bonding import OwnBonds
 from node.exchange.book import Book
 from node.exchange.channels import Channels, Teller
 from node.exchange.fee_keeping import FeeKeeper
+from node.exchange.strangers import PREPAID_RAIL, OwnWallet, paying_from
 from node.exchange.tabs import stranger_config
 from node.exchange.till import Wanted
 from node.home import Home, HomeError
@@ -109,6 +111,7 @@ async def open_money(
     stack.push_async_callback(_ended, checking)
     channels = await Channels.open(book, dial, lambda key: stranger_config(book.strangers, key))
     _check_channels(channels, chain, book.me)
+    await _keep_to_wallet(book, OwnWallet(where.caip2, chain.address))
     rail = Stablecoin(chain, channels, book.me, ether=settings.ether.value, min_deposit=settings.min_deposit.value)
     stack.push_async_callback(rail.close)
     book.rails.add(rail)
@@ -157,6 +160,24 @@ def _check_channels(channels: Channels, chain: Chain, me: str) -> None:
         if ours != chain.address:
             other = channel.payee if channel.payer == me else channel.payer
             _log.warning("the channel with %s is of the wallet %s, and this is another", other, checksummed(ours))
+
+
+async def _keep_to_wallet(book: Book, wallet: OwnWallet) -> None:
+    """What was prepaid goes back once from the wallet that began it: another one would pay it again. Raises NoMoney."""
+    before = book.strangers.own
+    if before == wallet:
+        return
+    if before is not None and any(key.rail == PREPAID_RAIL for key in book.journal.books.effects):
+        began, here = (f"{checksummed(each.address)} on {each.network}" for each in (before, wallet))
+        raise NoMoney(
+            f"money that was paid in advance is on its way back from the wallet {began}, and {here} would send it"
+            " again: name that wallet's keystore or signer, and its network, in [stablecoin] until `idlemesh accounts`"
+            " shows no such refund"
+        )
+    try:
+        await book.post(paying_from(book.me, wallet))
+    except LedgerError as error:  # a node starts on a full disk, too
+        _log.warning("the ledger does not say which wallet is used: %s", error)
 
 
 def _address(text: str | None) -> bytes | None:

@@ -10,7 +10,8 @@ need not fold years, it is written down with each snapshot of the books and read
                            "trails": [[payee, rail, unit, total], ...],
                            "strangers": {"vouchers": [[did, config, total, signature], ...],
                                          "transfers": [[order, did, nonce, value, expires], ...],
-                                         "deposits": [[did, until], ...]},
+                                         "deposits": [[did, until], ...],
+                                         "own": [network, address]}, the last one only where there was a wallet,
                            "fees": {"told": [[network, wallet, first, last], ...], "days": [[day, network, wei], ...]},
                            "holders": [[order, process], ...]}, the last one only where there are some
 

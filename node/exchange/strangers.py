@@ -32,6 +32,7 @@ _SHOWN: Final = "x402 transfer shown"
 _REMEMBERED_MS: Final = 10 * 86_400_000  # longer than ever is looked back for the use of a transfer
 _ENDED: Final = "x402 transfer ended"
 _DEPOSIT: Final = "x402 deposit"
+_WALLET: Final = "x402 wallet"
 _REFUND: Final = b"idlemesh refund of what was prepaid\0"
 
 
@@ -113,6 +114,19 @@ def deposited(did: str, until: int) -> Observed:
     return Observed(did, _DEPOSIT, {"until": until})
 
 
+@frozen
+class OwnWallet:
+    """A wallet of this node's, on a network (CAIP-2): what was prepaid goes back from there."""
+
+    network: str
+    address: bytes
+
+
+def paying_from(me: str, wallet: OwnWallet) -> Observed:
+    """The event that this node pays from a wallet from now on."""
+    return Observed(me, _WALLET, {"network": wallet.network, "address": wallet.address})
+
+
 class Strangers:
     """What follows from the journal about strangers' payments."""
 
@@ -120,6 +134,7 @@ class Strangers:
         self.vouchers: Final[dict[str, HeldVoucher]] = {}
         self.transfers: Final[dict[bytes, Transfer]] = {}
         self.shown: Final[dict[bytes, Transfer]] = {}
+        self.own: OwnWallet | None = None
         self._ended: Final[dict[bytes, int]] = {}  # by order: the time of the entry that says so
         self._deposits: Final[dict[str, int]] = {}
 
@@ -149,6 +164,7 @@ class Strangers:
         copied.vouchers.update(self.vouchers)
         copied.transfers.update(self.transfers)
         copied.shown.update(self.shown)
+        copied.own = self.own
         copied._ended.update(self._ended)
         copied._deposits.update(self._deposits)
         return copied
@@ -173,6 +189,8 @@ class Strangers:
                 self.transfers.pop(order, None)
                 self.shown.pop(order, None)
                 self._end(order, time_ms)
+            case {"network": str(network), "address": bytes(address)} if what == _WALLET:
+                self.own = OwnWallet(network, address)
             case {"until": int(until)} if what == _DEPOSIT:
                 self._deposits[did] = max(self._deposits.get(did, 0), until)
 
@@ -189,6 +207,7 @@ class Strangers:
             return [[order, one.payer, one.nonce, one.value, one.expires] for order, one in sorted(transfers.items())]
 
         return {
+            **({"own": [self.own.network, self.own.address]} if self.own is not None else {}),
             "vouchers": [
                 [did, voucher.config, voucher.total, voucher.signature]
                 for did, voucher in sorted(self.vouchers.items())
@@ -213,6 +232,8 @@ class Strangers:
         for row in written["ended"]:
             order, time_ms = _typed(row, bytes, int)
             found._ended[order] = time_ms
+        if "own" in written:
+            found.own = OwnWallet(*_typed(written["own"], str, bytes))
         for row in written["deposits"]:
             did, until = _typed(row, str, int)
             found._deposits[did] = until

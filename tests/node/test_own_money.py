@@ -8,6 +8,10 @@ from typing import Any
 import pytest
 from attrs import evolve
 
+from ledger.account import AccountKey
+from ledger.changes import Funded
+from ledger.effects import Effect, EffectPlanned, EffectTold
+from ledger.events import AccountChanged
 from ledger.identity import Did, Identity
 from ledger.journal import MemoryJournal
 from ledger.rails.stablecoin.channels import open_channel
@@ -93,6 +97,26 @@ async def test_accounts_with_channels_elsewhere_keep_their_network(
     await book.post(records=(kept(channel),))
     with pytest.raises(NoMoney, match="accounts here have channels on eip155:1 in the contract 0x"):
         await opened(stack, home, book)
+
+
+async def test_a_wallet_or_network_is_changed_once_no_prepaid_money_is_on_its_way_back(
+    stack: contextlib.AsyncExitStack, tmp_path: Path
+) -> None:
+    book, home, other = await book_of(US), home_in(tmp_path / "home"), home_in(tmp_path / "other", b"\4" * 32)
+    await opened(stack, home, book)
+    entries = book.journal.head.sequence
+    await opened(stack, home, book)
+    assert book.journal.head.sequence == entries, "it is said once"
+    key = AccountKey("did:pkh:eip155:31337:0x" + "11" * 20, US.did, "prepaid", "uusd")
+    await book.post(AccountChanged(key, Funded(5, 1)))
+    await book.post(EffectPlanned(Effect(b"k" * 32, key, "refund", 0, 5), 1))
+    await opened(stack, home, book)
+    for another, settings in ((other, {}), (home, {"network": "base"})):
+        with pytest.raises(NoMoney, match=r"on its way back from the wallet 0x[0-9a-fA-F]{40} on eip155:31337"):
+            await opened(stack, another, book, **settings)
+    await book.post(EffectTold(key, b"k" * 32, "settled", 2))
+    await book.post(EffectTold(key, b"k" * 32, "confirmed", 3))
+    await opened(stack, other, book)
 
 
 class Line:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from eth_account.signers.local import LocalAccount
 
 from ledger.money import Amount
 from ledger.rails.stablecoin.keys import create_keystore
@@ -13,13 +14,16 @@ from node.app import run_node
 from node.cli import ledger, show
 from node.cli.client import call
 from node.config import Config
+from node.exchange.pacing import Pace
 from node.home import Home
+from node.own_money import NoMoney
 from tests.chain import Anvil
 from tests.node.api.conftest import load_exact
 from tests.node.api.running import settings
-from tests.node.strangers import asking, channel_scheme, client, exact_scheme, settlement
+from tests.node.strangers import asking, channel_scheme, client, exact_scheme, settlement, until
 
 PASSPHRASE = "for tests"
+PACE = Pace(round_s=0.05, look_s=0.0, look_again_s=0.0, rest_s=0.0, confirm_s=0.0, first_retry_s=0.0, last_retry_s=0.0)
 
 
 def free_port() -> int:
@@ -70,3 +74,43 @@ async def test_strangers_pay_a_node_by_channel_and_by_transfer_and_it_remembers(
     assert "did:pkh" in capsys.readouterr().out
     await asyncio.to_thread(ledger.verify, home.folder, False)
     assert "every counterparty's postings sum to zero" in capsys.readouterr().out
+
+
+async def asked_back(chain: Anvil, url: str, buyer: LocalAccount) -> None:
+    """A wallet asks for what is left of its prepaid money, and the chain takes nothing in."""
+    async with client(exact_scheme(buyer)) as paying:
+        with chain.without_mining():
+            said = await paying.post(f"{url}/v1/refunds")
+            assert (said.status_code, settlement(said).extra["underWay"]) == (200, True)
+            for waiting in chain.pending():
+                chain.drop(waiting)
+
+
+async def test_a_refund_is_not_sent_again_by_another_wallet_of_the_same_ledger(chain: Anvil, tmp_path: Path) -> None:
+    config, home, buyer = seller(chain, tmp_path), Home(tmp_path), chain.wallet(dollars=1_000_000)
+    assert config.paid is not None
+    assert config.stablecoin is not None
+    url, first = f"http://127.0.0.1:{config.paid.port}", (tmp_path / "wallet.json").read_bytes()
+    async with run_node(home, config, load_exact), client(exact_scheme(buyer)) as paying:
+        response = await paying.post(f"{url}/v1/chat/completions", json=asking(model="auto"))
+        assert response.status_code == 200, response.text
+        await asked_back(chain, url, buyer)
+    cost = int(settlement(response).extra["chargedAmount"])
+
+    other = chain.wallet(dollars=1_000_000)
+    (tmp_path / "wallet.json").unlink()
+    create_keystore(tmp_path / "wallet.json", PASSPHRASE, secret=bytes(other.key), cost=2)
+    with pytest.raises(NoMoney, match=f"and {other.address} on eip155:31337 would send it again"):
+        async with run_node(home, config, load_exact):
+            pass
+    assert chain.dollars(buyer.address) == 900_000
+
+    (tmp_path / "wallet.json").write_bytes(first)
+    async with run_node(home, config, load_exact, pace=PACE) as node:
+        await until(lambda: not any(key.rail == "prepaid" for key in node.book.journal.books.effects))
+    assert chain.dollars(buyer.address) == 1_000_000 - cost
+    (tmp_path / "wallet.json").unlink()
+    create_keystore(tmp_path / "wallet.json", PASSPHRASE, secret=bytes(other.key), cost=2)
+    async with run_node(home, config, load_exact):
+        pass
+    assert (chain.dollars(buyer.address), chain.dollars(other.address)) == (1_000_000 - cost, 1_000_000)

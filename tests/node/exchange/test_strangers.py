@@ -13,6 +13,7 @@ from node.exchange.book import Book
 from node.exchange.recollection import Recollection
 from node.exchange.strangers import (
     HeldVoucher,
+    OwnWallet,
     Strangers,
     Transfer,
     channel_of,
@@ -21,6 +22,7 @@ from node.exchange.strangers import (
     ended,
     held,
     is_stranger,
+    paying_from,
     presented,
     shown,
     wallet_of,
@@ -73,10 +75,13 @@ async def test_what_is_remembered_outlives_the_node() -> None:
     book = await Book.open(MemoryJournal(identity.did), identity, ManualClock())
     await book.post(held(DID, HeldVoucher(b"c", 5, b"s")), presented(ORDER, TRANSFER), deposited(DID, 88))
     await book.post(shown(bytes(32), TRANSFER), ended(b"\1" * 32, TRANSFER))
+    assert Recollection.read(book._recollection.freeze()(), identity.did, []).strangers.own is None
+    await book.post(paying_from(identity.did, OwnWallet("eip155:31337", WALLET)))
     raw = book._recollection.freeze()()
     again = Recollection.read(raw, identity.did, []).strangers
     assert (again.vouchers, again.transfers) == (book.strangers.vouchers, book.strangers.transfers)
     assert (again.shown, again.is_ended(b"\1" * 32)) == ({bytes(32): TRANSFER}, True)
+    assert again.own == book.strangers.copy().own == OwnWallet("eip155:31337", WALLET)
     assert again.deposit_until(AccountKey("me", DID, "stablecoin", "uusd")) == 88
 
 
