@@ -5,11 +5,14 @@ from typing import Final
 
 import aiohttp
 
+from ledger.account import AccountKey
+from ledger.effects import free_collateral
 from ledger.rails.stablecoin.networks import Network, checksummed
 from node.config import BadConfig, RemoteSettings
 from node.engine.paying import Payer
 from node.exchange.book import Book
-from node.gateway.paying.asking_back import AskingBack
+from node.exchange.wallet_refusals import SellerUnheard
+from node.gateway.paying.asking_back import AskingBack, NotSaid
 from node.gateway.paying.fates import Sweeper
 from node.gateway.paying.limits import PayLimits, Scheme
 from node.gateway.paying.payments import Payments
@@ -26,6 +29,23 @@ class Purses:
         self._payments, self._signing, self._schemes = payments, signing, schemes
         self.asking: Final = asking
         self.sweep: Final = Sweeper(payments, signing).sweep
+
+    async def grant(self, key: AccountKey) -> int:
+        """Count what a seller says it has charged more than is known here; how much that is. Raises WalletRefused."""
+        payments = self._payments
+        async with payments.lock(key.payee):
+            if await payments.pending(key) is not None:
+                raise SellerUnheard(
+                    "a payment to it is under way, of which nothing was heard yet: try again in a while"
+                )
+            try:
+                left = await self.asking.left(key.payee)
+            except NotSaid as error:
+                raise SellerUnheard(str(error)) from None
+            more = max(free_collateral(payments.account(key)) - left, 0)
+            if more:
+                await payments.concede(key, more)
+        return more
 
     def payer_of(self, settings: RemoteSettings) -> Payer:
         """The payer of a remote that is paid by x402. Raises BadConfig."""

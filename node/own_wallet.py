@@ -27,9 +27,9 @@ def add_wallet(app: web.Application, ground: Ground, opening: "Opening | None") 
     from node.exchange.finding import Finding
     from node.exchange.wallet import Wallet
 
-    wallet = Wallet(
-        ground.book, money.chain, ground.effects, opening.open, partial(_channel_id, money), money.own_bonds
-    )
+    assert ground.purses is not None  # where there is money there are purses
+    channel_id, grant = partial(_channel_id, money), ground.purses.grant
+    wallet = Wallet(ground.book, money.chain, ground.effects, opening.open, channel_id, money.own_bonds, grant)
     finding = Finding(money.chain, money.channels, ground.book.identity, partial(_peers, ground), ground.effects.look)
     app.add_routes(WalletDoor(wallet, money.chain.network, ground.book.me, finding).routes())
     if money.own_bonds is not None:

@@ -132,8 +132,16 @@ class WalletDoor:
         return self._moved(await self._wallet.claim(peer))
 
     async def withdraw(self, request: web.Request) -> dict[str, Any]:
-        """Take back what covers nothing from a channel. `give_back=1`: from a peer's to this node."""
+        """Take back what covers nothing from a channel. `give_back=1`: from a peer's to this node.
+
+        `what_is_left=1`: what a seller that was paid in advance says is left.
+        """
         peer, amount = request.match_info["peer"], _amount(request)
+        if request.query.get("what_is_left") == "1":
+            if amount is not None or request.query.get("give_back") == "1":
+                raise ApiError(400, "what is left is no amount of your own, and yours: name the seller alone")
+            tracked, more = await self._wallet.withdraw_what_is_left(peer)
+            return self._moved([tracked]) | {"granted": str(more)}
         back = self._wallet.give_back if request.query.get("give_back") == "1" else self._wallet.withdraw
         return self._moved([await back(peer, amount)])
 

@@ -128,6 +128,14 @@ def withdraw(
     give_back: Annotated[
         bool, typer.Option("--give-back", help="Give the peer back, at once, what is in its channel to this node.")
     ] = False,
+    what_is_left: Annotated[
+        bool,
+        typer.Option(
+            "--what-is-left",
+            help="From a seller that was paid in advance by x402, all that it says is left. What it has charged beyond"
+            " what is known here is granted.",
+        ),
+    ] = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -137,10 +145,9 @@ def withdraw(
 
     Example: idlemesh wallet withdraw did:key:z6Mk... 2usd
     """
-    query = ({"amount": amount} if amount is not None else {}) | ({"give_back": "1"} if give_back else {})
-    _effects(
-        home, f"withdraw/{in_path(_whole(home, peer))}", query | ({"give_back": "1"} if give_back else {}), as_json
-    )
+    query = {"amount": amount} if amount is not None else {}
+    query |= {name: "1" for name, said in (("give_back", give_back), ("what_is_left", what_is_left)) if said}
+    _effects(home, f"withdraw/{in_path(_whole(home, peer))}", query, as_json)
 
 
 def _effects(home: Path | None, path: str, query: dict[str, str], as_json: bool) -> None:
@@ -149,6 +156,8 @@ def _effects(home: Path | None, path: str, query: dict[str, str], as_json: bool)
     if as_json:
         print_json(body)
         return
+    if "granted" in body:
+        typer.echo(f"The seller has charged {body['granted']} more than was known here: that is granted to it.")
     for effect in body["effects"]:
         typer.echo(_said(effect))
     typer.echo("`idlemesh wallet channels` shows what becomes of it.")

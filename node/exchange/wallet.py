@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from attrs import frozen
 
 from ledger.account import Account, AccountKey
-from ledger.effects import Tracked, free_collateral
+from ledger.effects import EffectUnderWay, Tracked, free_collateral
 from ledger.identity import Did
 from ledger.money import Amount
 from ledger.rails.stablecoin.bond_terms import Stake
@@ -23,7 +23,7 @@ from node.exchange.bonding import Conditions, OwnBond, OwnBonds
 from node.exchange.book import Book
 from node.exchange.channel_rows import ChannelRow, channel_rows
 from node.exchange.channels import UNIT
-from node.exchange.effects import EffectDriver, EffectRefused
+from node.exchange.effects import EffectDriver, EffectRefused, NotNow
 from node.exchange.strangers import CHANNEL_RAIL, PREPAID_RAIL, channel_of, is_stranger
 from node.exchange.wallet_refusals import NoBonds, NotDollars, NothingThere, TooLittle
 
@@ -77,12 +77,16 @@ class Wallet:
         open_channel: Callable[[Did, int], Awaitable[AccountKey]],
         channel_id: Callable[[AccountKey], bytes | None],
         bonds: OwnBonds | None,
+        grant: Callable[[AccountKey], Awaitable[int]],
     ) -> None:
-        """`open_channel` gives the account with a peer, its channel opened, if there is none, for an amount."""
+        """`open_channel` gives the account with a peer, its channel opened, if there is none, for an amount; `grant`
+        counts what a seller that was paid in advance has charged more than is known here, and says how much that is.
+        """
         self._book, self._funds, self._effects = book, funds, effects
         self._open_channel = open_channel
         self._channel_id = channel_id
         self._bonds = bonds
+        self._grant = grant
 
     @property
     def address(self) -> bytes:
@@ -143,12 +147,31 @@ class Wallet:
         It comes after the channel's notice, in which the peer may claim what it was promised. What was paid in advance
         by x402 is asked back from its seller, who has it.
         """
+        return await self._back(self._ours(peer), amount)
+
+    async def withdraw_what_is_left(self, peer: str) -> tuple[Tracked | None, Amount]:
+        """Ask for all that a seller says is left of what it was paid in advance.
+
+        What it has charged more than was known here is granted, and comes back beside the refund.
+        """
+        account = self._ours(peer)
+        if account.key.rail != PREPAID_RAIL:
+            raise NothingThere("what is left in a channel the chain says, and not its payee")
+        tracked = self._book.journal.books.effects.get(account.key)
+        if tracked is not None and tracked.state != "settled":
+            raise NotNow(str(EffectUnderWay(tracked.effect.kind, tracked.state)))
+        more = Amount(await self._grant(account.key), UNIT)
+        account = self._ours(peer)
+        return await self._back(account, None) if free_collateral(account) else None, more
+
+    def _ours(self, peer: str) -> Account:
+        """The account of what is in a channel to a peer, or with a seller that was paid in advance."""
         rail = PREPAID_RAIL if is_stranger(peer) and channel_of(peer) is None else CHANNEL_RAIL
         account = self._book.journal.books.accounts.get(AccountKey(self._book.me, peer, rail, UNIT))
         if account is None or not account.funded:
             where = "with" if rail == PREPAID_RAIL else "in a channel to"
             raise NothingThere(f"no money of this node's is {where} {peer}")
-        return await self._back(account, amount)
+        return account
 
     async def give_back(self, peer: str, amount: Amount | None) -> Tracked | None:
         """Give back to a peer what of its channel to this node covers nothing: at once, at this node's expense."""

@@ -32,6 +32,16 @@ class NothingThere(WalletRefused):
 
 
 @define
+class SellerUnheard(WalletRefused):
+    """A seller does not say what is left of what it was paid in advance."""
+
+    why: str
+
+    def __str__(self) -> str:
+        return f"what the seller says is left is not known: {self.why}"
+
+
+@define
 class NoBonds(WalletRefused):
     """The contract of bonds is not known."""
 

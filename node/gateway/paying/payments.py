@@ -13,6 +13,8 @@ before its headers leave, earned by what was charged. Its record holds it as it 
     its time is over, nothing moved    order released; withdrawn + amount       order released; funded - deposit
     the seller shows a voucher that    -                                        an order that cost the difference
     says more than is known here
+    the owner grants what the seller   an order that cost the difference        -
+    says that it has charged
     the chain has a channel that is    -                                        funded; an order that cost what was
     not known here                                                              claimed
     it was charged, and not taken:     an order that cost what the balance      -
@@ -234,6 +236,11 @@ class Payments:
         await self._post(key, [funded], also=[deposited(key.payee, self.now() + LATE_S)])
         await self.catch_up(key, claimed)
         return self.account(key)
+
+    async def concede(self, key: AccountKey, more: int) -> None:
+        """Of what was paid in advance the seller has charged so much more, as it says, and the owner grants that."""
+        order, owed = hashlib.sha256(b"x402 charge" + self._entropy.bytes(32)).digest(), self.account(key).owed + more
+        await self._post(key, [Recovered(order, more, self.now(), more), Authorized(owed), Settled(owed)])
 
     async def catch_up(self, key: AccountKey, total: int) -> None:
         """The seller has charged `total` in all, as a signature of ours or the chain shows."""

@@ -138,7 +138,7 @@ async def test_where_the_seller_has_charged_more_than_is_known_here_what_it_says
     assert tracked is not None
     assert tracked.state == "failed"
     assert f"{Amount(left, 'uusd')} is left" in tracked.why
-    assert "ask for no more than the seller says is left" in tracked.why
+    assert "`wallet withdraw` with --what-is-left" in tracked.why
     await customer.driver.dismiss(tracked.effect.key)
     await customer.driver.ask(customer.account.key, "refund", left)
     await until(lambda: customer.has == before + left)
