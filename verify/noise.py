@@ -27,7 +27,7 @@ _ONE, _THREE, _EIGHT, _ELEVEN, _56 = (np.array(number, np.uint64) for number in 
 _ROUNDS = [
     (np.array(distance, np.uint64), np.array(factor, np.uint64)) for distance, factor in ((30, FIRST), (27, SECOND))
 ]
-_LAST, _GAMMA, _BYTE = (np.array(number, np.uint64) for number in (31, GAMMA, 255))
+_LAST, _GAMMA = np.array(31, np.uint64), np.array(GAMMA, np.uint64)
 _UNIT = np.array(2.0**-53)
 
 # The index of the first token's fine word: behind the coarse words of any vocabulary, whose ids are 32 bits.
@@ -81,22 +81,13 @@ def hashes(states: np.uint64 | NDArray[np.uint64], tokens: Ids) -> NDArray[np.ui
     return coarse
 
 
-def bytes_of(states: NDArray[np.uint64], tokens: Ids) -> NDArray[np.uint64]:
-    """The highest byte of the hash of each token, by the state of its `stream`, or of the one that all have."""
-    own = tokens.astype(np.uint64)
-    words = own >> _THREE
-    _steps(words)
-    words += states
-    _mix(words)
-    own <<= _THREE
-    own &= _56
-    words >>= own
-    words &= _BYTE
-    return words
+def byte_of(state: int, token: int) -> int:
+    """The highest byte of the hash of one token."""
+    return output(state, token >> 3) >> ((token & 7) << 3) & 255
 
 
 def hash_of(state: int, token: int, byte: int) -> int:
-    """The hash of a token of which the highest byte is known."""
+    """The hash of one token of which the highest byte is known."""
     return byte << 56 | output(state, FINE + token) >> 8
 
 

@@ -64,7 +64,7 @@ from verify.noise import (
     Ids,
     NotUnsigned64,
     Reals,
-    bytes_of,
+    byte_of,
     gumbel,
     gumbel_of,
     hash_of,
@@ -109,7 +109,7 @@ SOME = 128
 # The noise of a token is less than this if the highest byte of its hash is not the highest there is.
 HIGHEST, COARSE_MOST = 255, 5.55
 # No noise of a token whose hash has this highest byte is above.
-MOST = np.array([*(-math.log(-math.log(byte / 256)) for byte in range(1, 256)), 36.8])
+MOST = [*(-math.log(-math.log(byte / 256)) for byte in range(1, 256)), 36.8]
 # Of so many tokens in all it takes less time to look at one after the other.
 FEW = 64
 
@@ -265,22 +265,12 @@ def _winners(draws: Sequence[_Draw]) -> list[tuple[int, float]]:
     its z is at least.
     """
     sizes = [draw.ids.size for draw in draws]
+    if sum(sizes) <= FEW:
+        return [_winner(draw) for draw in draws]
     ids, logits = _joined([draw.ids for draw in draws]), _joined([draw.logits for draw in draws])
-    states = _spread(np.array([draw.state for draw in draws], np.uint64), sizes)
     temperatures = np.array([draw.temperature for draw in draws])
-    if ids.size <= FEW:
-        coarse = bytes_of(states, ids)
-        bounds = MOST[coarse]
-        bounds *= _spread(temperatures, sizes)
-        bounds += logits
-        columns = bounds.tolist(), ids.tolist(), logits.tolist(), coarse.tolist()
-        if len(draws) == 1:
-            return [_winner(draws[0], *columns)]
-        ends = itertools.accumulate(sizes, initial=0)
-        parts = [[column[begin:end] for column in columns] for begin, end in itertools.pairwise(ends)]
-        return [_winner(draw, *part) for draw, part in zip(draws, parts, strict=True)]
     starts = np.array([0, *itertools.accumulate(sizes[:-1])])
-    u = uniform(hashes(states, ids))
+    u = uniform(hashes(_spread(np.array([draw.state for draw in draws], np.uint64), sizes), ids))
     z = _rough(logits, _spread(temperatures, sizes), u)
     best = np.maximum.reduceat(z, starts)
     least = best - ROUGH_ERROR * (temperatures + np.abs(best))
@@ -293,13 +283,14 @@ def _winners(draws: Sequence[_Draw]) -> list[tuple[int, float]]:
     return [(choice(ids[of == draw], z[of == draw]), bar) for draw, bar in enumerate(least.tolist())]
 
 
-def _winner(
-    draw: _Draw, bounds: list[float], ids: list[int], logits: list[float], coarse: list[int]
-) -> tuple[int, float]:
-    """As `_winners`, of one draw: of which tokens no z is above these bounds, by the coarse bytes of their hashes. The
-    few whose bound is not below the z of the first in hope are looked at one by one.
+def _winner(draw: _Draw) -> tuple[int, float]:
+    """As `_winners`, of one draw with few tokens, one after the other: by their coarse bytes it is known what none of
+    their z is above, and fine words are made only of those for which that is not below the z of the first in hope.
     """
     state, temperature = draw.state, draw.temperature
+    ids, logits = draw.ids.tolist(), draw.logits.tolist()
+    coarse = [byte_of(state, token) for token in ids]
+    bounds = [logit + temperature * MOST[byte] for logit, byte in zip(logits, coarse, strict=True)]
     first = bounds.index(max(bounds))
     least, near = -math.inf, []
     for place in (first, *range(len(bounds))):
@@ -311,8 +302,8 @@ def _winner(
     places, us = zip(*((place, u) for z, place, u in near[1:] if z >= least), strict=True)
     if len(places) == 1:
         return ids[places[0]], least
-    z_of = np.array([logits[place] for place in places]) + temperature * gumbel_of(np.array(us))
-    return choice(np.array([ids[place] for place in places]), z_of), least
+    exact = np.array([logits[place] for place in places]) + temperature * gumbel_of(np.array(us))
+    return choice(np.array([ids[place] for place in places]), exact), least
 
 
 def _joined(parts: Sequence[NDArray[Scalar]]) -> NDArray[Scalar]:

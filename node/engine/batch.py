@@ -328,9 +328,11 @@ class Batcher:
                 places.append(row)
             row += run.wanted
         if drawn:
-            # As a rule they are the first rows, and need not be copied.
-            first = places == list(range(len(places)))
-            self._draw(drawn, logits[: len(places)] if first else logits[places])
+            # As a rule they are all rows or the first ones, and need not be copied.
+            count = len(drawn)
+            if count < len(logits):
+                logits = logits[:count] if places[-1] == count - 1 else logits[places]
+            self._draw(drawn, logits)
 
     def _draw(self, streams: list[Stream], logits: Rows) -> None:
         if any(stream.steered for stream in streams):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from verify.noise import (
     NotUnsigned64,
     bits,
-    bytes_of,
+    byte_of,
     gumbel,
     gumbel_of,
     hash_of,
@@ -89,13 +89,12 @@ def test_no_noise_is_above_the_bound_of_its_highest_byte() -> None:
     assert most[:-1] == pytest.approx(MOST[:-1])
 
 
-@given(st.lists(st.tuples(words, words, st.integers(0, VOCABULARY - 1)), min_size=1, max_size=4))
-def test_few_tokens_alone_have_the_hashes_they_have_in_an_array(places: list[tuple[int, int, int]]) -> None:
-    states, tokens = [stream(*place[:2]) for place in places], [place[2] for place in places]
-    coarse = bytes_of(np.array(states, np.uint64), np.array(tokens)).tolist()
-    found = [hash_of(*one) for one in zip(states, tokens, coarse, strict=True)]
-    assert found == [literal_hash(*place) for place in places]
-    assert [uniform_of(word) for word in found] == uniform(np.array(found, np.uint64)).tolist()
+@given(words, words, st.integers(0, VOCABULARY - 1))
+def test_one_token_has_the_hash_it_has_in_an_array(seed: int, position: int, token: int) -> None:
+    state, expected = stream(seed, position), literal_hash(seed, position, token)
+    assert byte_of(state, token) == expected >> 56
+    assert hash_of(state, token, expected >> 56) == expected
+    assert uniform_of(expected) == uniform(np.array([expected], np.uint64))[0]
 
 
 @given(seed=words, position=words, token=st.integers(0, VOCABULARY - 1))
