@@ -1,12 +1,12 @@
 """A whole node with a door for strangers: x402's clients pay it, and its owner sees what they paid."""
 
 import asyncio
+import contextlib
 import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
-from eth_account.signers.local import LocalAccount
 
 from ledger.money import Amount
 from ledger.rails.stablecoin.keys import create_keystore
@@ -76,25 +76,21 @@ async def test_strangers_pay_a_node_by_channel_and_by_transfer_and_it_remembers(
     assert "every counterparty's postings sum to zero" in capsys.readouterr().out
 
 
-async def asked_back(chain: Anvil, url: str, buyer: LocalAccount) -> None:
-    """A wallet asks for what is left of its prepaid money, and the chain takes nothing in."""
-    async with client(exact_scheme(buyer)) as paying:
-        with chain.without_mining():
-            said = await paying.post(f"{url}/v1/refunds")
-            assert (said.status_code, settlement(said).extra["underWay"]) == (200, True)
-            for waiting in chain.pending():
-                chain.drop(waiting)
-
-
 async def test_a_refund_is_not_sent_again_by_another_wallet_of_the_same_ledger(chain: Anvil, tmp_path: Path) -> None:
     config, home, buyer = seller(chain, tmp_path), Home(tmp_path), chain.wallet(dollars=1_000_000)
     assert config.paid is not None
     assert config.stablecoin is not None
     url, first = f"http://127.0.0.1:{config.paid.port}", (tmp_path / "wallet.json").read_bytes()
-    async with run_node(home, config, load_exact), client(exact_scheme(buyer)) as paying:
-        response = await paying.post(f"{url}/v1/chat/completions", json=asking(model="auto"))
-        assert response.status_code == 200, response.text
-        await asked_back(chain, url, buyer)
+    with contextlib.ExitStack() as stack:
+        async with run_node(home, config, load_exact), client(exact_scheme(buyer)) as paying:
+            response = await paying.post(f"{url}/v1/chat/completions", json=asking(model="auto"))
+            assert response.status_code == 200, response.text
+            stack.enter_context(chain.without_mining())
+            said = await paying.post(f"{url}/v1/refunds")
+            assert (said.status_code, settlement(said).extra["underWay"]) == (200, True)
+        # The node has ended, and what it sent is lost.
+        for waiting in chain.pending():
+            chain.drop(waiting)
     cost = int(settlement(response).extra["chargedAmount"])
 
     other = chain.wallet(dollars=1_000_000)
