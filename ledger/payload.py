@@ -186,14 +186,18 @@ def _decode_and_learn(payload: bytes) -> tuple[Event, ...]:
 
 
 def _take_up(event: Event, pieces: list[Piece], plan: _Plan) -> bool:
-    """Add an event to pieces and plan; returns whether it is of a kind that comes again and again."""
+    """Add an event to pieces and plan; returns whether it is of a kind that comes again and again, and can be read so.
+
+    A party with too long a name could not be: its shape would be learned anew each time.
+    """
     first = values_in(pieces)
     match event:
         case AccountChanged(key, change):
-            kind = type(change)
-            pieces += [_ACCOUNT_1, Spelled.like(spell_account_key(key)), _ACCOUNT_2, *pieces_of_change(change)]
+            kind, spelled_key = type(change), spell_account_key(key)
+            pieces += [_ACCOUNT_1, Spelled.like(spelled_key), _ACCOUNT_2, *pieces_of_change(change)]
             plan.moves.append((first, kind, values_in(pieces)))
             plan.events.append(partial(_account_changed, *plan.moves[-1]))
+            return len(spelled_key) <= _MAX_WORDS_BYTES
         case RecordKept(kind, _, order):
             of_order = (_NONE,) if order is None else (DIGEST_HEAD, DIGEST)
             pieces += [_RECORD_1, spell_text(kind), _RECORD_2, *of_order, _RECORD_3, DIGEST_HEAD, DIGEST]
@@ -204,10 +208,12 @@ def _take_up(event: Event, pieces: list[Piece], plan: _Plan) -> bool:
             pieces += [_OBSERVED_1, spell_text(what), _OBSERVED_2, spell_head(5, len(facts))]
             for name, of_fact in spelled.items():
                 pieces += [spell_text(name), *of_fact]
-            pieces += [_OBSERVED_3, Spelled.like(spell_text(subject))]
+            spelled_subject = spell_text(subject)
+            pieces += [_OBSERVED_3, Spelled.like(spelled_subject)]
             numbers = tuple(name for name, of_fact in spelled.items() if values_in(of_fact))
             plan.subjects.append(first + len(numbers))
             plan.events.append(partial(_observed, what, facts, numbers, first))
+            return len(spelled_subject) <= _MAX_WORDS_BYTES
         case _:
             return False
     return True

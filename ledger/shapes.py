@@ -8,7 +8,8 @@ need not be decoded. What is of no shape known is decoded with care, so nothing 
 there.
 """
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable
 from struct import Struct
 from typing import Any, Final, Generic, TypeVar
 
@@ -16,6 +17,8 @@ from ledger.spelling import Piece, Spelled
 
 # A journal has some hundred; what texts make of more is forgotten again.
 _MOST: Final = 1_024
+# Of one length, the latest: all of these are tried, so that entries with ever other texts in them must not add to them.
+_MOST_ALIKE: Final = 32
 # In bytes. Entries that are longer are rare.
 LONGEST: Final = 4_096
 
@@ -57,11 +60,12 @@ class _Shape(Generic[P]):
 
 
 class Shapes(Generic[P]):
-    """The shapes that were learned, each with a plan: what its values are."""
+    """The shapes that were learned, each with a plan: what its values are. Several threads may read and learn."""
 
     def __init__(self) -> None:
         self._known: dict[int, list[_Shape[P]]] = {}
         self._count = 0
+        self._learning = threading.Lock()
 
     def read(self, payload: bytes) -> tuple[P, tuple[Any, ...]] | None:
         """The plan of a payload's shape, and its values; None where its shape is not known."""
@@ -71,11 +75,14 @@ class Shapes(Generic[P]):
                 return shape.plan, values
         return None
 
-    def learn(self, pieces: Sequence[Piece], plan: P) -> None:
+    def learn(self, pieces: Iterable[Piece], plan: P) -> None:
         """Know payloads of these pieces from now on."""
-        if self._count == _MOST:
-            self._known.clear()
-            self._count = 0
         shape = _Shape(pieces, plan)
-        self._known.setdefault(shape.size, []).append(shape)
-        self._count += 1
+        with self._learning:
+            if self._count == _MOST:
+                self._known.clear()
+                self._count = 0
+            before = self._known.get(shape.size, [])
+            # A list of its own: whoever reads goes on with the one before.
+            self._known[shape.size] = alike = [*before, shape][-_MOST_ALIKE:]
+            self._count += len(alike) - len(before)
