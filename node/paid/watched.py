@@ -86,7 +86,10 @@ class Watched:
                 await asyncio.to_thread(_write, self._path, rows, anew=anew)
             except OSError as error:
                 _log.warning("%s cannot be written: %s", self._path, error.strerror)
-                self._unwritten = {**added, **self._unwritten}
+                left = {order: transfer for order, transfer in added.items() if order in self._kept}
+                self._unwritten = left | self._unwritten
+                # A part of a line may be there, to which none can be added.
+                self._lines = 2 * self._most + 1
                 return
             self._lines = len(rows) if anew else self._lines + len(rows)
 
@@ -103,7 +106,7 @@ def _read(line: bytes) -> tuple[bytes, Transfer] | None:
     try:
         order, payer, nonce, value, expires = json.loads(line)
         return bytes.fromhex(order), Transfer(str(payer), bytes.fromhex(nonce), int(value), int(expires))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         return None
 
 

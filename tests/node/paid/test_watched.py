@@ -40,7 +40,9 @@ async def test_what_was_taken_before_it_was_written_never_is(tmp_path: Path) -> 
     assert not (tmp_path / "file").exists()
 
 
-@pytest.mark.parametrize("spoiled", [b"", b'["ab', b"\xff\n", b"[]\n", b'[1, 2, 3, 4, 5]\n{"a": 1}\n'])
+@pytest.mark.parametrize(
+    "spoiled", [b"", b'["ab', b"\xff\n", b"[]\n", b'[1, 2, 3, 4, 5]\n{"a": 1}\n', b'["", "", "", 1e999, 5]\n']
+)
 async def test_a_line_that_cannot_be_read_costs_no_other(tmp_path: Path, spoiled: bytes) -> None:
     one, other, path = transfer(1), transfer(2), tmp_path / "file"
     first = read(path)
@@ -90,3 +92,24 @@ async def test_what_cannot_be_written_is_written_later(tmp_path: Path, monkeypat
     assert (path.exists(), len(first)) == (False, 1)
     await first.keep()
     assert read(path).items() == [transfer(1)]
+
+
+async def test_a_disk_that_fills_up_amid_a_line_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    first = read(path)
+    first.add(*transfer(1))
+    await first.keep()
+
+    def fills_up(to: Path, *_: object, **__: object) -> None:
+        with to.open("ab") as file:
+            file.write(b'["0202')
+        raise OSError(28, os.strerror(28))
+
+    first.add(*transfer(2))
+    with monkeypatch.context() as patched:
+        patched.setattr(watched, "_write", fills_up)
+        await first.keep()
+    await first.keep()
+    first.add(*transfer(3))
+    await first.keep()
+    assert read(path).items() == [transfer(1), transfer(2), transfer(3)]
