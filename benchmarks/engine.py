@@ -12,8 +12,11 @@ llama-cpp-python, the fair peer; without it PyPI's xllamacpp is used where it is
 `--llama-cpp-server-python` names an interpreter that has `llama-cpp-python[server]`.
 
 What lies between two computations costs five to ten times what it does with warm caches, since the weights go through
-them in each step: what helps is to make and call less. Not of use: to guess what a part of a prompt takes from steps of
-before, which may have been slower ones (seen once on a busy machine: parts grew to 140 tokens).
+them in each step: what helps is to make and call less. No single call stands out, each costs 5 to 15 microseconds for
+the first time in a step, and the thread's own time shows them (`time.thread_time`, of a context with one thread) also
+on a busy machine. Not of use: to guess what a part of a prompt takes from steps of before, which may have been slower
+ones (seen once on a busy machine: parts grew to 140 tokens); to rank few tokens without numpy; to take the groups'
+maxima by halves; to look for few tokens by their groups in a vocabulary of 32,000.
 """
 
 import argparse
