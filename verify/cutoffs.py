@@ -30,8 +30,6 @@ LARGE = 65_536
 LEAST = np.float32(-np.inf)
 # Into so many slices of equal width, by their logits, the tokens are put of which the mass is wanted.
 SLICES = 4_096
-# More than double precision errs by, relative, in a mean over a vocabulary.
-ROUNDED = 1e-9
 # Millionths of the likeliest token's probability. Of 150,000 tokens this leaves a few hundred.
 LEAST_MIN_P = 1
 
@@ -98,7 +96,6 @@ def lowest(peak: float, sampling: Sampling) -> np.float32:
     return _single_from(_floor(peak, sampling))
 
 
-@np.errstate(over="ignore")  # at a low temperature: minus infinity, and no mass
 def lowest_of_nucleus(logits: Logits, sampling: Sampling, peak: float) -> np.float32 | None:
     """The least logit that top-p keeps of logits (V,); None where it does not keep all that are not below, since it
     cuts between equals, or where masses added in another order than that of rank could cut elsewhere.
@@ -275,11 +272,11 @@ def _ranked(ids: NDArray[np.intp], own: Logits, size: int, totals: Iterable[tupl
 
 
 def _totals(logits: Logits, groups: Logits, sampling: Sampling, peak: float) -> Iterator[tuple[float, float]]:
-    """By Jensen, tokens weigh no less than as many of their mean logit would: enough where many are alike."""
+    """Of a group is known that it weighs at least what its largest token does and at most as many times that."""
     temperature = _temperature(sampling)
-    mean = float(np.add.reduce(groups, dtype=np.float64)) / groups.size
-    below = mean - peak - ROUNDED * (abs(mean) + abs(peak))
-    yield groups.size * math.exp(below / temperature) * (1 - NEAR), math.inf
+    if groups.size < logits.size:
+        heaviest = float(masses(groups, peak, temperature).sum())
+        yield heaviest * (1 - NEAR), GROUP * heaviest * (1 + NEAR)
     yield _bounds(logits, groups, _floor(peak, sampling), peak, temperature)
 
 
@@ -303,7 +300,6 @@ def _total(logits: Logits, ranking: _Ranking, temperature: float) -> float:
     return float(np.exp((logits - ranking.logits[0]) / temperature).sum())
 
 
-@np.errstate(over="ignore")  # at a low temperature: minus infinity, and no mass
 def masses(logits: Logits, peak: float, temperature: float) -> Logits:
     """exp((logit - peak) / T) in single precision, (V,) in and out."""
     found = logits - np.float32(peak)

@@ -125,6 +125,7 @@ def sample(logits: Logits, sampling: Sampling, seed: int, position: int) -> int:
     return int(found)
 
 
+@np.errstate(over="ignore")  # at a low temperature: minus infinity, and no mass
 def sample_block(
     logits: NDArray[np.float32], samplings: Sequence[Sampling], seeds: Sequence[int], positions: Sequence[int]
 ) -> NDArray[np.int64]:
@@ -201,7 +202,6 @@ class _Whole:
     floor: np.float32
 
 
-@np.errstate(over="ignore")  # at a low temperature: minus infinity, and no mass
 def _guesses(logits: NDArray[np.float32], groups: NDArray[np.float32], places: Sequence[_Whole]) -> Reals:
     """A z for each row that the largest nearly always passes, and few others do.
 
@@ -220,7 +220,6 @@ def _guesses(logits: NDArray[np.float32], groups: NDArray[np.float32], places: S
     return guesses
 
 
-@np.errstate(over="ignore")  # at a low temperature: minus infinity, and no mass
 def _likely(logits: NDArray[np.float32], places: Sequence[_Whole], bars: Reals) -> list[_Draw]:
     """Of each row few of the tokens, all with z >= bar among them, and the largest logit.
 
