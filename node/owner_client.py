@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Final
 
 import aiohttp
@@ -53,7 +53,7 @@ class OwnerClient:
             raise CallFailed(said["error"]["message"], str(said["error"].get("code") or ""))
         return said
 
-    async def download(self, path: str) -> AsyncIterator[bytes]:
+    async def download(self, path: str) -> AsyncGenerator[bytes, None]:
         """What lies at a path, of any length, in pieces. Raises CallFailed."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
         try:

@@ -5,7 +5,8 @@ import contextlib
 import csv
 import os
 import sys
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import aclosing
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final, TextIO
@@ -284,10 +285,11 @@ async def _fold(home: Home, wanted: Statement, out: TextIO | None) -> None:
     table = csv.DictWriter(out, _COLUMNS, lineterminator="\n") if out else None
     if table:
         table.writeheader()
-    async for told in all_told(home, ChainReader(did_of_home(home))):
-        postings = wanted.add(told.entry.sequence, told.entry.time_ms, told.events)
-        if table:
-            table.writerows(_csv_row(posting) for posting in postings)
+    async with aclosing(all_told(home, ChainReader(did_of_home(home)))) as all_of_it:
+        async for told in all_of_it:
+            postings = wanted.add(told.entry.sequence, told.entry.time_ms, told.events)
+            if table:
+                table.writerows(_csv_row(posting) for posting in postings)
 
 
 def _csv_row(posting: Posting) -> dict[str, Any]:
@@ -355,24 +357,26 @@ def did_of_home(home: Home) -> str:
     return home.identity(SystemEntropy()).did
 
 
-async def all_told(home: Home, reader: ChainReader) -> AsyncIterator[Told]:
+async def all_told(home: Home, reader: ChainReader) -> AsyncGenerator[Told, None]:
     """Every entry of this node's chain, checked. Raises BrokenChain, NotAChainFile, what the sources raise."""
-    async for chunk in chain_chunks(home):
-        for told in reader.feed(chunk):
-            yield told
+    async with aclosing(chain_chunks(home)) as chunks:
+        async for chunk in chunks:
+            for told in reader.feed(chunk):
+                yield told
     reader.finish()
 
 
-async def chain_chunks(home: Home) -> AsyncIterator[bytes]:
+async def chain_chunks(home: Home) -> AsyncGenerator[bytes, None]:
     """This node's chain as a chain file: from the node while it runs, else from its disk."""
     try:
         running = home.running()
     except NotRunning:
-        async for chunk in _from_disk(home):
-            yield chunk
+        async with aclosing(_from_disk(home)) as chunks:
+            async for chunk in chunks:
+                yield chunk
         return
-    async with owner_client(running) as client:
-        async for chunk in client.download("/node/v1/ledger"):
+    async with owner_client(running) as client, aclosing(client.download("/node/v1/ledger")) as chunks:
+        async for chunk in chunks:
             yield chunk
 
 
@@ -384,7 +388,7 @@ def place_on_disk(home: Home) -> Place:
     return place
 
 
-async def _from_disk(home: Home) -> AsyncIterator[bytes]:
+async def _from_disk(home: Home) -> AsyncGenerator[bytes, None]:
     place, me = place_on_disk(home), did_of_home(home)
     with home.lock():
         async with await Database.open(place, me) as database:

@@ -2,11 +2,13 @@
 
 import asyncio
 import csv
+import errno
 import io
 import json
 import shutil
 import sqlite3
 import stat
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -270,6 +272,15 @@ def test_a_home_without_a_ledger_says_how_to_begin(idlemesh: Idlemesh, spare: Pa
     assert not (spare / "file").exists()
 
 
+class OneLine(io.StringIO):
+    """A pipe whose other end is closed after the first line, as by `head -1`."""
+
+    def write(self, text: str) -> int:
+        if self.getvalue():
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        return super().write(text)
+
+
 class TestStatement:
     def test_it_shows_every_book_account_for_people(self, idlemesh: Idlemesh, sold: Path) -> None:
         said = idlemesh("ledger", "statement", "--home", sold).out
@@ -343,6 +354,15 @@ class TestWhileTheNodeRuns:
         spent = [row for row in rows if row["account"] == "expense"]
         assert [row["counterparty"] for row in spent] == [nodes.seller.running.did]
         assert spent[0]["closing"] > 0
+
+    def test_a_statement_whose_reader_has_enough_ends_without_a_word(
+        self, idlemesh: Idlemesh, nodes: Nodes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        home: list[object] = ["--home", nodes.owner.home.folder]
+        self.buy(idlemesh, home)
+        monkeypatch.setattr(sys, "stdout", OneLine())
+        said = idlemesh("ledger", "statement", "--csv", *home)
+        assert (said.status, said.err, caplog.records) == (1, "", [])
 
     def test_the_stored_snapshot_is_verified_and_a_wrong_one_is_told(
         self, idlemesh: Idlemesh, sold: Path, spare: Path
