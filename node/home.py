@@ -51,6 +51,15 @@ class NotRunning(HomeError):
         super().__init__(f"no node is running in {folder}: start one with `idlemesh up --home {folder}`")
 
 
+class NotReady(HomeError):
+    """Somebody has this home, and cannot be asked yet or any more."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            f"a node in {folder} is starting or ending, or another command works there: try again in a moment"
+        )
+
+
 class CannotWrite(HomeError):
     """A file of this home cannot be written."""
 
@@ -201,7 +210,7 @@ class Home:
         (self.folder / "node.json").unlink(missing_ok=True)
 
     def running(self) -> Running:
-        """The node that runs in this home. Raises NotRunning."""
+        """The node that runs in this home. Raises NotRunning, NotReady."""
         try:
             with (self.folder / "node.lock").open("rb") as handle:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -215,7 +224,7 @@ class Home:
             body = json.loads((self.folder / "node.json").read_text())
             return Running(body["url"], body["token"], body["did"])
         except (OSError, ValueError, KeyError, TypeError):
-            raise NotRunning(self.folder) from None
+            raise NotReady(self.folder) from None
 
 
 def _write_secret(path: Path, text: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ledger.identity import Identity
-from node.home import AlreadyRunning, Home, HomeError, NotRunning, Running, open_home
+from node.home import AlreadyRunning, Home, HomeError, NotReady, NotRunning, Running, open_home
 from node.ports import SeededEntropy
 
 
@@ -120,7 +120,7 @@ def test_a_running_node_is_found_by_where_it_announced_itself(home: Home) -> Non
         assert home.running() == running
         home.withdraw()
         home.withdraw()
-        with pytest.raises(NotRunning, match="idlemesh up --home"):
+        with pytest.raises(NotReady, match="try again in a moment"):
             home.running()
 
 
@@ -128,7 +128,7 @@ def test_what_a_dead_node_left_behind_is_not_taken_for_a_running_one(home: Home)
     with home.lock():
         home.announce(Running("http://127.0.0.1:8080", "a token", "did:key:z6Mk"))
 
-    with pytest.raises(NotRunning):
+    with pytest.raises(NotRunning, match="idlemesh up --home"):
         home.running()
 
 
@@ -137,7 +137,7 @@ def test_a_damaged_announcement_is_none(home: Home, content: str) -> None:
     with home.lock():
         (home.folder / "node.json").write_text(content)
 
-        with pytest.raises(NotRunning):
+        with pytest.raises(NotReady):
             home.running()
 
 
