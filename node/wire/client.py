@@ -173,7 +173,15 @@ class HttpPeer:
     def _unreachable(self, error: BaseException) -> Unreachable:
         if isinstance(error, asyncio.TimeoutError):
             return Unreachable(f"{self.url} does not answer in time")
-        return Unreachable(f"{self.url} cannot be reached: {type(error).__name__}")
+        return Unreachable(f"{self.url} cannot be reached: {_in_words(error)}")
+
+
+def _in_words(error: BaseException) -> str:
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "its name cannot be found"
+    if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, ConnectionRefusedError):
+        return "nothing listens there"
+    return type(error).__name__
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:

@@ -260,7 +260,7 @@ async def test_a_port_where_nobody_listens_is_unreachable(call: Call) -> None:
     async with serving(silent) as url:
         pass
     async with dialling(url) as peer:
-        with pytest.raises(Unreachable, match="cannot be reached"):
+        with pytest.raises(Unreachable, match="cannot be reached: nothing listens there"):
             await call(peer)
 
 
