@@ -140,10 +140,8 @@ class Bank:
         except (TimeoutError, Unreachable):
             raise PaymentRefused(ERR_SETTLEMENT_PENDING, _PENDING) from None
         except (ChainError, TriedOften) as error:
-            # What else it may say (the price of gas, the wallet's balance) is the owner's business.
             _log.warning("a stranger's deposit was not brought to the chain: %s", error)
-            why = str(error) if isinstance(error, Refused) else "deposits cannot be relayed now: try later"
-            raise PaymentRefused(ERR_DEPOSIT_TRANSACTION_FAILED, why) from None
+            raise PaymentRefused(ERR_DEPOSIT_TRANSACTION_FAILED, _why_not(error)) from None
         return Moved(deposit.amount, transaction)
 
     def _check_deposit(self, config: ChannelConfig, deposit: Deposit) -> None:
@@ -185,7 +183,7 @@ class Bank:
                 await self._chain.submit(transaction.key, self._chain.bring(config, deposit))
             outcome = await self._chain.settled(transaction.key)
         if outcome.state == "failed" and not await self._chain.deposited(config, deposit.salt):
-            raise Refused("the deposit was reverted")
+            raise Refused("the deposit was reverted", by_contract=True)
         return outcome.hash
 
     async def _settled_elsewhere(
@@ -272,7 +270,8 @@ class Bank:
                 if came is not None:
                     await self._end(order, transfer, came)
         except Refused as error:
-            raise PaymentRefused(ERR_TRANSACTION_FAILED, str(error)) from None
+            _log.warning("a stranger's transfer was not brought to the chain: %s", error)
+            raise PaymentRefused(ERR_TRANSACTION_FAILED, _why_not(error)) from None
         except (TimeoutError, ChainError) as error:
             if isinstance(error, ChainError):
                 _log.warning("a stranger's transfer is not known to have happened: %s", error)
@@ -406,6 +405,12 @@ def _check_worth(amount: int, needed: int, what: str) -> None:
         this, least = Amount(amount, "uusd"), Amount(needed, "uusd")
         why = f"gas is so dear now that no less than {least} {what} at once, and this is {this}: more, or later"
         raise PaymentRefused(BELOW_GAS, why)
+
+
+def _why_not(error: Exception) -> str:
+    """What a stranger is told; what else there is (the price of gas, the wallet's balance) is the owner's business."""
+    is_its_own = isinstance(error, Refused) and error.by_contract
+    return str(error) if is_its_own else "payments cannot be brought to the chain now: try later"
 
 
 def unread(error: ChainError) -> PaymentRefused:

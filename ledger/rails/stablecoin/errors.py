@@ -41,9 +41,13 @@ class Disagreement(ChainError):
 
 @define
 class Refused(ChainError):
-    """The chain would not carry out a call: it was not sent, and no money moved."""
+    """The chain would not carry out a call: it was not sent, and no money moved.
+
+    `by_contract`: the words are a contract's. An endpoint's may tell what this node's wallet has, or its key there.
+    """
 
     why: str
+    by_contract: bool = False
 
     def __str__(self) -> str:
         return f"the chain refuses it: {self.why}"

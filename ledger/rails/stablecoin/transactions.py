@@ -166,7 +166,9 @@ class Transactions:
         estimates = [each for _, each in said if not isinstance(each, Said) and each <= _MAX_GAS]
         if not estimates:
             refusals = [each for _, each in said if isinstance(each, Said)]
-            raise Refused(next((reason(each.data) or each.message for each in refusals), "it takes too much gas"))
+            if by_contract := next(filter(None, (reason(each.data) for each in refusals)), None):
+                raise Refused(by_contract, by_contract=True)
+            raise Refused(next((each.message for each in refusals), "it takes too much gas"))
         estimate = max(estimates) * _SPARE_NUMERATOR // _SPARE_DENOMINATOR + _SPARE_GAS
         return max(estimate, call.gas)
 

@@ -11,6 +11,8 @@ import pytest
 from eth_account.signers.local import LocalAccount
 from x402.schemas import PaymentRequirements
 
+from ledger.rails.stablecoin.chain import Chain
+from ledger.rails.stablecoin.errors import Refused
 from node.engine.memory import MemoryEngine
 from node.models.tokenizer import Tokenizer
 from node.paid import worth
@@ -152,3 +154,23 @@ async def test_a_deposit_is_asked_for_that_is_worth_its_gas(door: Open, chain: A
             assert response.status_code == 200, response.text
             (account,) = open_door.accounts("stablecoin")
             assert account.funded >= needed
+
+
+@pytest.mark.parametrize("by_channel", [False, True])
+async def test_what_an_endpoint_says_of_the_owner_s_wallet_or_key_is_told_to_no_stranger(
+    door: Open, chain: Anvil, buyer: LocalAccount, monkeypatch: pytest.MonkeyPatch, by_channel: bool
+) -> None:
+    scheme = channel_scheme(buyer, chain) if by_channel else exact_scheme(buyer)
+
+    async def refuse(*_: object) -> None:
+        raise Refused("insufficient funds: 0x1234 has 5; project 0f0f0f")
+
+    async with door() as open_door, httpx.AsyncClient() as plain:
+        headers = await signed(scheme, open_door.chat, json=asking())
+        monkeypatch.setattr(Chain, "submit", refuse)
+        refused = await plain.post(open_door.chat, json=asking(), headers=headers)
+        assert (refused.status_code, "try later" in refused.text) == (402, True)
+        told = refused.text + repr(required(refused)) + repr(refused.headers)
+        if not by_channel:
+            told += repr(settlement(refused))
+        assert not any(secret in told for secret in ("insufficient", "1234", "0f0f0f"))

@@ -205,8 +205,9 @@ async def test_what_reverts_when_it_is_mined_has_failed_and_moved_nothing(
 
 async def test_what_the_contract_would_refuse_is_not_sent(chain: Anvil, pair: Pair, opens: Opens) -> None:
     payee = await opens(pair.receiver)
-    with pytest.raises(Refused, match="ClaimExceedsBalance"):
+    with pytest.raises(Refused, match="ClaimExceedsBalance") as refused:
         await payee.submit(b"1", contracts.claim(payee.place.contract, [pair.row(payee, 5)]))
+    assert refused.value.by_contract
     assert (await payee.outcome(b"1")).state == "absent"
 
 
