@@ -8,17 +8,16 @@ need not be decoded. What is of no shape known is decoded with care, so nothing 
 there.
 """
 
-import threading
 from collections.abc import Iterable
 from struct import Struct
 from typing import Any, Final, Generic, TypeVar
 
 from ledger.spelling import Piece, Spelled
 
-# A journal has some hundred; what texts make of more is forgotten again.
-_MOST: Final = 1_024
-# Of one length, the latest: all of these are tried, so that entries with ever other texts in them must not add to them.
-_MOST_ALIKE: Final = 32
+# A journal has some hundred lengths, with few shapes each; what texts make of more is forgotten again. All of one length
+# are tried, so that entries with ever other texts in them must not add to them.
+_LENGTHS: Final = 512
+_ALIKE: Final = 16
 # In bytes. Entries that are longer are rare.
 LONGEST: Final = 4_096
 
@@ -64,8 +63,6 @@ class Shapes(Generic[P]):
 
     def __init__(self) -> None:
         self._known: dict[int, list[_Shape[P]]] = {}
-        self._count = 0
-        self._learning = threading.Lock()
 
     def read(self, payload: bytes) -> tuple[P, tuple[Any, ...]] | None:
         """The plan of a payload's shape, and its values; None where its shape is not known."""
@@ -78,11 +75,8 @@ class Shapes(Generic[P]):
     def learn(self, pieces: Iterable[Piece], plan: P) -> None:
         """Know payloads of these pieces from now on."""
         shape = _Shape(pieces, plan)
-        with self._learning:
-            if self._count == _MOST:
-                self._known.clear()
-                self._count = 0
-            before = self._known.get(shape.size, [])
-            # A list of its own: whoever reads goes on with the one before.
-            self._known[shape.size] = alike = [*before, shape][-_MOST_ALIKE:]
-            self._count += len(alike) - len(before)
+        before = self._known.get(shape.size, [])
+        if not before and len(self._known) >= _LENGTHS:
+            self._known.clear()
+        # A list of its own: whoever reads goes on with the one before.
+        self._known[shape.size] = [*before, shape][-_ALIKE:]

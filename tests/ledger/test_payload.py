@@ -1,6 +1,6 @@
 """Reading by a known shape and reading with care say the same of any bytes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, get_args
 
@@ -18,7 +18,7 @@ from ledger.event_maps import encode_event
 from ledger.events import AccountChanged, Event, FeePaid, InvalidEvents, Observed, RecordKept, account_of
 from ledger.money import MAX_AMOUNT
 from ledger.payload import decode_events, encode_events, move_of, read_content
-from ledger.spelling import Piece, Spelled
+from ledger.spelling import Spelled
 
 EDGES = [0, 23, 24, 255, 256, 65_535, 65_536, 2**32 - 1, 2**32, MAX_AMOUNT]
 texts, digests = st.text(max_size=30), st.binary(min_size=32, max_size=32)
@@ -167,10 +167,11 @@ def test_each_bit_of_a_known_shape_counts() -> None:
 
 def test_shapes_are_forgotten_when_there_are_too_many() -> None:
     known = shapes.Shapes[int]()
-    for n in range(shapes._MOST + 1):
+    for n in range(shapes._LENGTHS + 1):
         known.learn([b"." * n, Spelled("B", 24, 255)], n)
-    assert known.read(b"." * shapes._MOST + b"\x20") == (shapes._MOST, (32,))
+    assert known.read(b"." * shapes._LENGTHS + b"\x20") == (shapes._LENGTHS, (32,))
     assert known.read(b"\x20") is None
+    assert len(known._known) == 1
 
 
 def test_shapes_of_one_length_are_few() -> None:
@@ -178,25 +179,7 @@ def test_shapes_of_one_length_are_few() -> None:
     for n in range(10, 100):
         known.learn([b"%d " % n, Spelled("B", 24, 255)], n)
     found = [n for n in range(10, 100) if known.read(b"%d \x20" % n)]
-    assert found == list(range(100 - shapes._MOST_ALIKE, 100))
-
-
-def test_shapes_stay_few_where_another_thread_learns_one_meanwhile() -> None:
-    known = shapes.Shapes[int]()
-
-    def name(n: int) -> bytes:
-        return b"." * n
-
-    def meanwhile() -> Iterator[Piece]:
-        known.learn([name(shapes._MOST)], 0)
-        yield name(shapes._MOST + 1)
-
-    for n in range(1, shapes._MOST):
-        known.learn([name(n)], 0)
-    known.learn(meanwhile(), 0)
-    for n in range(shapes._MOST + 2, 2 * shapes._MOST):
-        known.learn([name(n)], 0)
-    assert sum(known.read(name(n)) is not None for n in range(2 * shapes._MOST)) <= shapes._MOST
+    assert found == list(range(100 - shapes._ALIKE, 100))
 
 
 def test_of_a_party_with_too_long_a_name_no_shape_is_learned() -> None:
