@@ -14,8 +14,8 @@ from typing import Any, Final, Generic, TypeVar
 
 from ledger.spelling import Piece, Spelled
 
-# A journal has some hundred lengths, with few shapes each; what texts make of more is forgotten again. All of one length
-# are tried, so that entries with ever other texts in them must not add to them.
+# A journal has some hundred lengths, with few shapes each; what texts make of more is forgotten again. All of one
+# length are tried, so that entries with ever other texts in them must not add to them.
 _LENGTHS: Final = 512
 _ALIKE: Final = 16
 # In bytes. Entries that are longer are rare.
