@@ -16,7 +16,7 @@ them in each step: what helps is to make and call less. No single call stands ou
 the first time in a step, and the thread's own time shows them (`time.thread_time`, of a context with one thread) also
 on a busy machine. Not of use: to guess what a part of a prompt takes from steps of before, which may have been slower
 ones (seen once on a busy machine: parts grew to 140 tokens); to rank few tokens without numpy; to take the groups'
-maxima by halves; to look for few tokens by their groups in a vocabulary of 32,000.
+maxima by halves; to look for few tokens by their groups in a vocabulary of 32,000; to bound a mass by Jensen first.
 """
 
 import argparse
