@@ -74,13 +74,25 @@ def backend(gpu_layers: int = -1) -> str:
     """What the weights are multiplied on, for the engine fingerprint: "cpu-avx2", "cuda", "mtl" and so on."""
     llama = library()
     offloads = gpu_layers != 0 and llama.llama_supports_gpu_offload()
-    return backend_of(llama.llama_print_system_info().decode(), offloads=offloads)
+    return backend_of(llama.llama_print_system_info().decode(), offloads=offloads, blas="BLAS" in _registered())
 
 
-def backend_of(system: str, *, offloads: bool) -> str:
+def _registered() -> set[str]:
+    """The names of ggml's backends. That of a BLAS library is not on the line about the system."""
+    from llama_cpp._ggml import libggml
+
+    libggml.ggml_backend_reg_count.restype = ctypes.c_size_t
+    libggml.ggml_backend_reg_get.argtypes, libggml.ggml_backend_reg_get.restype = [ctypes.c_size_t], ctypes.c_void_p
+    libggml.ggml_backend_reg_name.argtypes, libggml.ggml_backend_reg_name.restype = [ctypes.c_void_p], ctypes.c_char_p
+    count: int = libggml.ggml_backend_reg_count()
+    return {libggml.ggml_backend_reg_name(libggml.ggml_backend_reg_get(place)).decode() for place in range(count)}
+
+
+def backend_of(system: str, *, offloads: bool, blas: bool = False) -> str:
     """The backend that llama.cpp's line about its system tells of: "CUDA : ARCHS = 890 | CPU : SSE3 = 1 | AVX = 1 | ".
 
-    Where it does not tell which instructions a CPU computes with it is "cpu", and where not which GPU, "gpu".
+    Where it does not tell which instructions a CPU computes with it is "cpu", and where not which GPU, "gpu". With a
+    BLAS library prompts are multiplied in single precision, unlike what follows them: "cpu-avx2-blas".
     """
     sections: dict[str, set[str]] = {}
     name = ""
@@ -93,7 +105,8 @@ def backend_of(system: str, *, offloads: bool) -> str:
     if offloads:
         return next((section for section in sections if section not in ("", "cpu")), "gpu")
     features = sections.get("cpu", set())
-    return next((f"cpu-{family}" for feature, family in _FAMILIES if feature in features), "cpu")
+    cpu = next((f"cpu-{family}" for feature, family in _FAMILIES if feature in features), "cpu")
+    return f"{cpu}-blas" if blas else cpu
 
 
 def quantize(source: Path, target: Path, file_type: str, threads: int = 0) -> None:

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from node.models.gguf import NotGguf, TruncatedGguf
-from node.models.llama import LlamaClosed, LlamaRefused, QuantizationFailed, backend, backend_of, build, quantize
+from node.models.llama import (
+    LlamaClosed,
+    LlamaRefused,
+    QuantizationFailed,
+    _registered,
+    backend,
+    backend_of,
+    build,
+    quantize,
+)
 from node.models.manifest import tokenizer_file
 from node.models.quantization import UnknownTier
 from node.models.vocab import UnknownToken, open_vocab
@@ -27,6 +36,7 @@ def test_the_build_names_the_library_and_fits_a_fingerprint() -> None:
 @pytest.mark.parametrize("case", BACKENDS, ids=lambda case: case["machine"])
 def test_the_backend_tells_the_instructions_or_the_gpu(case: dict[str, Any]) -> None:
     assert backend_of(case["system"], offloads=False) == case["cpu"]
+    assert backend_of(case["system"], offloads=False, blas=True) == f"{case['cpu']}-blas"
     if case["offloaded"]:
         assert backend_of(case["system"], offloads=True) == case["offloaded"]
 
@@ -38,6 +48,10 @@ def test_a_cpu_of_which_nothing_is_told_is_of_no_family(system: str) -> None:
 
 def test_a_gpu_that_says_nothing_of_itself_is_not_taken_for_the_cpu_beside_it() -> None:
     assert backend_of("CPU : SSE3 = 1 | AVX = 1 | AVX2 = 1 | ", offloads=True) == "gpu"
+
+
+def test_what_ggml_computes_with_is_known_by_name() -> None:
+    assert "CPU" in _registered()
 
 
 def test_the_cpu_of_this_machine_is_of_a_family() -> None:
