@@ -19,7 +19,7 @@ run: setup
 	@.venv/bin/idlemesh demo $(ARGS)
 
 test: setup-dev
-	@.venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@.venv/bin/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 format: setup-dev
 	.venv/bin/ruff check --fix-only --quiet
