@@ -175,6 +175,6 @@ def test_a_short_ledger_and_one_core_need_no_help(monkeypatch: pytest.MonkeyPatc
     monkeypatch.undo()
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3, 4, 5})
     assert helpers.how_many(helpers.WORTHWHILE - 1) == 0
-    assert helpers.how_many(helpers.WORTHWHILE) == 3
+    assert helpers.how_many(helpers.WORTHWHILE) == 2
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
     assert helpers.how_many(10**6) == 0
