@@ -64,6 +64,8 @@ from tests.chain import X402_CHANNELS, Anvil
 from tests.node.trading import PRICE
 
 NETWORK: Final = "eip155:31337"
+# What a stranger's wallet has, in millionths of a dollar.
+RICH: Final = 10_000_000
 DELAY_S: Final = 3_600
 
 

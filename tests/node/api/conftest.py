@@ -5,6 +5,7 @@ from pathlib import Path
 
 import openai
 import pytest
+from eth_account.signers.local import LocalAccount
 
 from node.engine.hardware import Plan
 from node.engine.memory import MemoryEngine
@@ -13,9 +14,11 @@ from node.models.manifest import Manifest
 from node.models.template import TemplateRenderer
 from node.models.tokenizer import Tokenizer
 from node.models.vocab import open_vocab
+from tests.chain import Anvil
 from tests.node.api.running import OUT_OF_REACH, RunningNode, running_node, settings
 from tests.node.conftest import tokenizer_digest
-from tests.node.trading import DEMO
+from tests.node.strangers import RICH
+from tests.node.trading import DEMO, engine_of
 
 
 @pytest.fixture(scope="session")
@@ -62,3 +65,17 @@ async def speaking() -> AsyncIterator[Tokenizer]:
     await renderer.start()
     yield Tokenizer(open_vocab(DEMO), tokenizer_digest(), renderer)
     await renderer.close()
+
+
+@pytest.fixture
+async def engine(speaking: Tokenizer) -> AsyncIterator[MemoryEngine]:
+    """Computes the answers that strangers pay for."""
+    engine = engine_of(speaking, slots=4)
+    yield engine
+    await engine.close()
+
+
+@pytest.fixture
+def buyer(chain: Anvil) -> LocalAccount:
+    """A stranger's wallet with `RICH` in it."""
+    return chain.wallet(dollars=RICH)

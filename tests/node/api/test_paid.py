@@ -1,7 +1,7 @@
 """The door for anyone who pays, with x402's own client, unchanged, on a real chain."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from node.models.tokenizer import Tokenizer
 from node.wire.messages import Refused
 from tests.chain import X402_CHANNELS, Anvil
 from tests.node.strangers import (
+    RICH,
     Stall,
     asking,
     channel_scheme,
@@ -45,24 +46,11 @@ from tests.node.strangers import (
 from tests.node.trading import HOT, PROMPT, engine_of, pooled
 
 Open = Callable[..., AbstractAsyncContextManager[Stall]]
-RICH = 1_000_000
-
-
-@pytest.fixture
-async def engine(speaking: Tokenizer) -> AsyncIterator[MemoryEngine]:
-    engine = engine_of(speaking, slots=4)
-    yield engine
-    await engine.close()
 
 
 @pytest.fixture
 def seller(chain: Anvil) -> LocalAccount:
     return chain.wallet(dollars=10_000)
-
-
-@pytest.fixture
-def buyer(chain: Anvil) -> LocalAccount:
-    return chain.wallet(dollars=RICH)
 
 
 @pytest.fixture

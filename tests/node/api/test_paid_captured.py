@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from node.wire.messages import Refused
 from tests.chain import Anvil
 from tests.node.strangers import (
     NETWORK,
+    RICH,
     Stall,
     asking,
     client,
@@ -36,22 +37,9 @@ from tests.node.strangers import (
     signed,
     stall,
 )
-from tests.node.trading import engine_of
 
 Open = Callable[..., AbstractAsyncContextManager[Stall]]
 BUDGET = 2_000
-
-
-@pytest.fixture
-async def engine(speaking: Tokenizer) -> AsyncIterator[MemoryEngine]:
-    engine = engine_of(speaking, slots=4)
-    yield engine
-    await engine.close()
-
-
-@pytest.fixture
-def buyer(chain: Anvil) -> LocalAccount:
-    return chain.wallet(dollars=100_000)
 
 
 @pytest.fixture
@@ -88,7 +76,7 @@ async def test_a_transfer_that_only_signed_in_counts_for_its_payer_when_somebody
         for _ in range(2):
             await open_door.bank.sweep()
         assert open_door.prepaid(buyer).funded == 2 * BUDGET
-        assert chain.dollars(buyer.address) == 100_000 - 2 * BUDGET
+        assert chain.dollars(buyer.address) == RICH - 2 * BUDGET
         assert len(open_door.book.strangers.shown) == 1, "the other is still good"
         again = await plain.post(open_door.chat, json=asking(), headers=headers[0])
         assert refusal(again) == ERR_NONCE_ALREADY_USED

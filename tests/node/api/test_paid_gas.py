@@ -1,6 +1,6 @@
 """The door on a chain whose gas is dear: it asks for what it takes, takes what it asked for, and says why where not."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from node.paid import worth
 from node.paid.terms import BELOW_GAS
 from tests.chain import Anvil
 from tests.node.strangers import (
+    RICH,
     Stall,
     asking,
     channel_scheme,
@@ -30,26 +31,12 @@ from tests.node.strangers import (
     signed,
     stall,
 )
-from tests.node.trading import engine_of
 
 Open = Callable[..., AbstractAsyncContextManager[Stall]]
-RICH = 10_000_000
 BUDGET = 2_000
 # So much that a transfer has to be of some hundredths of a dollar, and a hundred times that where gas is dear.
 ETHER = 100_000_000
 DEAR = 40 * 10**9
-
-
-@pytest.fixture
-async def engine(speaking: Tokenizer) -> AsyncIterator[MemoryEngine]:
-    engine = engine_of(speaking, slots=4)
-    yield engine
-    await engine.close()
-
-
-@pytest.fixture
-def buyer(chain: Anvil) -> LocalAccount:
-    return chain.wallet(dollars=RICH)
 
 
 @pytest.fixture
