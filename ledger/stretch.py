@@ -16,7 +16,7 @@ from attrs import frozen
 from ledger.account import AccountKey
 from ledger.events import InvalidEvents
 from ledger.journal import BrokenChain, Entry, check_link
-from ledger.payload import PlainMove, read_content
+from ledger.payload import PlainMove, RecordTold, read_content
 from ledger.records import digest_of
 from ledger.retention import Gaps, digests_dropped
 
@@ -81,9 +81,9 @@ def _entry(sequence: int, row: tuple[Any, ...]) -> Entry:
     return Entry(*row)
 
 
-def _by_sequence(records: Iterable[tuple[Any, ...]]) -> dict[int, list[tuple[str, bytes, bytes | None]]]:
+def _by_sequence(records: Iterable[tuple[Any, ...]]) -> dict[int, list[RecordTold]]:
     """What the journal should tell of stored records, by entry."""
-    stored: dict[int, list[tuple[str, bytes, bytes | None]]] = {}
+    stored: dict[int, list[RecordTold]] = {}
     for row in records:
         if tuple(map(type, row)) not in RECORD_TYPES:
             raise BrokenChain(0, "a row of the records has columns of other types than were written")
@@ -94,9 +94,7 @@ def _by_sequence(records: Iterable[tuple[Any, ...]]) -> dict[int, list[tuple[str
     return stored
 
 
-def _compare(
-    sequence: int, told: set[tuple[str, bytes, bytes | None]], found: set[tuple[str, bytes, bytes | None]], gaps: Gaps
-) -> None:
+def _compare(sequence: int, told: set[RecordTold], found: set[RecordTold], gaps: Gaps) -> None:
     for kind, digest, _ in found - told:
         raise BrokenChain(sequence, f"{kind} {digest.hex()[:16]} is not stored as the journal tells")
     for _, digest, _ in told - found:
