@@ -60,6 +60,14 @@ def only_account(buyer: Buyer, seller: X402Seller) -> Account:
     return account
 
 
+async def balances(buyer: Buyer) -> dict[str, int]:
+    statement = Statement(ME.did)
+    async for entry in buyer.book.journal.entries():
+        statement.add(entry.sequence, entry.time_ms, decode_events(entry.payload))
+    assert statement.balanced
+    return {key.account: line.closing for key, line in statement.lines.items() if line.closing}
+
+
 async def test_a_seller_whose_terms_fill_a_payment_is_paid_nothing_and_blocks_nobody(
     exact: X402Seller, buyer: Buyer
 ) -> None:
@@ -83,14 +91,7 @@ async def test_a_request_is_paid_by_a_transfer(chain: Anvil, exact: X402Seller, 
     account = only_account(buyer, exact)
     assert (account.owed, account.authorized, account.settled, account.reserved) == (1_000, 1_000, 1_000, 0)
     assert buyer.book.spent_today() == {"uusd": 1_000}
-    statement = Statement(ME.did)
-    async for entry in buyer.book.journal.entries():
-        statement.add(entry.sequence, entry.time_ms, decode_events(entry.payload))
-    assert statement.balanced
-    assert {key.account: line.closing for key, line in statement.lines.items() if line.closing} == {
-        "expense": 1_000,
-        "money": -1_000,
-    }
+    assert await balances(buyer) == {"expense": 1_000, "money": -1_000}
 
 
 async def test_a_transfer_whose_answer_was_lost_is_known_from_the_chain(
@@ -163,7 +164,7 @@ async def test_payments_whose_time_is_over_are_ended_without_another_request(
 
     over = only_account(buyer, batch)
     assert (over.funded - over.withdrawn, over.owed, over.reserved) == (0, 0, 0)
-    assert buyer.book.spent_today() == {"uusd": 1_000}
+    assert await balances(buyer) == {"expense": 1_000, "money": -1_000}
 
 
 # Channels
