@@ -10,10 +10,11 @@ from typing import Final
 from ledger import snapshot
 from ledger.account import AccountKey
 from ledger.changes import Acknowledged, Earned, Forgotten, Granted, Released, Reserved, VoucherReceived
-from ledger.database import snapshots
+from ledger.database import snapshots, waypoints
 from ledger.database.grouping import Append, Drafted, Stored, draft_group
 from ledger.database.opening import enter
 from ledger.database.places import lanes_to
+from ledger.database.waypoints import Left
 from ledger.database.writing import insert_group
 from ledger.events import AccountChanged, Books, Event
 from ledger.identity import Identity
@@ -71,7 +72,7 @@ async def build(file: Path, entries: int, after: int = 0) -> None:
     """Write a ledger with a snapshot and `after` entries behind it, as a process that was killed leaves it."""
     writer, reader = await lanes_to(file, ME)
     chain = await writer.run(lambda connection: enter(connection, ME))
-    head, books, recollection, sales = genesis(ME), Books(), Recollection(ME), _sales()
+    head, books, recollection, sales, left = genesis(ME), Books(), Recollection(ME), _sales(), Left(ME)
     for last in (entries - after, entries):
         while batch := list(islice(sales, min(BATCH, last - head.sequence))):
             group = [drafted for drafted in draft_group(head, books, batch, Stored()) if isinstance(drafted, Drafted)]
@@ -79,9 +80,11 @@ async def build(file: Path, entries: int, after: int = 0) -> None:
             for drafted in group:
                 recollection.take(drafted.entry.time_ms, drafted.append.events, drafted.books)
             await writer.run(partial(insert_group, chain=chain, group=group))
+            left.pass_by(head, books)
         if last < entries:
             memory = recollection.freeze()()
             stored = StoredSnapshot(last, snapshot.encode(snapshot.take(ME, head, books)), memory)
             await writer.run(partial(snapshots.write, chain=chain, stored=stored))
+    await writer.run(partial(waypoints.replace, chain=chain, left=left.of))
     await reader.close()
     await writer.close()

@@ -121,6 +121,11 @@ class Books:
         """An account; one that nothing has happened to yet is empty."""
         return self.accounts.get(key) or Account(key)
 
+    @property
+    def orders(self) -> int:
+        """How many orders all accounts know."""
+        return sum(len(account.orders) for account in self.accounts.values())
+
     def apply(self, events: Iterable[Event]) -> "Books":
         """The books after these events: all of them, or none. Raises AccountError."""
         accounts, effects = dict(self.accounts), dict(self.effects)

@@ -91,6 +91,11 @@ class Gaps:
         for digest in digests:
             self.dropped += self._missing.pop(digest, None) is not None
 
+    def go_on(self, named: Iterable[bytes], missing: Mapping[bytes, int]) -> None:
+        """The next entries name some as dropped, and tell of others that are not there, which they do not name."""
+        self.account_for(named)
+        self._missing |= missing
+
     @property
     def missing(self) -> Mapping[bytes, int]:
         """The digests that no entry so far has accounted for, and the entries that tell of them."""

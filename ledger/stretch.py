@@ -1,10 +1,13 @@
-"""Entries that follow one another, checked with their records for all but what they do to the books.
+"""A part of a chain, verified with its records from the books that it begins with to those that it ends with.
 
-Theory of operation. Whether an entry is whole, follows from the one before and tells of the records that are stored
-under it can be said of any stretch of a chain alone; so several processes can check several stretches. What their
-entries do to the books depends on all entries before: `Replay.pass_over` takes the stretches in order, sees that each
-goes on from where the one before ended, and moves the accounts. One account knows nothing of another, so the moves of a
-stretch are told account by account.
+Theory of operation. A part is read in stretches of entries that follow one another. First each is checked for what can
+be said of it alone: whether its entries are whole, follow from one another and tell of the records that are stored
+under them. Then it moves the books: one account knows nothing of another, so that is done account by account, far
+faster than entry by entry.
+
+Where the books after some entries are written down, several processes can verify a part each. What is written there is
+not believed: a part begins with it, and the part before has to end with the same bytes (`Part.ends_with`), back to the
+first, which begins with nothing. What is missing in one part may be dropped in a later one: `join` looks at that.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,9 +16,10 @@ from typing import Any, Final
 
 from attrs import frozen
 
+from ledger import snapshot
 from ledger.account import AccountKey
 from ledger.events import InvalidEvents
-from ledger.journal import BrokenChain, Entry, check_link
+from ledger.journal import BrokenChain, Entry, Replay, check_link
 from ledger.payload import PlainMove, RecordTold, read_content
 from ledger.records import digest_of
 from ledger.retention import Gaps, digests_dropped
@@ -26,20 +30,78 @@ RECORD_TYPES: Final = ((bytes, str, bytes, int, bytes), (bytes, str, NoneType, i
 
 
 @frozen
+class Found:
+    """What was found of records: how many are stored, in which entries those are told of that are `missing`, and the
+    digests that entries name as dropped.
+    """
+
+    records: int
+    missing: Mapping[bytes, int]
+    dropped: Sequence[bytes]
+
+
+@frozen
 class Stretch:
-    """What was found in entries that follow one another.
+    """What entries that follow one another hold.
 
     `previous` is the hash that the first of them names, `head` the last one; `moves` is what happens to each account,
-    in order and in plain values. `records` says how many are stored, `missing` in which entries those are told of that
-    are not, `dropped` the digests that entries name as dropped.
+    in order and in plain values.
     """
 
     previous: bytes
     head: Entry
     moves: Mapping[AccountKey, Sequence[PlainMove]]
-    records: int
-    missing: Mapping[bytes, int]
-    dropped: Sequence[bytes]
+    found: Found
+
+
+class Part:
+    """A part of a chain, read from its beginning."""
+
+    def __init__(self, chain_id: str, begin: bytes | None = None) -> None:
+        """It begins with the books of a snapshot's bytes, or at the genesis of the chain. Raises BadSnapshot."""
+        self._chain_id = chain_id
+        if begin is None:
+            self._replayed = Replay(chain_id)
+        else:
+            taken = snapshot.decode(begin, chain_id)
+            self._replayed = Replay.after(Entry(taken.sequence, 0, b"", b"", taken.hash), taken.books)
+        self._gaps = Gaps()
+        self._records = 0
+        self._dropped: list[bytes] = []
+
+    def take(self, entries: Sequence[tuple[Any, ...]], records: Iterable[tuple[Any, ...]]) -> None:
+        """Take the next entries, at least one, and the records stored under them; rows as `check_stretch` takes them.
+
+        Raises BrokenChain.
+        """
+        stretch = check_stretch(self._replayed.head.sequence, entries, records)
+        self._replayed.pass_over(stretch.previous, stretch.head, stretch.moves)
+        self._gaps.go_on(stretch.found.dropped, stretch.found.missing)
+        self._records += stretch.found.records
+        self._dropped += stretch.found.dropped
+
+    @property
+    def replayed(self) -> Replay:
+        """The books after what was taken, and its last entry."""
+        return self._replayed
+
+    @property
+    def found(self) -> Found:
+        """What was found of records so far."""
+        return Found(self._records, self._gaps.missing, self._dropped)
+
+    def ends_with(self, end: bytes) -> bool:
+        """Whether these are the bytes of a snapshot taken now."""
+        return snapshot.encode(snapshot.take(self._chain_id, self._replayed.head, self._replayed.books)) == end
+
+
+def join(parts: Iterable[Found]) -> tuple[int, Gaps]:
+    """How many records are stored in all parts, from the first on, and what is missing."""
+    records, gaps = 0, Gaps()
+    for part in parts:
+        records += part.records
+        gaps.go_on(part.dropped, part.missing)
+    return records, gaps
 
 
 def check_stretch(after: int, entries: Sequence[tuple[Any, ...]], records: Iterable[tuple[Any, ...]]) -> Stretch:
@@ -72,7 +134,7 @@ def check_stretch(after: int, entries: Sequence[tuple[Any, ...]], records: Itera
             gaps.account_for(named)
             dropped += named
     count = sum(len(set(found)) for found in stored.values())
-    return Stretch(previous, head, moves, count, gaps.missing, dropped)
+    return Stretch(previous, head, moves, Found(count, gaps.missing, dropped))
 
 
 def _entry(sequence: int, row: tuple[Any, ...]) -> Entry:

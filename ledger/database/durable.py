@@ -14,14 +14,17 @@ snapshot, and the entries after it checked, with every record's bytes against th
 a usable snapshot, the whole chain. Damage before the snapshot shows when it is read, or when all is verified.
 """
 
+import logging
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
 import sqlalchemy as sa
 
-from ledger.database import retention, schema, snapshots
+from ledger.database import retention, schema, snapshots, waypoints
 from ledger.database.appending import Appender
+from ledger.database.errors import LedgerError
 from ledger.database.grouping import Append
 from ledger.database.keeping import Keeper
 from ledger.database.lane import Lane
@@ -33,6 +36,8 @@ from ledger.journal import Entry, Follower, Kept, Material, Nonce, Remembered, S
 from ledger.snapshot import BadSnapshot
 
 _OF_MANY: Final = Part()
+
+_log = logging.getLogger(__name__)
 
 
 class Database:
@@ -62,6 +67,8 @@ class Database:
             chain = await writer.run(lambda connection: enter(connection, chain_id))
             check = verify_all if whole else resume
             opened = await reader.run(lambda connection: check(steady(connection), chain_id, chain))
+            if opened.left is not None:
+                await _store(writer, chain, opened.left)
         except BaseException:
             await reader.close()
             await writer.close()
@@ -215,3 +222,11 @@ class Database:
 
     async def _read(self, query: sa.Select[Any]) -> list[Any]:
         return await self._reader.run(lambda connection: list(connection.execute(query)))
+
+
+async def _store(writer: Lane, chain: int, left: Iterable[tuple[int, bytes]]) -> None:
+    """Store waypoints. Where they cannot be they are done without: the chain has everything."""
+    try:
+        await writer.run(partial(waypoints.replace, chain=chain, left=left))
+    except LedgerError as error:
+        _log.warning("no waypoints of the ledger were stored, so that one process verifies all of it: %s", error)

@@ -1,8 +1,9 @@
-"""A long chain in a file of SQLite is checked on several cores.
+"""A long chain in a file of SQLite is verified on several cores.
 
-Theory of operation. Helper processes read and check stretches of the chain, each by turns, while this one takes what
-they found in order and moves the books. They only make it faster: where anything does not fit, or a process ends,
-`NotAgreed` is raised, and whoever asked reads all of it in one process, which says what is wrong and where.
+Theory of operation. Helper processes verify the parts between waypoints, each the next one that nobody has begun, while
+this one verifies what comes after the last waypoint. They only make it faster: where anything does not fit, or a
+process ends, `NotAgreed` is raised, and whoever asked reads all of it in one process, which says what is wrong and
+where.
 """
 
 import json
@@ -11,27 +12,23 @@ import pickle
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import cycle, islice
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Final, cast
 
 from attrs import frozen
 
-from ledger.journal import BrokenChain, Replay
-from ledger.retention import Gaps
-from ledger.stretch import Stretch
+from ledger.stretch import Found
 
-# So many entries are checked at a time: what is found in them fits a pipe, so that a helper need not wait.
-_ENTRIES: Final = 500
-# So many stretches each helper is asked for ahead.
-_AHEAD: Final = 2
 # Below so many entries, starting processes takes longer than they save.
 WORTHWHILE: Final = 25_000
-# One process moves the books at about the speed at which one checks; with two there is always something to move.
-_MOST: Final = 2
+# Each takes some 30 MiB.
+_MOST: Final = 16
 _HELPER: Final = Path(__file__).with_name("helper.py")
+Span = tuple[int, int]
 
 
 class NotAgreed(Exception):
@@ -46,9 +43,21 @@ class _Helper:
     asks: IO[bytes]
     answers: IO[bytes]
 
-    def ask(self, after: int, until: int) -> None:
-        self.asks.write(b"%d %d\n" % (after, until))
-        self.asks.flush()
+    def verify(self, spans: deque[Span]) -> dict[Span, Found]:
+        """Take one part after another until there is none; returns what was found in each. Any error ends it."""
+        found: dict[Span, Found] = {}
+        try:
+            while True:
+                try:
+                    span = spans.popleft()
+                except IndexError:
+                    return found
+                self.asks.write(b"%d %d\n" % span)
+                self.asks.flush()
+                found[span] = cast(Found, pickle.load(self.answers))
+        except Exception:
+            spans.clear()  # nobody needs the others any more
+            raise
 
     def end(self) -> None:
         self.process.kill()
@@ -59,49 +68,29 @@ class _Helper:
 
 
 class Helpers:
-    """Processes that check stretches of one chain. Made by `helping`."""
+    """Processes that verify the parts between waypoints. Made by `helping`."""
 
-    def __init__(self, helpers: list[_Helper], last: int) -> None:
-        self._helpers, self._last = helpers, last
+    def __init__(self, working: Sequence["Future[dict[Span, Found]]"]) -> None:
+        self._working = working
 
-    def read_on(self, replayed: Replay, gaps: Gaps, until: int) -> int:
-        """Check what follows in the chain up to an entry, and its records; returns how many are stored.
-
-        Raises NotAgreed.
-        """
-        told = 0
+    def found(self) -> list[Found]:
+        """What was found in each part, from the first to the last, when all are verified. Raises NotAgreed."""
+        found: dict[Span, Found] = {}
         try:
-            for stretch in self._stretches(replayed.head.sequence, min(until, self._last)):
-                replayed.pass_over(stretch.previous, stretch.head, stretch.moves)
-                gaps.account_for(stretch.dropped)
-                for digest, sequence in stretch.missing.items():
-                    gaps.miss(sequence, digest)
-                told += stretch.records
-        except (BrokenChain, OSError, EOFError, pickle.UnpicklingError) as error:
+            for working in self._working:
+                found |= working.result()
+        except Exception as error:
             raise NotAgreed from error
-        return told
-
-    def _stretches(self, first: int, last: int) -> Iterator[Stretch]:
-        cuts, turns = iter(range(first, last, _ENTRIES)), cycle(self._helpers)
-        asked: deque[_Helper] = deque()
-
-        def ask(stretches: int) -> None:
-            for after in islice(cuts, stretches):
-                helper = next(turns)
-                helper.ask(after, min(after + _ENTRIES, last))
-                asked.append(helper)
-
-        ask(_AHEAD * len(self._helpers))
-        while asked:
-            yield cast(Stretch, pickle.load(asked.popleft().answers))
-            ask(1)
+        return [found[span] for span in sorted(found)]
 
 
 @contextmanager
-def helping(file: str, chain: int, last: int, count: int) -> Iterator[Helpers]:
-    """So many processes for a chain that ends with the entry `last`. Raises NotAgreed."""
-    command = [sys.executable, "-I", str(_HELPER), json.dumps(sys.path), file, str(chain)]
+def helping(file: str, chain: int, chain_id: str, waypoints: Sequence[int], count: int) -> Iterator[Helpers]:
+    """So many processes that verify a chain up to its last waypoint, from now on. Raises NotAgreed."""
+    command = [sys.executable, "-I", str(_HELPER), json.dumps(sys.path), file, str(chain), chain_id]
+    spans = deque(pairwise([0, *waypoints]))
     with ExitStack() as stack:
+        threads = stack.enter_context(ThreadPoolExecutor(count, "ledger-helper"))
         helpers = []
         try:
             for _ in range(count):
@@ -109,7 +98,7 @@ def helping(file: str, chain: int, last: int, count: int) -> Iterator[Helpers]:
                 stack.callback(helpers[-1].end)
         except OSError as error:
             raise NotAgreed from error
-        yield Helpers(helpers, last)
+        yield Helpers([threads.submit(helper.verify, spans) for helper in helpers])
 
 
 def _start(command: list[str]) -> _Helper:
@@ -120,7 +109,7 @@ def _start(command: list[str]) -> _Helper:
     return _Helper(process, cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout))
 
 
-def how_many(entries: int) -> int:
-    """How many processes help to check so many entries on this machine; 0 where they would not help."""
+def how_many(waypoints: Sequence[int]) -> int:
+    """How many processes verify a chain with these waypoints on this machine; 0 where they would not help."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST) if cores > 1 and entries >= WORTHWHILE else 0
+    return min(cores, len(waypoints), _MOST) if cores > 1 and waypoints and waypoints[-1] >= WORTHWHILE else 0

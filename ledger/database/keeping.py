@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from attrs import frozen
 
 from ledger import snapshot
-from ledger.database import snapshots
+from ledger.database import snapshots, waypoints
 from ledger.database.appending import Appender
 from ledger.database.errors import LedgerError
 from ledger.database.opening import Opened
@@ -79,7 +79,7 @@ class Keeper:
     def _is_due(self) -> bool:
         since = self._appender.head.sequence - self._taken
         # Large books are written more rarely: a snapshot shall cost no more than the entries that it spares a start.
-        return since >= EVERY and since >= sum(len(one.orders) for one in self._appender.books.accounts.values())
+        return since >= EVERY and since >= self._appender.books.orders
 
     def _done(self, _: object) -> None:
         self._taking = None
@@ -93,15 +93,16 @@ class Keeper:
         self._taken = moment.head.sequence
         try:
             stored = await asyncio.to_thread(self._stored, moment)
-            await self._appender.run(lambda connection: self._write(connection, stored))
+            await self._appender.run(lambda connection: self._write(connection, stored, moment.books.orders))
         except (BadSnapshot, LedgerError) as error:
             _log.warning("no snapshot of the ledger was taken, so that the next start may take longer: %s", error)
 
-    def _write(self, connection: sa.Connection, stored: StoredSnapshot) -> None:
+    def _write(self, connection: sa.Connection, stored: StoredSnapshot, orders: int) -> None:
         # Another process may have taken a later one meanwhile.
         later = snapshots.sequence_of(connection, self._opened.chain)
         if not stored.sequence < later <= self._appender.head.sequence:
             snapshots.write(connection, self._opened.chain, stored)
+            waypoints.leave(connection, self._opened.chain, stored.sequence, stored.books, orders)
 
     def _stored(self, moment: _Moment) -> StoredSnapshot:
         books = snapshot.encode(snapshot.take(self._opened.chain_id, moment.head, moment.books))

@@ -6,7 +6,6 @@ read, and every record compared with it.
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from importlib import resources
 from pathlib import Path
 from threading import Lock
@@ -17,17 +16,19 @@ import alembic.config
 import alembic.script
 import sqlalchemy as sa
 from alembic.runtime.migration import MigrationContext
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ledger import snapshot
-from ledger.database import helpers, snapshots
+from ledger.database import helpers, snapshots, waypoints
 from ledger.database.backup import back_up
 from ledger.database.errors import LedgerCorrupt, LedgerOutdated
 from ledger.database.schema import chains, entry_of, journal, records, select_entries, select_kept, told_of
+from ledger.database.waypoints import Left
 from ledger.events import Books, Event, RecordKept
 from ledger.journal import BrokenChain, Entry, Remembered, Replay, check_content, genesis
 from ledger.retention import Gaps
 from ledger.snapshot import BadSnapshot, Snapshot
+from ledger.stretch import Part, join
 
 # Entries read at a time, so that memory stays flat however long the journal is.
 BATCH: Final = 1_000
@@ -53,6 +54,7 @@ class Opened:
     """A chain that was checked: its number in the database, its last entry, and the books after it.
 
     `snapshot` is the entry of the snapshot that this began from, 0 for none; `remembered` is what came with it.
+    `left` are the waypoints to be stored in the place of others, where all of it was read entry by entry.
     """
 
     chain_id: str
@@ -61,6 +63,7 @@ class Opened:
     books: Books
     snapshot: int = 0
     remembered: Remembered | None = None
+    left: Sequence[tuple[int, bytes]] | None = None
 
 
 def upgrade(connection: sa.Connection) -> Upgraded:
@@ -143,11 +146,11 @@ def resume(connection: sa.Connection, chain_id: str, chain: int) -> Opened:
         _pass_over(BadSnapshot(f"it follows another entry {taken.sequence} than the journal has"))
         return verify(connection, chain_id, chain)
     _check_content(start)
-    replayed, gaps = Replay.after(start, taken.books), Gaps()
-    _read_on(connection, chain, replayed, gaps)
-    _check_no_gap(gaps)
+    reading = _Reading(connection, chain, Replay.after(start, taken.books))
+    reading.read_on()
+    _check_no_gap(reading.gaps)
     remembered = None if memory is None else Remembered(start, taken.books, memory)
-    return Opened(chain_id, chain, replayed.head, replayed.books, taken.sequence, remembered)
+    return Opened(chain_id, chain, reading.replayed.head, reading.replayed.books, taken.sequence, remembered)
 
 
 def verify_all(connection: sa.Connection, chain_id: str, chain: int) -> Opened:
@@ -201,20 +204,17 @@ def verify(connection: sa.Connection, chain_id: str, chain: int, taken: Snapshot
 
     Other processes help with a long one in a file of SQLite. They never have the last word on what is wrong.
     """
-    last = _last(connection, chain)
-    if _is_of_one(connection) and (count := helpers.how_many(last)):
+    if not _is_of_one(connection):
+        return _verify(connection, chain_id, chain, taken)
+    last = _MOST if taken is None else taken.sequence
+    along = [sequence for sequence in waypoints.sequences(connection, chain) if sequence <= last]
+    if count := helpers.how_many(along):
         try:
-            with helpers.helping(str(connection.engine.url.database), chain, last, count) as helped:
-                return _verify(connection, chain_id, chain, taken, helped.read_on)
-        except (helpers.NotAgreed, LedgerCorrupt):
+            return _verify_in_parts(connection, chain_id, chain, taken, along, count)
+        except (helpers.NotAgreed, BadSnapshot, BrokenChain, LedgerCorrupt):
             _log.warning("checking the ledger on several cores did not go through: it is read again on one")
-    return _verify(connection, chain_id, chain, taken, partial(_read_on, connection, chain))
-
-
-def _last(connection: sa.Connection, chain: int) -> int:
-    """The last entry's sequence number; 0 where there is none, or it is no number."""
-    last = connection.execute(sa.select(sa.func.max(journal.c.sequence)).where(journal.c.chain == chain)).scalar_one()
-    return last if isinstance(last, int) else 0
+    left = Left(chain_id)
+    return evolve(_verify(connection, chain_id, chain, taken, left.pass_by), left=left.of)
 
 
 def _verify(
@@ -222,42 +222,91 @@ def _verify(
     chain_id: str,
     chain: int,
     taken: Snapshot | None,
-    read_on: Callable[[Replay, Gaps, int], int],
+    pass_by: Callable[[Entry, Books], None] | None = None,
 ) -> Opened:
-    replayed, gaps, told, agreed = Replay(chain_id), Gaps(), 0, 0
+    reading = _Reading(connection, chain, Replay(chain_id), pass_by)
+    agreed = _read_past(taken, reading.replayed, reading.read_on)
+    _check_no_gap(reading.gaps)
+    _check_counts(connection, chain, reading.replayed.head.sequence, reading.records)
+    return Opened(chain_id, chain, reading.replayed.head, reading.replayed.books, agreed)
+
+
+def _verify_in_parts(
+    connection: sa.Connection, chain_id: str, chain: int, taken: Snapshot | None, along: Sequence[int], count: int
+) -> Opened:
+    """Have all up to the last waypoint verified by so many processes, and verify the rest.
+
+    Raises NotAgreed, BadSnapshot, BrokenChain, LedgerCorrupt.
+    """
+    with helpers.helping(str(connection.engine.url.database), chain, chain_id, along, count) as helped:
+        rest = Part(chain_id, waypoints.read(connection, chain, along[-1]))
+
+        def read_on(until: int) -> None:
+            while rows := _following(connection, chain, rest.replayed.head.sequence, until):
+                rest.take(rows, connection.execute(_kept_between(chain, rows[0].sequence, rows[-1].sequence)).all())
+
+        agreed = _read_past(taken, rest.replayed, read_on)
+        found = helped.found()
+    records, gaps = join([*found, rest.found])
+    _check_no_gap(gaps)
+    _check_counts(connection, chain, rest.replayed.head.sequence, records)
+    return Opened(chain_id, chain, rest.replayed.head, rest.replayed.books, agreed)
+
+
+def _read_past(taken: Snapshot | None, replayed: Replay, read_on: Callable[[int], None]) -> int:
+    """Read all that follows, and see on the way whether it gives a snapshot: returns that one's entry, or 0."""
+    agreed = 0
     if taken is not None:
-        told += read_on(replayed, gaps, taken.sequence)
+        read_on(taken.sequence)
         _check_reaches(replayed.head, taken.sequence)
         try:
             snapshot.check(taken, replayed.head, replayed.books)
             agreed = taken.sequence
         except BadSnapshot as error:
             _pass_over(error)
-    told += read_on(replayed, gaps, _MOST)
-    _check_no_gap(gaps)
-    for table, expected in ((journal, replayed.head.sequence), (records, told)):
+    read_on(_MOST)
+    return agreed
+
+
+def _check_counts(connection: sa.Connection, chain: int, entries: int, stored: int) -> None:
+    for table, expected in ((journal, entries), (records, stored)):
         count = _count(connection, chain, table)
         if count != expected:
             raise LedgerCorrupt(None, f"{count} rows are in the {table.name}, and the chain tells of {expected}")
-    return Opened(chain_id, chain, replayed.head, replayed.books, agreed)
 
 
-def _read_on(connection: sa.Connection, chain: int, replayed: Replay, gaps: Gaps, until: int = _MOST) -> int:
-    """Check what follows in the chain up to an entry, and its records; returns how many are stored.
+class _Reading:
+    """A chain that is read entry by entry, with its records, so that what is wrong is told of the very entry."""
 
-    Raises LedgerCorrupt.
-    """
-    told = 0
-    while rows := connection.execute(
-        entries_after(chain, replayed.head.sequence, min(BATCH, until - replayed.head.sequence))
-    ).all():
-        entries = [entry_of(row) for row in rows]
-        stored = _records_between(connection, chain, entries[0].sequence, entries[-1].sequence)
-        for entry in entries:
-            events = _add(replayed, entry)
-            told += _compare(entry.sequence, events, stored.get(entry.sequence, []), gaps)
-            gaps.take(events)
-    return told
+    def __init__(
+        self,
+        connection: sa.Connection,
+        chain: int,
+        replayed: Replay,
+        pass_by: Callable[[Entry, Books], None] | None = None,
+    ) -> None:
+        """`pass_by` is called on the way, now and then."""
+        self._connection, self._chain, self._pass_by = connection, chain, pass_by
+        self.replayed = replayed
+        self.gaps = Gaps()
+        self.records = 0  # that are stored
+
+    def read_on(self, until: int = _MOST) -> None:
+        """Check what follows in the chain up to an entry, and its records. Raises LedgerCorrupt."""
+        while rows := _following(self._connection, self._chain, self.replayed.head.sequence, until):
+            entries = [entry_of(row) for row in rows]
+            stored = _records_between(self._connection, self._chain, entries[0].sequence, entries[-1].sequence)
+            for entry in entries:
+                events = _add(self.replayed, entry)
+                self.records += _compare(entry.sequence, events, stored.get(entry.sequence, []), self.gaps)
+                self.gaps.take(events)
+            if self._pass_by is not None:
+                self._pass_by(self.replayed.head, self.replayed.books)
+
+
+def _following(connection: sa.Connection, chain: int, after: int, until: int) -> Sequence[Any]:
+    """The next rows of a chain's entries, up to one."""
+    return connection.execute(entries_after(chain, after, min(BATCH, until - after))).all()
 
 
 def _check_no_gap(gaps: Gaps) -> None:
@@ -286,9 +335,13 @@ def _count(connection: sa.Connection, chain: int, table: sa.Table) -> int:
 
 def _records_between(connection: sa.Connection, chain: int, first: int, last: int) -> dict[int, list[RecordKept]]:
     found: dict[int, list[RecordKept]] = {}
-    for row in connection.execute(select_kept(chain).where(records.c.sequence.between(first, last))).all():
+    for row in connection.execute(_kept_between(chain, first, last)).all():
         found.setdefault(row[3], []).append(told_of(row))
     return found
+
+
+def _kept_between(chain: int, first: int, last: int) -> sa.Select[Any]:
+    return select_kept(chain).where(records.c.sequence.between(first, last))
 
 
 def _compare(sequence: int, events: Iterable[Event], found: Sequence[RecordKept], gaps: Gaps) -> int:

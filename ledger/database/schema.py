@@ -86,6 +86,15 @@ snapshots: Final = sa.Table(
     sa.Column("memory", sa.LargeBinary),
 )
 
+# Copies too, of the books after some earlier entries: `ledger.database.waypoints` reads and writes them.
+waypoints: Final = sa.Table(
+    "waypoints",
+    metadata,
+    _chain(),
+    sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("books", sa.LargeBinary, nullable=False),
+)
+
 _ENTRY: Final = (journal.c.sequence, journal.c.time_ms, journal.c.payload, journal.c.previous, journal.c.hash)
 _KEPT: Final = (records.c.digest, records.c.kind, records.c.order, records.c.sequence, records.c.raw)
 

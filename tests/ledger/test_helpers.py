@@ -4,7 +4,7 @@ import asyncio
 import logging
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from ledger.account import AccountKey
 from ledger.changes import Earned, Granted, Released, Reserved
-from ledger.database import Database, LedgerCorrupt, helpers
+from ledger.database import Database, LedgerCorrupt, helpers, opening, waypoints
 from ledger.database.lane import make_engine
 from ledger.database.opening import Opened, enter, verify
-from ledger.events import AccountChanged
-from ledger.journal import Kept
+from ledger.events import AccountChanged, Event
+from ledger.journal import Accounts, Kept
 
 NODE = "did:key:node"
 KEY = AccountKey("did:payer", "did:payee", "credit", "msat")
@@ -34,8 +34,7 @@ def order(n: int) -> bytes:
 @pytest.fixture(autouse=True)
 def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes help, also with a short ledger on one core."""
-    monkeypatch.setattr(helpers, "how_many", lambda _: 2)
-    monkeypatch.setattr(helpers, "_ENTRIES", 2)
+    monkeypatch.setattr(helpers, "how_many", lambda along: min(2, len(along)))
 
 
 @pytest.fixture(autouse=True)
@@ -48,9 +47,14 @@ def nobody_left() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ledger of thirteen entries and twelve records."""
+    """A ledger of thirteen entries and twelve records, with a waypoint after every second entry."""
     file = tmp_path_factory.mktemp("whole") / "ledger.db"
-    asyncio.run(fill(file))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(waypoints, "_EVERY", 2)
+        patch.setattr(waypoints, "_ENTRIES_PER_ORDER", 0)
+        patch.setattr(opening, "BATCH", 2)
+        asyncio.run(fill(file))
+        asyncio.run(verified(file))
     return file
 
 
@@ -62,6 +66,11 @@ async def fill(file: Path) -> None:
             await database.append([AccountChanged(KEY, Reserved(order(n), 10, n))], time_ms=n, records=receipts)
             earned = [AccountChanged(KEY, Earned(order(n), 7)), AccountChanged(KEY, Released(order(n)))]
             await database.append(earned, time_ms=n)
+
+
+async def verified(file: Path) -> None:
+    async with await Database.open(file, NODE, whole=True):
+        pass
 
 
 def check(file: Path) -> Opened:
@@ -93,9 +102,78 @@ def test_a_whole_ledger_has_the_same_books(whole: Path, tmp_path: Path, caplog: 
     file = tmp_path / "ledger.db"
     file.write_bytes(whole.read_bytes())
     with caplog.at_level(logging.WARNING):
-        found = outcome(file)
-    assert found == alone(file)
-    assert not isinstance(found, tuple) or found[0].sequence == 13
+        opened = check(file)
+    assert (opened.head, opened.books) == alone(file)
+    assert (opened.head.sequence, opened.left) == (13, None)
+    assert caplog.records == []
+
+
+def test_a_whole_chain_that_is_read_without_help_leaves_waypoints(whole: Path) -> None:
+    assert sequences(whole) == [2, 4, 6, 8, 10, 12]
+
+
+def sequences(file: Path) -> list[int]:
+    with closing(sqlite3.connect(file)) as connection:
+        return [row[0] for row in connection.execute("SELECT sequence FROM waypoints ORDER BY sequence")]
+
+
+WRONG = {
+    "books of another entry": "UPDATE waypoints SET books = (SELECT books FROM waypoints WHERE sequence = 6) WHERE"
+    " sequence = 8",
+    "a bit": "UPDATE waypoints SET books = CAST(substr(books, 1, 60) || x'ff' || substr(books, 62) AS BLOB)",
+    "a torn one": "UPDATE waypoints SET books = substr(books, 1, 80) WHERE sequence = 12",
+    "a text": "UPDATE waypoints SET books = 'books' WHERE sequence = 2",
+    "another entry's": "UPDATE waypoints SET sequence = 7 WHERE sequence = 6",
+}
+
+
+@pytest.mark.parametrize("statement", WRONG.values(), ids=WRONG.keys())
+def test_wrong_waypoints_cost_the_help_alone_and_are_replaced(
+    whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, statement: str
+) -> None:
+    file = tmp_path / "ledger.db"
+    file.write_bytes(whole.read_bytes())
+    alter(file, statement)
+    assert outcome(file) == alone(file)
+    assert "read again on one" in caplog.text
+    asyncio.run(verified(file))
+    caplog.clear()
+    assert outcome(file) == alone(file)
+    assert caplog.records == []
+    assert sequences(file) == []  # so short a chain needs none
+
+
+class Unimpressed:
+    """A follower, so that each closing takes a snapshot."""
+
+    def take(self, time_ms: int, events: Iterable[Event], accounts: Accounts) -> None:
+        pass
+
+    def freeze(self) -> Callable[[], bytes]:
+        return bytes
+
+
+async def test_snapshots_leave_waypoints_so_far_apart_that_they_stay_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(waypoints, "_EVERY", 4)
+    monkeypatch.setattr(waypoints, "_SHARE", 2)
+    file = tmp_path / "ledger.db"
+    for n in range(20):
+        async with await Database.open(file, NODE) as database:
+            database.follow(Unimpressed())
+            for m in range(2):
+                await database.append([AccountChanged(KEY, Granted(10**6, 10**6, 2 * n + m + 1))], time_ms=0)
+    assert sequences(file) == [4, 8, 16, 32]
+    await verified(file)
+    assert caplog.records == []
+
+
+def test_with_fewer_waypoints_parts_are_longer(whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "ledger.db"
+    file.write_bytes(whole.read_bytes())
+    alter(file, "DELETE FROM waypoints WHERE sequence NOT IN (4, 10)")
+    assert outcome(file) == alone(file)
     assert caplog.records == []
 
 
@@ -173,8 +251,12 @@ def test_helpers_that_fail_are_done_without(
 
 def test_a_short_ledger_and_one_core_need_no_help(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3, 4, 5})
-    assert helpers.how_many(helpers.WORTHWHILE - 1) == 0
-    assert helpers.how_many(helpers.WORTHWHILE) == 2
+    long = [10_000, 20_000, 30_000]
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
+    assert helpers.how_many([]) == 0
+    assert helpers.how_many(long[:2]) == 0
+    assert helpers.how_many(long) == 3
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    assert helpers.how_many(long) == 2
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
-    assert helpers.how_many(10**6) == 0
+    assert helpers.how_many(long) == 0

@@ -1,18 +1,22 @@
-"""Stretches of a chain, checked apart and taken in order, show the same damage as one look at all of it."""
+"""Parts of a chain, verified apart, show the same damage as one look at all of it."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ledger import snapshot
 from ledger.account import AccountKey
 from ledger.changes import Earned, Granted, Released, Reserved
 from ledger.effects import Effect, EffectPlanned, EffectTold
 from ledger.events import AccountChanged, Books, Event
 from ledger.journal import BrokenChain, Kept, Replay, draft, genesis
-from ledger.retention import Gaps, dropped
-from ledger.stretch import check_stretch
+from ledger.retention import dropped
+from ledger.snapshot import BadSnapshot
+from ledger.stretch import Part, check_stretch, join
 
 NODE = "did:key:node"
 KEYS = [AccountKey(f"did:payer {n}", "did:payee", "credit", "msat") for n in range(2)]
@@ -40,43 +44,47 @@ def appends() -> list[tuple[list[Event], list[Kept]]]:
     return made
 
 
-def chain() -> tuple[list[Row], list[Row], Books]:
-    """The rows of entries and records, and the books after them; one record was dropped."""
+def chain() -> tuple[list[Row], list[Row], list[bytes]]:
+    """The rows of entries and records, and a snapshot before each entry and at the end; one record was dropped."""
     head, books = genesis(NODE), Books()
     entries: list[Row] = []
     records: list[Row] = []
+    snapshots = []
     for events, kept in appends():
+        snapshots.append(snapshot.encode(snapshot.take(NODE, head, books)))
         head, books = draft(head, books, events, kept, len(entries))
         entries.append((head.sequence, head.time_ms, head.payload, head.previous, head.hash))
         records += [(one.digest, one.kind, one.order, head.sequence, one.raw) for one in kept]
-    return entries, [row for row in records if row[0] != signed(2).digest], books
+    snapshots.append(snapshot.encode(snapshot.take(NODE, head, books)))
+    return entries, [row for row in records if row[0] != signed(2).digest], snapshots
 
 
-ENTRIES, RECORDS, BOOKS = chain()
+ENTRIES, RECORDS, SNAPSHOTS = chain()
 
 
-def read(entries: list[Row], records: list[Row], cuts: list[int]) -> tuple[Books, int, bool]:
-    """The books, how many records are stored, and whether any is missing."""
-    replayed, gaps, told = Replay(NODE), Gaps(), 0
-    for first, last in zip([0, *cuts], [*cuts, len(entries)], strict=True):
-        if first == last:
-            continue
-        some = [row for row in records if first < row[3] <= last]
-        stretch = check_stretch(first, entries[first:last], some)
-        replayed.pass_over(stretch.previous, stretch.head, stretch.moves)
-        gaps.account_for(stretch.dropped)
-        for digest, sequence in stretch.missing.items():
-            gaps.miss(sequence, digest)
-        told += stretch.records
-    return replayed.books, told, gaps.first is not None
+def read(entries: list[Row], records: list[Row], cuts: list[int], every: int = 3) -> tuple[bool, int, bool]:
+    """Whether each part ends with what is written there, how many records are stored, and whether any is missing.
+
+    A part is read in stretches of `every` entries.
+    """
+    found, agreed = [], True
+    for first, last in pairwise([0, *cuts, len(entries)]):
+        part = Part(NODE, SNAPSHOTS[first] if first else None)
+        for after in range(first, last, every):
+            until = min(after + every, last)
+            part.take(entries[after:until], [row for row in records if after < row[3] <= until])
+        agreed = agreed and part.ends_with(SNAPSHOTS[last])
+        found.append(part.found)
+    told, gaps = join(found)
+    return agreed, told, gaps.first is not None
 
 
 cuts = st.lists(st.integers(0, len(ENTRIES)), max_size=4).map(sorted)
 
 
-@given(cuts)
-def test_a_whole_chain_gives_the_same_books_wherever_it_is_cut(cuts: list[int]) -> None:
-    assert read(ENTRIES, RECORDS, cuts) == (BOOKS, len(RECORDS), False)
+@given(cuts, st.integers(1, 5))
+def test_a_whole_chain_is_whole_wherever_it_is_cut(cuts: list[int], every: int) -> None:
+    assert read(ENTRIES, RECORDS, cuts, every) == (True, len(RECORDS), False)
 
 
 def damaged(value: object, at: int) -> object:
@@ -115,7 +123,7 @@ def test_a_record_that_is_gone_or_under_another_entry_is_found_wherever_it_is_cu
     row: int, sequence: int, cuts: list[int]
 ) -> None:
     gone = RECORDS[:row] + RECORDS[row + 1 :]
-    assert read(ENTRIES, gone, cuts) == (BOOKS, len(RECORDS) - 1, True)
+    assert read(ENTRIES, gone, cuts) == (True, len(RECORDS) - 1, True)
     if sequence != RECORDS[row][3]:
         moved = (*RECORDS[row][:3], sequence, RECORDS[row][4])
         with pytest.raises(BrokenChain):
@@ -154,3 +162,24 @@ def test_another_chain_does_not_follow() -> None:
     stretch = check_stretch(0, ENTRIES[:2], RECORDS[:2])
     with pytest.raises(BrokenChain):
         Replay("did:key:other").pass_over(stretch.previous, stretch.head, stretch.moves)
+
+
+@given(st.integers(1, len(ENTRIES) - 1), st.integers(0, len(ENTRIES)))
+def test_books_of_another_entry_are_not_what_a_part_ends_with_and_nothing_follows_them(at: int, other: int) -> None:
+    part = Part(NODE)
+    part.take(ENTRIES[:at], [row for row in RECORDS if row[3] <= at])
+    taken = snapshot.decode(SNAPSHOTS[at], NODE)
+    wrong = snapshot.encode(evolve(taken, books=snapshot.decode(SNAPSHOTS[other], NODE).books))
+    assert part.ends_with(SNAPSHOTS[other]) == (at == other)
+    assert part.ends_with(wrong) == (wrong == SNAPSHOTS[at])
+    if at != other:
+        with pytest.raises(BrokenChain):
+            Part(NODE, SNAPSHOTS[other]).take(ENTRIES[at:], [row for row in RECORDS if row[3] > at])
+
+
+@pytest.mark.parametrize("raw", [b"", SNAPSHOTS[3][:-1], SNAPSHOTS[3][1:], bytes(300)])
+def test_what_is_no_snapshot_begins_nothing(raw: bytes) -> None:
+    with pytest.raises(BadSnapshot):
+        Part(NODE, raw)
+    with pytest.raises(BadSnapshot):
+        Part("did:key:other", SNAPSHOTS[3])

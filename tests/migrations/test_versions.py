@@ -152,7 +152,7 @@ class TestTheCopyBeforeAnUpgrade:
 
     async def test_the_copy_is_a_ledger_that_can_be_put_back(self, old: Path, tmp_path: Path) -> None:
         done = await upgrade_tables(old)
-        assert done == Upgraded("0001", "0003", old.with_name("ledger.db.0001.backup"))
+        assert done == Upgraded("0001", "0004", old.with_name("ledger.db.0001.backup"))
         restored = tmp_path / "restored.db"
         restored.write_bytes(old.with_name("ledger.db.0001.backup").read_bytes())
         async with await Database.open(restored, NODE) as database:
