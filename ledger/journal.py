@@ -298,6 +298,9 @@ class Journal(Protocol):
     async def records_of(self, order: bytes) -> Sequence[Kept]:
         """All records of an order, oldest first."""
 
+    async def records_between(self, first: int, last: int) -> Sequence[Kept]:
+        """The records under entries from one sequence number up to another, in no order."""
+
     async def list_records(self, kind: str, limit: int, before: int | None = None) -> Sequence[Kept]:
         """The latest records of a kind, newest first; `before` an entry's sequence continues an earlier list.
 
@@ -413,6 +416,10 @@ class MemoryJournal:
     async def records_of(self, order: bytes) -> Sequence[Kept]:
         """All records of an order, oldest first."""
         return [kept for kept in self._records.values() if kept.order == order]
+
+    async def records_between(self, first: int, last: int) -> Sequence[Kept]:
+        """The records under entries from one sequence number up to another, in no order."""
+        return [kept for kept in self._records.values() if first <= kept.sequence <= last]
 
     async def list_records(self, kind: str, limit: int, before: int | None = None) -> Sequence[Kept]:
         """The latest records of a kind, newest first. See `Journal.list_records`."""

@@ -51,6 +51,7 @@ class Database:
         self._appender = Appender(writer, opened)
         self._keeper = Keeper(self._appender, opened)
         self._remembered = opened.remembered
+        self.verified: Final = opened.verified  # what was found at the opening, where all was read
         self._closed = False
 
     @classmethod
@@ -170,6 +171,11 @@ class Database:
         records = schema.records
         of_order = schema.select_kept(self._chain).where(records.c.order == order)
         rows = await self._read(of_order.order_by(records.c.sequence))
+        return [schema.kept_of(row) for row in rows]
+
+    async def records_between(self, first: int, last: int) -> Sequence[Kept]:
+        """The records under entries from one sequence number up to another, in no order."""
+        rows = await self._read(schema.select_kept_between(self._chain, first, last))
         return [schema.kept_of(row) for row in rows]
 
     async def list_records(self, kind: str, limit: int, before: int | None = None) -> Sequence[Kept]:

@@ -22,7 +22,7 @@ from ledger import snapshot
 from ledger.database import helpers, snapshots, waypoints
 from ledger.database.backup import back_up
 from ledger.database.errors import LedgerCorrupt, LedgerOutdated
-from ledger.database.schema import chains, entry_of, journal, records, select_entries, select_kept, told_of
+from ledger.database.schema import chains, entry_of, journal, records, select_entries, select_kept_between, told_of
 from ledger.database.waypoints import Left
 from ledger.events import Books, Event, RecordKept
 from ledger.journal import BrokenChain, Entry, Remembered, Replay, check_content, genesis
@@ -50,11 +50,21 @@ class Upgraded:
 
 
 @frozen
+class Verified:
+    """A whole chain up to `head`, with so many records; so many more were dropped in good order."""
+
+    head: Entry
+    records: int
+    dropped: int
+
+
+@frozen
 class Opened:
     """A chain that was checked: its number in the database, its last entry, and the books after it.
 
     `snapshot` is the entry of the snapshot that this began from, 0 for none; `remembered` is what came with it.
-    `left` are the waypoints to be stored in the place of others, where all of it was read entry by entry.
+    Where all was read, `verified` says what it was found to be; where that was done entry by entry, `left` are the
+    waypoints to be stored in the place of others.
     """
 
     chain_id: str
@@ -63,6 +73,7 @@ class Opened:
     books: Books
     snapshot: int = 0
     remembered: Remembered | None = None
+    verified: Verified | None = None
     left: Sequence[tuple[int, bytes]] | None = None
 
 
@@ -226,9 +237,7 @@ def _verify(
 ) -> Opened:
     reading = _Reading(connection, chain, Replay(chain_id), pass_by)
     agreed = _read_past(taken, reading.replayed, reading.read_on)
-    _check_no_gap(reading.gaps)
-    _check_counts(connection, chain, reading.replayed.head.sequence, reading.records)
-    return Opened(chain_id, chain, reading.replayed.head, reading.replayed.books, agreed)
+    return _whole(connection, chain_id, chain, reading.replayed, agreed, reading.records, reading.gaps)
 
 
 def _verify_in_parts(
@@ -243,14 +252,13 @@ def _verify_in_parts(
 
         def read_on(until: int) -> None:
             while rows := _following(connection, chain, rest.replayed.head.sequence, until):
-                rest.take(rows, connection.execute(_kept_between(chain, rows[0].sequence, rows[-1].sequence)).all())
+                rest.take(
+                    rows, connection.execute(select_kept_between(chain, rows[0].sequence, rows[-1].sequence)).all()
+                )
 
         agreed = _read_past(taken, rest.replayed, read_on)
         found = helped.found()
-    records, gaps = join([*found, rest.found])
-    _check_no_gap(gaps)
-    _check_counts(connection, chain, rest.replayed.head.sequence, records)
-    return Opened(chain_id, chain, rest.replayed.head, rest.replayed.books, agreed)
+    return _whole(connection, chain_id, chain, rest.replayed, agreed, *join([*found, rest.found]))
 
 
 def _read_past(taken: Snapshot | None, replayed: Replay, read_on: Callable[[int], None]) -> int:
@@ -268,11 +276,17 @@ def _read_past(taken: Snapshot | None, replayed: Replay, read_on: Callable[[int]
     return agreed
 
 
-def _check_counts(connection: sa.Connection, chain: int, entries: int, stored: int) -> None:
-    for table, expected in ((journal, entries), (records, stored)):
+def _whole(
+    connection: sa.Connection, chain_id: str, chain: int, replayed: Replay, agreed: int, stored: int, gaps: Gaps
+) -> Opened:
+    """A chain of which all was read, with so many records, after a last look at what is missing and what is extra."""
+    _check_no_gap(gaps)
+    for table, expected in ((journal, replayed.head.sequence), (records, stored)):
         count = _count(connection, chain, table)
         if count != expected:
             raise LedgerCorrupt(None, f"{count} rows are in the {table.name}, and the chain tells of {expected}")
+    verified = Verified(replayed.head, stored, gaps.dropped)
+    return Opened(chain_id, chain, replayed.head, replayed.books, agreed, verified=verified)
 
 
 class _Reading:
@@ -335,13 +349,9 @@ def _count(connection: sa.Connection, chain: int, table: sa.Table) -> int:
 
 def _records_between(connection: sa.Connection, chain: int, first: int, last: int) -> dict[int, list[RecordKept]]:
     found: dict[int, list[RecordKept]] = {}
-    for row in connection.execute(_kept_between(chain, first, last)).all():
+    for row in connection.execute(select_kept_between(chain, first, last)).all():
         found.setdefault(row[3], []).append(told_of(row))
     return found
-
-
-def _kept_between(chain: int, first: int, last: int) -> sa.Select[Any]:
-    return select_kept(chain).where(records.c.sequence.between(first, last))
 
 
 def _compare(sequence: int, events: Iterable[Event], found: Sequence[RecordKept], gaps: Gaps) -> int:

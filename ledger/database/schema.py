@@ -109,6 +109,11 @@ def select_kept(chain: int) -> sa.Select[Any]:
     return sa.select(*_KEPT).where(records.c.chain == chain)
 
 
+def select_kept_between(chain: int, first: int, last: int) -> sa.Select[Any]:
+    """The records under entries from one sequence number up to another, for `kept_of`."""
+    return select_kept(chain).where(records.c.sequence.between(first, last))
+
+
 def row_of(chain: int, value: object, table: sa.Table) -> dict[str, object]:
     """A value's attributes, as the columns of a table that are named after them."""
     columns = (column.name for column in table.columns if column.name != "chain")

@@ -1,20 +1,16 @@
 """`/node/v1`: what the owner's commands ask of a running node."""
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from aiohttp import web
 
 from ledger.account import Account, AccountKey
 from ledger.bundle import Bundle, to_json
-from ledger.chainfile import records_told, write_end, write_entry, write_start
 from ledger.database import LedgerError
-from ledger.events import RecordKept
 from ledger.identity import Did
-from ledger.journal import Entry, Journal, Kept
+from ledger.journal import Journal, Kept
 from ledger.money import Amount, Unit
-from ledger.payload import decode_events
 from ledger.records import (
     Acknowledgement,
     Checkpoint,
@@ -27,7 +23,6 @@ from ledger.records import (
     amount_of,
     open_record,
 )
-from ledger.retention import Gaps
 from ledger.statement import figures
 from node.api.checking import check_books
 from node.api.comparisons import comparison_rows
@@ -36,6 +31,7 @@ from node.api.errors import ApiError
 from node.exchange.auditor import Auditor
 from node.exchange.book import Book
 from node.exchange.bought import load_bought
+from node.exchange.exporting import chain_file
 from node.exchange.heads import Heads
 from node.exchange.recollection import encode_snapshot
 from node.gateway.gateway import Gateway
@@ -322,35 +318,6 @@ def _acknowledgements(records: Sequence[Kept], of: bytes) -> list[Signed[Acknowl
     """Those of an order's records that answer this receipt or checkpoint, oldest first."""
     acks = [open_record(record.raw, Acknowledgement) for record in records if record.kind == Acknowledgement.kind]
     return [ack for ack in acks if ack.record.of == of]
-
-
-async def chain_file(journal: Journal, me: str) -> AsyncIterator[bytes]:
-    """The whole journal with its records as a chain file, in pieces, at least up to what is its head now.
-
-    Records that are gone are named; whoever reads the file finds out whether they were dropped in good order.
-    """
-    head, gaps = journal.head, Gaps()
-    yield write_start(me)
-    if head.sequence:
-        async for entry in journal.entries():
-            events = decode_events(entry.payload)
-            records = await asyncio.gather(*(_stored(journal, entry, told) for told in records_told(events)))
-            for record in records:
-                if isinstance(record, RecordKept):
-                    gaps.miss(entry.sequence, record.digest)
-            gaps.take(events)
-            yield write_entry(entry, records)
-            # What is dropped while this is written is accounted for by an entry beyond what was the head.
-            head = max(head, entry, key=lambda one: one.sequence)
-            if entry == head and gaps.first is None:
-                break
-    yield write_end(head)
-
-
-async def _stored(journal: Journal, entry: Entry, told: RecordKept) -> Kept | RecordKept:
-    """A record of an entry, or what is told of it where it is gone; it may have come back with a later one."""
-    record = await journal.record(told.digest)
-    return record if record is not None and record.sequence == entry.sequence else told
 
 
 async def account_rows(journal: Journal, me: str) -> dict[str, Any]:

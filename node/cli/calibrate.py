@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from itertools import count, islice
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -11,12 +11,10 @@ from typing import Annotated, Any, Final
 import aiohttp
 import typer
 from attrs import frozen
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ledger.records import Sampling
 from node.cli.options import HomeOption, JsonOption
-from node.cli.output import CommandFailed, print_json, print_table
+from node.cli.output import Advance, CommandFailed, print_json, print_table, progress
 from node.config import BadConfig, RemoteSettings, load_config
 from node.engine.calibration import ANSWERS, CalibrationFiles, Calibrator, Table
 from node.engine.hardware import default_threads
@@ -40,7 +38,6 @@ _PLAIN: Final = Sampling(MILLION, MILLION, 0, 0)
 _HOTTEST: Final = Sampling(max(TEMPERATURES), MILLION, 0, 0)
 _GREEDY: Final = Sampling(0, MILLION, 0, 0)  # of a remote nothing else can be checked
 
-Advance = Callable[[int], None]
 Bar = contextlib.AbstractContextManager[Advance]
 
 
@@ -274,15 +271,8 @@ async def _check(work: _Work, files: CalibrationFiles, table: Table, recording: 
 
 @contextlib.contextmanager
 def _bar(whole: int, quiet: bool, of: str = "tokens") -> Iterator[Advance]:
-    columns = (
-        TextColumn("Calibrating"),
-        BarColumn(),
-        TextColumn(f"{{task.completed:,.0f}} of {{task.total:,.0f}} {of}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
-        task = progress.add_task("", total=whole)
-        yield lambda now: progress.update(task, completed=now)
+    with progress("Calibrating", of, quiet) as begin:
+        yield begin(whole)
 
 
 def _pair(one: Calibration) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from ledger.database import Database, LedgerNotEmpty, Place, import_chain, upgra
 from ledger.journal import Entry
 from ledger.money import Amount
 from ledger.statement import DAY_MS, LATEST_MS, BookUnit, Posting, Statement, line_rows, posting_row
-from node.api.owner import chain_file
 from node.cli.options import HomeOption, JsonOption
-from node.cli.output import CommandFailed, print_json, print_table, short
+from node.cli.output import CommandFailed, print_json, print_table, progress, short
 from node.cli.verifying import Verification
 from node.config import load_config
+from node.exchange.exporting import chain_file
 from node.exchange.recollection import decode_snapshot
 from node.home import Home, NotRunning, open_home
 from node.owner_client import owner_client
@@ -77,7 +77,7 @@ def verify(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
     Example: idlemesh ledger verify
     """
-    body = asyncio.run(_verify(open_home(home)))
+    body = asyncio.run(_verify(open_home(home), quiet=as_json))
     if as_json:
         print_json(body)
         return
@@ -91,33 +91,35 @@ def verify(home: HomeOption = None, as_json: JsonOption = False) -> None:
         typer.echo(f"The snapshot of entry {found['sequence']}, from which the node starts, {outcome}.")
 
 
-async def _verify(home: Home) -> dict[str, Any]:
-    check = Verification(did_of_home(home))
+async def _verify(home: Home, quiet: bool) -> dict[str, Any]:
+    me = did_of_home(home)
     try:
         running = home.running()
     except NotRunning:
-        await _verify_disk(home, check)
-        return check.result()
+        return await _verify_disk(home, me, quiet)
     async with owner_client(running) as client:
         raw = b"".join([piece async for piece in client.download("/node/v1/ledger/snapshot")])
-        await check.run(client.download("/node/v1/ledger"), decode_snapshot(raw))
+        check = Verification(me, decode_snapshot(raw))
+        body = await check.of_file(client.download("/node/v1/ledger"))
     if check.wrong is not None:
         raise CommandFailed(
             f"the journal is whole, but the snapshot from which this node started is not what it gives ({check.wrong}):"
             " stop the node, then run this again: it puts that right"
         )
-    return check.result()
+    return body
 
 
-async def _verify_disk(home: Home, check: Verification) -> None:
+async def _verify_disk(home: Home, me: str, quiet: bool) -> dict[str, Any]:
     place = place_on_disk(home)
-    with home.lock():
-        async with await Database.open(place, check.me, whole=True) as database:
+    with home.lock(), progress("Reading the journal", "entries", quiet) as bar:
+        async with await Database.open(place, me, whole=True) as database:
             stored = await database.snapshot()
             await database.refresh()  # it may be of an entry that another process has just written
-            await check.run(chain_file(database, check.me), stored)
-            if check.wrong is not None and check.head == database.head:
+            check = Verification(me, stored)
+            body = await check.of_database(database, bar(database.head.sequence))
+            if check.wrong is not None and body["head"] == database.head.hash.hex():
                 database.follow(check.recollection)  # at its end the right one is written
+            return body
 
 
 def export(

@@ -3,16 +3,21 @@
 import json
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final, NoReturn
 
 import typer
 from rich.cells import cell_len
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 _SHORT_DID: Final = 24
+
+
+Advance = Callable[[int], None]
 
 
 class CommandFailed(Exception):
@@ -22,6 +27,20 @@ class CommandFailed(Exception):
 def print_json(body: object) -> None:
     """One JSON document on standard output."""
     sys.stdout.write(json.dumps(body, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def progress(what: str, of: str, quiet: bool) -> Iterator[Callable[[int], Advance]]:
+    """A bar on standard error, of so many things once that is known; then it is told how many are done."""
+    columns = (TextColumn(what), BarColumn(), TextColumn("{task.fields[count]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as bar:
+        task = bar.add_task("", total=None, count="")
+
+        def begin(whole: int) -> Advance:
+            bar.update(task, total=whole)
+            return lambda now: bar.update(task, completed=now, count=f"{now:,} of {whole:,} {of}")
+
+        yield begin
 
 
 def print_table(

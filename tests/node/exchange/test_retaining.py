@@ -11,10 +11,11 @@ from ledger.changes import Disputed, ForgivenessReceived
 from ledger.events import AccountChanged
 from ledger.identity import Did
 from ledger.records import Acknowledgement, Offer, Order, Receipt
-from node.api.owner import account_rows, chain_file
+from node.api.owner import account_rows
 from node.exchange.book import Book
 from node.exchange.buyer import Buyer
 from node.exchange.delivery import Delivery
+from node.exchange.exporting import chain_file
 from node.exchange.retaining import Retention
 from node.exchange.taking import Taking
 from node.models.tokenizer import Tokenizer

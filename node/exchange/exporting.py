@@ -1,0 +1,56 @@
+"""A journal with its records, written as a chain file."""
+
+from collections.abc import AsyncIterator
+from typing import Final
+
+from ledger.chainfile import records_told, write_end, write_entry, write_start
+from ledger.events import RecordKept
+from ledger.journal import Entry, Journal
+from ledger.payload import decode_events
+from ledger.retention import Gaps
+
+# Entries whose records are read at a time.
+_AT_A_TIME: Final = 200
+
+
+async def chain_file(journal: Journal, me: str) -> AsyncIterator[bytes]:
+    """The whole journal with its records as a chain file, in pieces, at least up to what is its head now.
+
+    Records that are gone are named; whoever reads the file finds out whether they were dropped in good order.
+    """
+    head, gaps = journal.head, Gaps()
+    yield write_start(me)
+    async for some in _stretches(journal):
+        stored = {
+            (kept.sequence, kept.digest): kept
+            for kept in await journal.records_between(some[0].sequence, some[-1].sequence)
+        }
+        pieces = []
+        for entry in some:
+            if entry.sequence > head.sequence and gaps.first is None:
+                break
+            events = decode_events(entry.payload)
+            # One that is gone may have come back with a later entry.
+            records = [stored.get((entry.sequence, told.digest), told) for told in records_told(events)]
+            for record in records:
+                if isinstance(record, RecordKept):
+                    gaps.miss(entry.sequence, record.digest)
+            gaps.take(events)
+            pieces.append(write_entry(entry, records))
+            # What is dropped while this is written is accounted for by an entry beyond what was the head.
+            head = max(head, entry, key=lambda one: one.sequence)
+        yield b"".join(pieces)
+        if len(pieces) < len(some):
+            break
+    yield write_end(head)
+
+
+async def _stretches(journal: Journal) -> AsyncIterator[list[Entry]]:
+    some: list[Entry] = []
+    async for entry in journal.entries():
+        some.append(entry)
+        if len(some) == _AT_A_TIME:
+            yield some
+            some = []
+    if some:
+        yield some
