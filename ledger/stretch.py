@@ -10,7 +10,7 @@ not believed: a part begins with it, and the part before has to end with the sam
 first, which begins with nothing. What is missing in one part may be dropped in a later one: `join` looks at that.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import NoneType
 from typing import Any, Final
 
@@ -128,12 +128,12 @@ def check_stretch(after: int, entries: Sequence[tuple[Any, ...]], records: Itera
             moves.setdefault(key, []).append(move)
         found = stored.get(entry.sequence, [])
         if content.records != found:
-            _compare(entry.sequence, set(content.records), set(found), gaps)
+            _compare(entry.sequence, content.records, found, gaps)
         if content.observed:
             named = list(digests_dropped(content.observed))
             gaps.account_for(named)
             dropped += named
-    count = sum(len(set(found)) for found in stored.values())
+    count = sum(map(len, stored.values()))
     return Stretch(previous, head, moves, Found(count, gaps.missing, dropped))
 
 
@@ -156,8 +156,11 @@ def _by_sequence(records: Iterable[tuple[Any, ...]]) -> dict[int, list[RecordTol
     return stored
 
 
-def _compare(sequence: int, told: set[RecordTold], found: set[RecordTold], gaps: Gaps) -> None:
-    for kind, digest, _ in found - told:
+def _compare(sequence: int, told: Collection[RecordTold], found: Collection[RecordTold], gaps: Gaps) -> None:
+    known, stored = set(told), set(found)
+    for kind, digest, _ in stored - known:
         raise BrokenChain(sequence, f"{kind} {digest.hex()[:16]} is not stored as the journal tells")
-    for _, digest, _ in told - found:
+    if len(stored) < len(found):
+        raise BrokenChain(sequence, "a record is stored twice")
+    for _, digest, _ in known - stored:
         gaps.miss(sequence, digest)

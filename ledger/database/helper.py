@@ -21,8 +21,10 @@ _RECORDS: Final = """
     SELECT digest, kind, "order", sequence, raw FROM records WHERE chain = ? AND sequence > ? AND sequence <= ?
 """
 _WAYPOINT: Final = "SELECT books FROM waypoints WHERE chain = ? AND sequence = ?"
-# Entries read at a time: what they hold stays in the processor's caches.
-_BATCH: Final = 500
+# Entries read at a time: so few that what they hold stays in the processor's caches.
+_BATCH: Final = 200
+# In bytes, of the file: what is read of it need not be copied.
+_MAPPED: Final = 2**31
 
 
 def main() -> None:
@@ -33,6 +35,7 @@ def main() -> None:
     # What is made for one part is gone with it, and holds no cycles.
     gc.disable()
     connection = sqlite3.connect(f"{Path(sys.argv[2]).absolute().as_uri()}?mode=ro", uri=True)
+    connection.execute(f"PRAGMA mmap_size = {_MAPPED}")
     chain, chain_id = int(sys.argv[3]), sys.argv[4]
 
     def waypoint(sequence: int) -> bytes:
@@ -44,7 +47,8 @@ def main() -> None:
         for after in range(first, last, _BATCH):
             wanted = chain, after, min(after + _BATCH, last)
             part.take(connection.execute(_ENTRIES, wanted).fetchall(), connection.execute(_RECORDS, wanted))
-        assert part.ends_with(waypoint(last))
+        if not part.ends_with(waypoint(last)):
+            sys.exit("this is not where the next part begins")
         pickle.dump(part.found, sys.stdout.buffer, pickle.HIGHEST_PROTOCOL)
         sys.stdout.buffer.flush()
 
