@@ -18,8 +18,9 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 run: setup
 	@.venv/bin/idlemesh demo $(ARGS)
 
+# Hundreds of processes of the tests load the same modules: where bytecode is not kept, each compiles them all anew.
 test: setup-dev
-	@.venv/bin/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 format: setup-dev
 	.venv/bin/ruff check --fix-only --quiet

@@ -1,6 +1,7 @@
 """Frauds with real weights, and honest work: what the auditor makes of either, with the calibration that is shipped."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from itertools import count
 from pathlib import Path
 from random import Random
 
@@ -27,6 +28,8 @@ from node.ports import ManualClock
 from tests.node.trading import DEMO, ScriptedSeller, draft_order
 
 LONGEST = 100  # tokens of an answer
+CONTEXT = 2_048
+PORTION = 10  # answers made before they are checked: of most frauds the first few tell
 # So many answers are more than enough, and take no more than some seconds.
 ANSWERS = {
     "truncated context": 40,
@@ -62,10 +65,11 @@ class Checker:
         calibrations = CalibrationFiles(folder)
         lend(calibrations)
         self._auditor = Auditor(book, [engine], calibrations.find, lambda _: bench.tokenizer)
+        self._numbers = count()
 
-    async def audit(self, number: int, sold: Sold) -> Audit:
+    async def audit(self, sold: Sold) -> Audit:
         """Check one answer."""
-        job = sold.job
+        job, number = sold.job, next(self._numbers)
         draft = draft_order(
             self._identity,
             self._offer,
@@ -81,8 +85,15 @@ class Checker:
 
     async def condemns(self, sold: Sequence[Sold]) -> bool:
         """Whether it does after one of the answers, checked in turn."""
-        for number, one in enumerate(sold):
-            if (await self.audit(number, one)).outcome == "dishonest":
+        for one in sold:
+            if (await self.audit(one)).outcome == "dishonest":
+                return True
+        return False
+
+    async def condemns_one_of(self, most: int, sell: Callable[[int], Awaitable[Sequence[Sold]]]) -> bool:
+        """Whether it does after one of so many answers; `sell` makes a portion of them."""
+        for made in range(0, most, PORTION):
+            if await self.condemns(await sell(min(PORTION, most - made))):
                 return True
         return False
 
@@ -92,14 +103,14 @@ async def checker(
     request: pytest.FixtureRequest, bench: Bench, tmp_path: Path, clock: ManualClock
 ) -> AsyncIterator[Checker]:
     """One whose own KV cache is the parameter; the seller's is f16."""
-    engine = await LlamaEngine.load(DEMO, manifest_of(DEMO), context=2_048, threads=1, slots=1, kv=request.param)
+    engine = await LlamaEngine.load(DEMO, manifest_of(DEMO), context=CONTEXT, threads=1, slots=1, kv=request.param)
     yield Checker(engine, bench, tmp_path, clock, "f16")
     await engine.close()
 
 
 @pytest.mark.parametrize("fraud", FRAUDS)
 async def test_a_fraud_is_condemned(fraud: str, bench: Bench, checker: Checker) -> None:
-    assert await checker.condemns(await FRAUDS[fraud](bench, DEMO, ANSWERS[fraud], LONGEST))
+    assert await checker.condemns_one_of(ANSWERS[fraud], lambda some: FRAUDS[fraud](bench, DEMO, some, LONGEST))
 
 
 @pytest.mark.parametrize(
@@ -108,8 +119,9 @@ async def test_a_fraud_is_condemned(fraud: str, bench: Bench, checker: Checker) 
 async def test_a_lower_quantization_than_offered_is_condemned(
     run: str, bench: Bench, checker: Checker, tmp_path: Path
 ) -> None:
-    quantize(DEMO, tmp_path / "cheap.gguf", run, threads=1)
-    assert await checker.condemns(await honest(bench, tmp_path / "cheap.gguf", ANSWERS[run], LONGEST))
+    cheap = tmp_path / "cheap.gguf"
+    quantize(DEMO, cheap, run, threads=1)
+    assert await checker.condemns_one_of(ANSWERS[run], lambda some: honest(bench, cheap, some, LONGEST))
 
 
 async def test_a_smaller_model_than_offered_is_condemned(bench: Bench, checker: Checker, tmp_path: Path) -> None:
@@ -123,10 +135,15 @@ async def test_a_thousand_honest_receipts_of_mixed_lengths_and_temperatures_are_
 ) -> None:
     jobs = []
     for length in (1, 2, 4, 8, 12, 20, 40, LONGEST):
-        jobs += await draw_jobs(bench.tokenizer, bench.rng, 126, samplings=SAMPLINGS, max_tokens=length)
+        # A long conversation takes as long to compute for one token as for a hundred: few short answers come after one.
+        after_any = 126 if length >= 40 else 21
+        for number, context in ((after_any, CONTEXT), (126 - after_any, 96)):
+            jobs += await draw_jobs(
+                bench.tokenizer, bench.rng, number, context=context, samplings=SAMPLINGS, max_tokens=length
+            )
     answers = bench.computed(DEMO, jobs)
 
-    found = [await checker.audit(n, Sold(*one)) for n, one in enumerate(zip(jobs, answers, strict=True))]
+    found = [await checker.audit(Sold(*one)) for one in zip(jobs, answers, strict=True)]
 
     assert len(found) > 1_000
     assert {audit.outcome for audit in found} == {"honest"}
@@ -141,7 +158,7 @@ async def test_a_cache_of_8_bits_alone_is_no_reason_to_condemn_in_a_few_answers(
 async def test_a_seller_hotter_than_what_was_calibrated_is_not_judged(bench: Bench, checker: Checker) -> None:
     hot = Sampling(1_600_000, 1_000_000, 0, 0)
     (job,) = await draw_jobs(bench.tokenizer, bench.rng, 1, samplings=(hot,), max_tokens=8)
-    audit = await checker.audit(0, Sold(job, (1, 2, 3)))
+    audit = await checker.audit(Sold(job, (1, 2, 3)))
     assert audit.abstained
     assert "temperature" in audit.reason
 
@@ -154,7 +171,7 @@ async def test_a_model_that_nobody_calibrated_is_not_judged_and_the_reason_says_
     engine = await LlamaEngine.load(tmp_path / "other.gguf", other, context=512, threads=1, slots=1)
     try:
         (job,) = await draw_jobs(bench.tokenizer, bench.rng, 1, max_tokens=8, context=512)
-        audit = await Checker(engine, bench, tmp_path, clock, "f16").audit(0, Sold(job, (1, 2, 3)))
+        audit = await Checker(engine, bench, tmp_path, clock, "f16").audit(Sold(job, (1, 2, 3)))
     finally:
         await engine.close()
     assert audit.abstained
