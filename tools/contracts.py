@@ -20,6 +20,7 @@ from tools.commands import SetUpError, alone, watched
 NAMES: Final = ("PaymentChannels", "Bonds", "ApproveCollector", "ERC3009Collector")
 FOR_TESTS: Final = {"Dollar": "Tokens", "Multicall": "Multicall"}  # what tests on a chain deploy besides, by source
 RELEASE: Final = "release"  # the profile of foundry.toml that makes what is kept
+KEPT: Final = "kept"  # and the one for tests of what is kept
 
 
 class NotAvailable(SetUpError):
@@ -76,6 +77,10 @@ class Contracts:
         )
         command = [str(self.program), *arguments]
         return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
+
+    def test(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run forge's tests of what is kept."""
+        return self.forge("test", *arguments, profile=KEPT, committed=True)
 
     def compiled(self) -> dict[str, str]:
         """What the sources compile to: for each contract the text of its file in `abi/`."""
@@ -147,7 +152,7 @@ def main() -> int:
     except SetUpError as failure:
         print(failure, file=sys.stderr)
         return 1
-    done = contracts.forge("test", *sys.argv[1:], committed=True)
+    done = contracts.test(*sys.argv[1:])
     print(done.stdout, done.stderr, sep="")
     return done.returncode
 

@@ -65,7 +65,7 @@ def test_what_tests_deploy_is_what_the_sources_compile_to(contracts: Contracts) 
 
 
 def test_what_is_kept_passes_the_contracts_own_tests(contracts: Contracts) -> None:
-    done = contracts.forge("test", committed=True)
+    done = contracts.test()
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"\b[1-9][0-9]* tests passed, 0 failed, 0 skipped", done.stdout), done.stdout
 
