@@ -77,6 +77,9 @@ What bears no signature of ours is no fact, and is refused like an act: an ackno
 opened, or above what it reserved; a dispute of an order that is open; forgiveness of what we have claimed.
 """
 
+from collections.abc import Callable, Iterable
+from typing import Final
+
 from ledger.changes import (
     Acknowledged,
     Admitted,
@@ -163,64 +166,35 @@ __all__ = [
     "OrderUnknown",
     "Reservation",
     "apply",
+    "apply_plain",
 ]
 
 
 def apply(account: Account, change: Change) -> Account:
     """The account after a change. Raises AccountError, one subclass for each broken guard."""
-    # What each order comes by is first: a long journal is made of it, and every case that is passed costs.
-    match change:
-        case Earned(order, total):
-            return earn(account, order, total)
-        case Drawn(order, total):
-            return draw(account, order, total)
-        case Admitted(order, amount, first, expires):
-            return admit(account, order, Reservation(amount, expires, drawn=first))
-        case Reserved(order, amount, expires):
-            return admit(account, order, Reservation(amount, expires, drawn=amount))
-        case Released(order):
-            return with_order(account, order, evolve(reservation_of(account, order), open=False))
-        case Acknowledged(order, total):
-            return acknowledge(account, order, total)
-        case VoucherReceived(total):
-            return evolve(account, authorized=max(account.authorized, total))
-        case Expired(before):
-            return expire(account, before)
-        case Forgotten(before):
-            kept = {d: r for d, r in account.orders.items() if r.binds or r.expires >= before}
-            return evolve(account, orders=Orders(kept))
-        case Authorized(total):
-            return _authorize(account, total)
-        case Forgiven(amount):
-            if amount > account.forgivable:
-                raise ForgivenAboveUnpaid(account.forgivable, amount)
-            return evolve(account, forgiven=account.forgiven + amount)
-        case Claimed(total):
-            return _claim(account, total)
-        case Granted(limit, window, sequence):
-            if sequence <= account.grant_sequence:
-                return account
-            return evolve(account, limit=limit, window=window, grant_sequence=sequence)
-        case Funded(total, sequence):
-            if sequence <= account.funded_sequence:
-                return account
-            return evolve(account, funded=total, funded_sequence=sequence)
-        case Withdrawn(total, sequence):
-            if sequence <= account.withdrawn_sequence:
-                return account
-            return evolve(account, withdrawn=total, withdrawn_sequence=sequence)
-        case Disputed(order, asked, granted):
-            return dispute(account, order, asked, granted)
-        case Resolved(order, total):
-            return resolve(account, order, total)
-        case Recovered(order, amount, expires, total):
-            return recover(account, order, Reservation(amount, expires, open=False), total)
-        case ForgivenessReceived(total):
-            return with_claims_owed(evolve(account, forgiven=max(account.forgiven, total)))
-        case Settled(total):
-            return evolve(account, settled=max(account.settled, total))
-        case Netted(total):
-            return evolve(account, netted=max(account.netted, total))
+    return _MOVES[type(change)](account, **change.__dict__)
+
+
+def apply_plain(account: Account, kind: type[Change], values: Iterable[int | bytes]) -> Account:
+    """The same for a change of this kind, with the values of its fields in order, that are known to be right."""
+    return _MOVES[kind](account, *values)
+
+
+def _reserve(account: Account, order: bytes, amount: int, expires: int) -> Account:
+    return admit(account, order, Reservation(amount, expires, drawn=amount))
+
+
+def _admit(account: Account, order: bytes, amount: int, first: int, expires: int) -> Account:
+    return admit(account, order, Reservation(amount, expires, drawn=first))
+
+
+def _release(account: Account, order: bytes) -> Account:
+    return with_order(account, order, evolve(reservation_of(account, order), open=False))
+
+
+def _forget(account: Account, before: int) -> Account:
+    kept = {digest: order for digest, order in account.orders.items() if order.binds or order.expires >= before}
+    return evolve(account, orders=Orders(kept))
 
 
 def _authorize(account: Account, total: int) -> Account:
@@ -231,9 +205,79 @@ def _authorize(account: Account, total: int) -> Account:
     return evolve(account, authorized=total)
 
 
+def _receive_voucher(account: Account, total: int) -> Account:
+    return evolve(account, authorized=max(account.authorized, total))
+
+
+def _forgive(account: Account, amount: int) -> Account:
+    if amount > account.forgivable:
+        raise ForgivenAboveUnpaid(account.forgivable, amount)
+    return evolve(account, forgiven=account.forgiven + amount)
+
+
+def _receive_forgiveness(account: Account, total: int) -> Account:
+    return with_claims_owed(evolve(account, forgiven=max(account.forgiven, total)))
+
+
 def _claim(account: Account, total: int) -> Account:
     if total < account.claimed:
         raise ClaimedFell(account.claimed, total)
     if total > account.due:
         raise AboveDue(account.due, total)
     return evolve(account, claimed=total)
+
+
+def _grant(account: Account, limit: int, window: int, sequence: int) -> Account:
+    if sequence <= account.grant_sequence:
+        return account
+    return evolve(account, limit=limit, window=window, grant_sequence=sequence)
+
+
+def _fund(account: Account, total: int, sequence: int) -> Account:
+    if sequence <= account.funded_sequence:
+        return account
+    return evolve(account, funded=total, funded_sequence=sequence)
+
+
+def _withdraw(account: Account, total: int, sequence: int) -> Account:
+    if sequence <= account.withdrawn_sequence:
+        return account
+    return evolve(account, withdrawn=total, withdrawn_sequence=sequence)
+
+
+def _recover(account: Account, order: bytes, amount: int, expires: int, total: int) -> Account:
+    return recover(account, order, Reservation(amount, expires, open=False), total)
+
+
+def _settle(account: Account, total: int) -> Account:
+    return evolve(account, settled=max(account.settled, total))
+
+
+def _net(account: Account, total: int) -> Account:
+    return evolve(account, netted=max(account.netted, total))
+
+
+# Each takes the account and the fields of its change, by name or in order.
+_MOVES: Final[dict[type[Change], Callable[..., Account]]] = {
+    Admitted: _admit,
+    Reserved: _reserve,
+    Drawn: draw,
+    Earned: earn,
+    Released: _release,
+    Expired: expire,
+    Forgotten: _forget,
+    Authorized: _authorize,
+    Forgiven: _forgive,
+    Claimed: _claim,
+    Granted: _grant,
+    Funded: _fund,
+    Withdrawn: _withdraw,
+    Acknowledged: acknowledge,
+    Disputed: dispute,
+    Resolved: resolve,
+    Recovered: _recover,
+    VoucherReceived: _receive_voucher,
+    ForgivenessReceived: _receive_forgiveness,
+    Settled: _settle,
+    Netted: _net,
+}

@@ -1,12 +1,12 @@
 """What an entry of the journal says, and the books that follow from it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from attrs import define, field, frozen
 
-from ledger.account import Account, AccountKey, apply
+from ledger.account import Account, AccountKey, apply, apply_plain
 from ledger.changes import Change
 from ledger.effects import EffectPlanned, EffectTold, Tracked, follow
 from ledger.records import DIGEST_BYTES
@@ -97,8 +97,10 @@ class FeePaid:
 
 
 Event = AccountChanged | RecordKept | Observed | EffectPlanned | EffectTold | FeePaid
+# A change's kind, and the values of its fields in order.
+PlainChange = tuple[type[Change], Sequence[Any]]
 # What happens to one account or to its effect.
-Move = Change | EffectPlanned | EffectTold
+PlainMove = PlainChange | EffectPlanned | EffectTold
 _EFFECTS: Final = (EffectPlanned, EffectTold)
 
 
@@ -148,15 +150,15 @@ def account_of(event: EffectPlanned | EffectTold) -> AccountKey:
 
 
 def advance_account(
-    accounts: dict[AccountKey, Account], effects: dict[AccountKey, Tracked], key: AccountKey, moves: Iterable[Move]
+    accounts: dict[AccountKey, Account], effects: dict[AccountKey, Tracked], key: AccountKey, moves: Iterable[PlainMove]
 ) -> None:
     """Move one account and its effect in place. Raises AccountError; then nothing of it has moved."""
     account, tracked = accounts.get(key), effects.get(key)
     for move in moves:
-        if isinstance(move, _EFFECTS):
-            tracked = follow(tracked, move, account or Account(key))
+        if isinstance(move, tuple):
+            account = apply_plain(account or Account(key), *move)
         else:
-            account = apply(account or Account(key), move)
+            tracked = follow(tracked, move, account or Account(key))
     if account is not None:
         accounts[key] = account
     if tracked is None:

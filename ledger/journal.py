@@ -20,8 +20,8 @@ from attrs import define, evolve, field, frozen
 
 from ledger.account import Account, AccountError, AccountKey
 from ledger.effects import Tracked
-from ledger.events import Books, Event, InvalidEvents, RecordKept, advance, advance_account
-from ledger.payload import PlainMove, decode_events, encode_events, move_of
+from ledger.events import Books, Event, InvalidEvents, PlainMove, RecordKept, advance, advance_account
+from ledger.payload import decode_events, encode_events
 from ledger.records import digest_of
 
 # Named in what is hashed, so that no other hash of this project can stand in for one of the chain.
@@ -140,7 +140,7 @@ class Replay:
             raise BrokenChain(self.head.sequence + 1, "it does not name the hash of the entry before it")
         try:
             for key, of_account in moves.items():
-                advance_account(self._accounts, self._effects, key, map(move_of, of_account))
+                advance_account(self._accounts, self._effects, key, of_account)
         except AccountError as error:
             raise BrokenChain(head.sequence, f"one of the entries up to it cannot be: {error}") from error
         self.head = head

@@ -7,23 +7,24 @@ learned, with a plan: what its values are.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any, Final, NamedTuple, cast
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
 
-from attrs import frozen
+from attrs import fields_dict, frozen
 
 from ledger import codec
 from ledger.account import AccountKey
 from ledger.changes import Change, InvalidChange
 from ledger.effects import EffectPlanned, EffectTold
 from ledger.event_maps import decode_event, encode_event
-from ledger.events import AccountChanged, Event, Fact, InvalidEvents, Move, Observed, RecordKept, account_of
+from ledger.events import AccountChanged, Event, Fact, InvalidEvents, Observed, PlainMove, RecordKept, account_of
 from ledger.money import UNITS
 from ledger.orders import unchecked
 from ledger.shapes import LONGEST, Shapes
 from ledger.spelling import (
     DIGEST,
     DIGEST_HEAD,
-    NAMES,
+    PLACES,
     Piece,
     Spelled,
     pieces_of_change,
@@ -53,9 +54,7 @@ _OBSERVED_1: Final = b"\xa4dwhat"
 _OBSERVED_2: Final = b"eeventhobservedefacts"
 _OBSERVED_3: Final = b"gsubject"
 
-# A change in plain values: its kind, and what its fields are in the order in which they are spelled.
-PlainChange = tuple[type[Change], tuple[Any, ...]]
-PlainMove = PlainChange | EffectPlanned | EffectTold
+_FIELDS: Final = {kind: tuple(fields_dict(kind)) for kind in PLACES}
 # The kind of a record, its digest, and that of its order.
 RecordTold = tuple[str, bytes, bytes | None]
 
@@ -99,7 +98,7 @@ def decode_events(payload: bytes) -> tuple[Event, ...]:
 
 
 def read_content(payload: bytes) -> Content:
-    """Read an entry's payload, but make no changes of what moves accounts: `move_of` does. Raises InvalidEvents."""
+    """Read an entry's payload, but make no changes of what moves accounts. Raises InvalidEvents."""
     try:
         if found := _SHAPES.read(payload):
             plan, values = found
@@ -108,7 +107,7 @@ def read_content(payload: bytes) -> Content:
             records = [
                 (kind, values[digest], None if order is None else values[order]) for kind, digest, order in plan.records
             ]
-            moves = [(_account_key(values[key]), (kind, values[key + 1 : end])) for key, kind, end in plan.moves]
+            moves = [(_account_key(values[key]), (kind, take(values))) for key, kind, take in plan.moves]
             return Content(records, moves, ())
     except _Unknown:
         pass
@@ -123,7 +122,7 @@ def _content_of(events: Iterable[Event]) -> Content:
         match event:
             case AccountChanged(key, change):
                 kind = type(change)
-                moves.append((key, (kind, tuple(getattr(change, name) for name in NAMES[kind]))))
+                moves.append((key, (kind, tuple(getattr(change, name) for name in _FIELDS[kind]))))
             case RecordKept(kind, digest, order):
                 records.append((kind, digest, order))
             case EffectPlanned() | EffectTold():
@@ -131,16 +130,6 @@ def _content_of(events: Iterable[Event]) -> Content:
             case Observed() if _has_bytes(event):
                 observed.append(event)
     return Content(records, moves, observed)
-
-
-def move_of(plain: PlainMove) -> Move:
-    """What happens to an account, from its plain values."""
-    # Not isinstance: it takes as long as the rest.
-    return _change(*plain) if type(plain) is tuple else cast(Move, plain)
-
-
-def _change(kind: type[Change], values: Sequence[Any]) -> Change:
-    return unchecked(kind, dict(zip(NAMES[kind], values, strict=True)))
 
 
 def _decode(payload: bytes) -> tuple[Event, ...]:
@@ -157,18 +146,21 @@ class _Unknown(ValueError):
     """Bytes that do not spell what they should in the shape at hand."""
 
 
+_Take = Callable[[Sequence[Any]], Sequence[Any]]
+
+
 @frozen
 class _Plan:
     """What the values of a payload are, by their places.
 
     `events` makes each event of all values; `records` has the kind of each record told of, the place of its digest and
-    that of its order; `moves` the place of each account's key, the kind of change, and where the change's values end,
-    which follow the key; `subjects` the place of whom each observation is about.
+    that of its order; `moves` the place of each account's key, the kind of change, and what takes the values of its
+    fields; `subjects` the place of whom each observation is about.
     """
 
     events: list[Callable[[Sequence[Any]], Event]]
     records: list[tuple[str, int, int | None]]
-    moves: list[tuple[int, type[Change], int]]
+    moves: list[tuple[int, type[Change], _Take]]
     subjects: list[int]
 
 
@@ -195,7 +187,7 @@ def _take_up(event: Event, pieces: list[Piece], plan: _Plan) -> bool:
         case AccountChanged(key, change):
             kind, spelled_key = type(change), spell_account_key(key)
             pieces += [_ACCOUNT_1, Spelled.like(spelled_key), _ACCOUNT_2, *pieces_of_change(change)]
-            plan.moves.append((first, kind, values_in(pieces)))
+            plan.moves.append((first, kind, _taking(first + 1, PLACES[kind])))
             plan.events.append(partial(_account_changed, *plan.moves[-1]))
             return len(spelled_key) <= _MAX_WORDS_BYTES
         case RecordKept(kind, _, order):
@@ -219,8 +211,15 @@ def _take_up(event: Event, pieces: list[Piece], plan: _Plan) -> bool:
     return True
 
 
-def _account_changed(key: int, kind: type[Change], end: int, values: Sequence[Any]) -> Event:
-    change = _change(kind, values[key + 1 : end])
+def _taking(first: int, places: Sequence[int]) -> _Take:
+    """What takes the values of a change's fields, in their own order, from those of a payload."""
+    if list(places) == sorted(places):
+        return itemgetter(slice(first, first + len(places)))
+    return itemgetter(*(first + place for place in places))
+
+
+def _account_changed(key: int, kind: type[Change], take: _Take, values: Sequence[Any]) -> Event:
+    change = unchecked(kind, dict(zip(_FIELDS[kind], take(values), strict=True)))
     return unchecked(AccountChanged, {"key": _account_key(values[key]), "change": change})
 
 

@@ -97,8 +97,11 @@ def _around(kind: type[Change]) -> tuple[tuple[tuple[bytes, str], ...], bytes]:
 
 # Every kind of change has numbers and digests alone.
 _AROUND: Final = {kind: _around(kind) for kind in get_args(Change)}
-# The fields of each in the order in which they are spelled.
-NAMES: Final = {kind: tuple(name for _, name in pieces) for kind, (pieces, _) in _AROUND.items()}
+# The places of each kind's fields, in their own order, among its values as they are spelled.
+PLACES: Final = {
+    kind: tuple([name for _, name in pieces].index(field.name) for field in fields(kind))
+    for kind, (pieces, _) in _AROUND.items()
+}
 
 
 def spell_change(change: Change) -> bytes:
@@ -112,7 +115,7 @@ def spell_change(change: Change) -> bytes:
 
 
 def pieces_of_change(change: Change) -> Iterator[Piece]:
-    """The same, its values left open, in the order of `NAMES`."""
+    """The same, its values left open."""
     pieces, after = _AROUND[type(change)]
     for before, name in pieces:
         yield before

@@ -18,9 +18,9 @@ from attrs import frozen
 
 from ledger import snapshot
 from ledger.account import AccountKey
-from ledger.events import InvalidEvents
+from ledger.events import InvalidEvents, PlainMove
 from ledger.journal import BrokenChain, Entry, Replay, check_link
-from ledger.payload import PlainMove, RecordTold, read_content
+from ledger.payload import RecordTold, read_content
 from ledger.records import digest_of
 from ledger.retention import Gaps, digests_dropped
 

@@ -5,7 +5,7 @@ read, and every record compared with it.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from threading import Lock
@@ -237,7 +237,8 @@ def _verify(
 ) -> Opened:
     reading = _Reading(connection, chain, Replay(chain_id), pass_by)
     agreed = _read_past(taken, reading.replayed, reading.read_on)
-    return _whole(connection, chain_id, chain, reading.replayed, agreed, reading.records, reading.gaps)
+    rows = _rows(connection, chain)
+    return _whole(rows, chain_id, chain, reading.replayed, agreed, reading.records, reading.gaps)
 
 
 def _verify_in_parts(
@@ -257,8 +258,9 @@ def _verify_in_parts(
                 )
 
         agreed = _read_past(taken, rest.replayed, read_on)
+        rows = _rows(connection, chain)  # while the others are at work
         found = helped.found()
-    return _whole(connection, chain_id, chain, rest.replayed, agreed, *join([*found, rest.found]))
+    return _whole(rows, chain_id, chain, rest.replayed, agreed, *join([*found, rest.found]))
 
 
 def _read_past(taken: Snapshot | None, replayed: Replay, read_on: Callable[[int], None]) -> int:
@@ -276,15 +278,19 @@ def _read_past(taken: Snapshot | None, replayed: Replay, read_on: Callable[[int]
     return agreed
 
 
+def _rows(connection: sa.Connection, chain: int) -> Mapping[str, int]:
+    """How many rows the tables have."""
+    return {table.name: _count(connection, chain, table) for table in (journal, records)}
+
+
 def _whole(
-    connection: sa.Connection, chain_id: str, chain: int, replayed: Replay, agreed: int, stored: int, gaps: Gaps
+    rows: Mapping[str, int], chain_id: str, chain: int, replayed: Replay, agreed: int, stored: int, gaps: Gaps
 ) -> Opened:
     """A chain of which all was read, with so many records, after a last look at what is missing and what is extra."""
     _check_no_gap(gaps)
-    for table, expected in ((journal, replayed.head.sequence), (records, stored)):
-        count = _count(connection, chain, table)
-        if count != expected:
-            raise LedgerCorrupt(None, f"{count} rows are in the {table.name}, and the chain tells of {expected}")
+    for table, expected in ((journal.name, replayed.head.sequence), (records.name, stored)):
+        if rows[table] != expected:
+            raise LedgerCorrupt(None, f"{rows[table]} rows are in the {table}, and the chain tells of {expected}")
     verified = Verified(replayed.head, stored, gaps.dropped)
     return Opened(chain_id, chain, replayed.head, replayed.books, agreed, verified=verified)
 

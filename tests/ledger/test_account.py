@@ -1,14 +1,15 @@
 """The settlement state machine: its guards one by one. Payer and payee against each other: `test_account_pair`."""
 
+import inspect
 from typing import get_args
 
 import pytest
-from attrs import evolve
+from attrs import astuple, evolve, fields_dict
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ledger import account as guards
-from ledger.account import Account, AccountError, AccountKey, Reservation, apply
+from ledger.account import Account, AccountError, AccountKey, Reservation, apply, apply_plain
 from ledger.changes import (
     Acknowledged,
     Act,
@@ -465,6 +466,12 @@ any_change: st.SearchStrategy[Change] = st.one_of(
 GROWING = ("authorized", "earned", "waived", "forgiven", "claimed", "settled", "netted", "grant_sequence")
 
 
+@pytest.mark.parametrize("kind", get_args(Change))
+def test_each_change_moves_an_account_by_its_fields(kind: type[Change]) -> None:
+    _, *taken = inspect.signature(guards._MOVES[kind]).parameters
+    assert taken == list(fields_dict(kind))
+
+
 class TestStoredChanges:
     @given(any_change)
     def test_a_change_survives_being_stored(self, change: Change) -> None:
@@ -533,6 +540,7 @@ def try_to(account: Account, change: Change) -> Account:
     finally:
         assert account == before
     check(moved)
+    assert apply_plain(account, type(change), astuple(change)) == moved
     if isinstance(change, get_args(Act)):
         assert moved.shortfall <= account.shortfall
         assert overdraft(moved) <= overdraft(account)

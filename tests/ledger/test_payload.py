@@ -15,9 +15,9 @@ from ledger.account import AccountKey
 from ledger.changes import Change, Earned, Reserved
 from ledger.effects import Effect, EffectPlanned, EffectTold, Kind, News
 from ledger.event_maps import encode_event
-from ledger.events import AccountChanged, Event, FeePaid, InvalidEvents, Observed, RecordKept, account_of
+from ledger.events import AccountChanged, Event, FeePaid, InvalidEvents, Observed, PlainMove, RecordKept, account_of
 from ledger.money import MAX_AMOUNT
-from ledger.payload import decode_events, encode_events, move_of, read_content
+from ledger.payload import decode_events, encode_events, read_content
 from ledger.spelling import Spelled
 
 EDGES = [0, 23, 24, 255, 256, 65_535, 65_536, 2**32 - 1, 2**32, MAX_AMOUNT]
@@ -99,6 +99,11 @@ def check_content(payload: bytes, told: Sequence[Event]) -> None:
     ]
     observed = [event for event in told if isinstance(event, Observed)]
     assert list(content.observed) == [event for event in observed if bytes in map(type, event.facts.values())]
+
+
+def move_of(plain: PlainMove) -> object:
+    """What happens, from its plain values: they are those of a change's fields, in order."""
+    return plain[0](*plain[1]) if isinstance(plain, tuple) else plain
 
 
 def is_known(payload: bytes) -> bool:
