@@ -25,7 +25,11 @@ _FAST: Final = (
     "synchronous_commit=off",
     "max_connections=50",
     "shared_buffers=16MB",
+    "max_wal_size=64MB",
 )
+# A memory file system, as Linux has it: there a database is made in a fifth of the time.
+_MEMORY: Final = Path("/dev/shm")
+_ENOUGH: Final = 2 * 2**30  # bytes free in it; containers often have little
 
 
 class NotInstalled(Exception):
@@ -68,7 +72,7 @@ def running(settings: Sequence[str] = _FAST) -> Iterator[Server]:
     """Start a server, and stop it at the end; without settings it is as durable as any. Raises NotInstalled."""
     programs = _programs()
     # Not in pytest's folders: they are closed to other users, and their paths too long for a socket.
-    folder = Path(tempfile.mkdtemp(prefix="idlemesh-postgres-"))
+    folder = Path(tempfile.mkdtemp(prefix="idlemesh-postgres-", dir=_memory() if settings == _FAST else None))
     rights = _rights(folder)
     try:
         data = folder / "data"
@@ -88,6 +92,13 @@ def running(settings: Sequence[str] = _FAST) -> Iterator[Server]:
                 process.send_signal(signal.SIGINT)
     finally:
         shutil.rmtree(folder)
+
+
+def _memory() -> Path | None:
+    """Where files lie in memory, if there is enough of it."""
+    if not os.access(_MEMORY, os.W_OK) or shutil.disk_usage(_MEMORY).free < _ENOUGH:
+        return None
+    return _MEMORY
 
 
 def _started(command: list[str], log: IO[bytes], folder: Path, rights: dict[str, Any]) -> subprocess.Popen[bytes]:
