@@ -28,9 +28,12 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
         yield node
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def client(node: RunningNode) -> Iterator[openai.OpenAI]:
-    """OpenAI's own client; it does not try again, so that each answer is seen."""
+    """OpenAI's own client; it does not try again, so that each answer is seen.
+
+    One for all: to make one takes longer than many a test, for it reads the certificates that it trusts.
+    """
     with openai.OpenAI(base_url=node.base_url, api_key="local", max_retries=0, timeout=60) as client:
         yield client
 
@@ -51,7 +54,7 @@ def exact_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode
         yield node
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def exact(exact_node: RunningNode) -> Iterator[openai.OpenAI]:
     """A client of a node whose engine gives the same logits to the last bit, whatever else it does."""
     with openai.OpenAI(base_url=exact_node.base_url, api_key="local", max_retries=0, timeout=60) as client:
