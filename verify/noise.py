@@ -6,6 +6,7 @@ for an element in the middle of an array than for the same element alone. So the
 same bits in an array of any length, and on any machine with IEEE 754 arithmetic.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
 
 import numpy as np
@@ -81,9 +82,16 @@ def hashes(states: np.uint64 | NDArray[np.uint64], tokens: Ids) -> NDArray[np.ui
     return coarse
 
 
-def byte_of(state: int, token: int) -> int:
-    """The highest byte of the hash of one token."""
-    return output(state, token >> 3) >> ((token & 7) << 3) & 255
+def bytes_of(state: int, tokens: Iterable[int]) -> list[int]:
+    """The highest byte of the hash of each of a few tokens."""
+    found = []
+    for token in tokens:
+        # As `output`, which is called too often here to be a function.
+        word = (state + ((token >> 3) + 1) * GAMMA) & MASK
+        word = (word ^ (word >> 30)) * FIRST & MASK
+        word = (word ^ (word >> 27)) * SECOND & MASK
+        found.append((word ^ (word >> 31)) >> ((token & 7) << 3) & 255)
+    return found
 
 
 def hash_of(state: int, token: int, byte: int) -> int:

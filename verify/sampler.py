@@ -59,12 +59,25 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from ledger.records import Sampling
-from verify.cutoffs import LEAST, MILLION, BadLogits, Kept, Logits, drawable, lowest, lowest_of_nucleus, maxima, ranks
+from verify.cutoffs import (
+    FEW,
+    LEAST,
+    MILLION,
+    BadLogits,
+    Kept,
+    Logits,
+    drawable,
+    few_drawable,
+    lowest,
+    lowest_of_nucleus,
+    maxima,
+    ranks,
+)
 from verify.noise import (
     Ids,
     NotUnsigned64,
     Reals,
-    byte_of,
+    bytes_of,
     gumbel,
     gumbel_of,
     hash_of,
@@ -110,8 +123,6 @@ SOME = 128
 HIGHEST, COARSE_MOST = 255, 5.55
 # No noise of a token whose hash has this highest byte is above.
 MOST = [*(-math.log(-math.log(byte / 256)) for byte in range(1, 256)), 36.8]
-# Of so many tokens in all it takes less time to look at one after the other.
-FEW = 64
 
 
 def sample(logits: Logits, sampling: Sampling, seed: int, position: int) -> int:
@@ -125,7 +136,6 @@ def sample(logits: Logits, sampling: Sampling, seed: int, position: int) -> int:
     return int(found)
 
 
-@np.errstate(over="ignore")  # at a low temperature: minus infinity, and no mass
 def sample_block(
     logits: NDArray[np.float32], samplings: Sequence[Sampling], seeds: Sequence[int], positions: Sequence[int]
 ) -> NDArray[np.int64]:
@@ -133,6 +143,18 @@ def sample_block(
 
     Raises NotUnsigned64.
     """
+    if len(logits) == 1:
+        (sampling,), (seed,), (position,) = samplings, seeds, positions
+        few = few_drawable(logits[0], sampling)
+        if few is not None:
+            return np.array([_winner(stream(seed, position), sampling.temperature / MILLION, *few)[0]], np.int64)
+    return _sampled(logits, samplings, seeds, positions)
+
+
+@np.errstate(over="ignore")  # at a low temperature: minus infinity, and no mass
+def _sampled(
+    logits: NDArray[np.float32], samplings: Sequence[Sampling], seeds: Sequence[int], positions: Sequence[int]
+) -> NDArray[np.int64]:
     found = [NOTHING] * len(logits)
     if not logits.size:
         return np.array(found, np.int64)
@@ -265,7 +287,7 @@ def _winners(draws: Sequence[_Draw]) -> list[tuple[int, float]]:
     """
     sizes = [draw.ids.size for draw in draws]
     if sum(sizes) <= FEW:
-        return [_winner(draw) for draw in draws]
+        return [_winner(draw.state, draw.temperature, draw.ids.tolist(), draw.logits.tolist()) for draw in draws]
     ids, logits = _joined([draw.ids for draw in draws]), _joined([draw.logits for draw in draws])
     temperatures = np.array([draw.temperature for draw in draws])
     starts = np.array([0, *itertools.accumulate(sizes[:-1])])
@@ -282,13 +304,11 @@ def _winners(draws: Sequence[_Draw]) -> list[tuple[int, float]]:
     return [(choice(ids[of == draw], z[of == draw]), bar) for draw, bar in enumerate(least.tolist())]
 
 
-def _winner(draw: _Draw) -> tuple[int, float]:
-    """As `_winners`, of one draw with few tokens, one after the other: by their coarse bytes it is known what none of
+def _winner(state: int, temperature: float, ids: list[int], logits: list[float]) -> tuple[int, float]:
+    """As `_winners`, of one draw from few tokens, one after the other: by their coarse bytes it is known what none of
     their z is above, and fine words are made only of those for which that is not below the z of the first in hope.
     """
-    state, temperature = draw.state, draw.temperature
-    ids, logits = draw.ids.tolist(), draw.logits.tolist()
-    coarse = [byte_of(state, token) for token in ids]
+    coarse = bytes_of(state, ids)
     bounds = [logit + temperature * MOST[byte] for logit, byte in zip(logits, coarse, strict=True)]
     first = bounds.index(max(bounds))
     least, near = -math.inf, []

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from verify.noise import (
     NotUnsigned64,
     bits,
-    byte_of,
+    bytes_of,
     gumbel,
     gumbel_of,
     hash_of,
@@ -92,7 +92,7 @@ def test_no_noise_is_above_the_bound_of_its_highest_byte() -> None:
 @given(words, words, st.integers(0, VOCABULARY - 1))
 def test_one_token_has_the_hash_it_has_in_an_array(seed: int, position: int, token: int) -> None:
     state, expected = stream(seed, position), literal_hash(seed, position, token)
-    assert byte_of(state, token) == expected >> 56
+    assert bytes_of(state, [token]) == [expected >> 56]
     assert hash_of(state, token, expected >> 56) == expected
     assert uniform_of(expected) == uniform(np.array([expected], np.uint64))[0]
 

@@ -1,5 +1,6 @@
 """The seeded sampler: vectors, edges, cutoffs, and that it is ordinary sampling after all."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ledger.records import Sampling
-from verify.cutoffs import drawable, kept, lowest, lowest_of_nucleus, maxima
+from verify.cutoffs import drawable, few_drawable, kept, lowest, lowest_of_nucleus, maxima
 from verify.noise import NotUnsigned64, gumbel
 from verify.sampler import NOTHING, SAMPLER, WHOLE, BadLogits, derived_seed, sample, sample_block
 
@@ -243,6 +244,82 @@ def test_what_may_be_drawn_is_what_is_kept(size: int, sampling: Sampling, random
     inside = kept(logits, sampling)
     assert (ids == inside.ids).all()
     assert (own == inside.logits).all()
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    size=st.sampled_from([16_384, 32_000, 40_001]),
+    temperature=st.sampled_from([1, 300_000, 1_000_000, 10_000_000]),
+    top_p=st.sampled_from([1, 500_000, 950_000, 999_999, 1_000_000]),
+    min_p=st.sampled_from([0, 50_000, 1_000_000]),
+    top_k=st.integers(1, 63),
+    shape=st.sampled_from(["plain", "ties", "peaked", "masked", "flat", "huge", "tiny", "signs"]),
+    random=st.integers(0, 2**32),
+)
+def test_few_of_one_row_are_those_that_are_kept(
+    size: int, temperature: int, top_p: int, min_p: int, top_k: int, shape: str, random: int
+) -> None:
+    draw = np.random.default_rng(random)
+    logits = draw.normal(0, draw.choice([0.01, 1, 3, 8]), size)
+    match shape:
+        case "ties":
+            logits = np.round(logits)
+        case "peaked":
+            logits[draw.integers(size, size=30)] += 8
+        case "masked":
+            logits[draw.random(size) < draw.choice([0.9, 0.999, 0.9999])] = -np.inf
+        case "flat":
+            logits[:] = 1.5
+        case "huge":
+            logits *= 1e36
+        case "tiny":
+            logits *= 1e-42
+        case "signs":
+            logits = np.where(logits < 0, -0.0, 0.0)
+    row, sampling = logits.astype(np.float32), Sampling(temperature, top_p, min_p, top_k)
+    few = few_drawable(row, sampling) if np.isfinite(row.max()) else None
+    if few is not None:
+        inside = kept(row, sampling)
+        assert sorted(zip(*few, strict=True)) == sorted(zip(inside.ids.tolist(), inside.logits.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 3.0, 8.0])
+def test_few_of_one_row_are_told_as_a_rule(spread: float) -> None:
+    draw = np.random.default_rng(4)
+    for top_p, top_k in itertools.product((500_000, 950_000, 1_000_000), (1, 10, 20, 30, 40)):
+        sampling = Sampling(1_000_000, top_p, 0, top_k)
+        logits = draw.normal(0, spread, 32_000).astype(np.float32)
+        few = few_drawable(logits, sampling)
+        assert few is not None
+        assert few[0] == kept(logits, sampling).ids.tolist()
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.nan, math.inf])
+@pytest.mark.parametrize("place", [0, 12_345, 39_999, 40_000])
+def test_few_of_a_row_with_a_fault_are_not_told(value: float, place: int) -> None:
+    logits = np.random.default_rng(9).normal(0, 2, 40_001).astype(np.float32)
+    logits[place] = value
+    sampling = Sampling(1_000_000, 950_000, 0, 40)
+    assert few_drawable(logits, sampling) is None
+    assert list(sample_block(logits[None], [sampling], [1], [1])) == [NOTHING]
+
+
+@pytest.mark.parametrize("size", [5, 10_240, 65_536])
+def test_few_are_looked_for_where_that_pays(size: int) -> None:
+    assert few_drawable(np.zeros(size, np.float32), Sampling(1_000_000, 950_000, 0, 40)) is None
+    assert few_drawable(np.zeros(size, np.float32), PLAIN) is None
+    assert few_drawable(np.zeros(size, np.float32), GREEDY) is None
+
+
+def test_one_row_is_cut_by_the_exact_mass_where_less_does_not_tell() -> None:
+    # Half of the mass is just above that of the first two tokens, by less than single precision tells.
+    logits = np.full(32_000, -200.0, np.float32)
+    logits[[7, 70, 700]] = 0.0
+    logits[1_000:3_000] = np.float32(10 * math.log(1 / 2_000) + 1e-6)
+    sampling = Sampling(10_000_000, 500_000, 0, 3)
+    assert few_drawable(logits, sampling) is None
+    for seed in range(20):
+        assert sample(logits, sampling, seed, 5) == plainly(logits, sampling, seed, 5)
 
 
 @settings(deadline=None, max_examples=100)
