@@ -11,12 +11,15 @@ turns, round by round, and medians count. `--llama-server` names a server built 
 llama-cpp-python, the fair peer; without it PyPI's xllamacpp is used where it is installed.
 `--llama-cpp-server-python` names an interpreter that has `llama-cpp-python[server]`.
 
-What lies between two computations costs five to ten times what it does with warm caches, since the weights go through
-them in each step: what helps is to make and call less. No single call stands out, each costs 5 to 15 microseconds for
-the first time in a step, and the thread's own time shows them (`time.thread_time`, of a context with one thread) also
-on a busy machine. Not of use: to guess what a part of a prompt takes from steps of before, which may have been slower
-ones (seen once on a busy machine: parts grew to 140 tokens); to rank few tokens without numpy; to take the groups'
-maxima by halves; to look for few tokens by their groups in a vocabulary of 32,000; to bound a mass by Jensen first.
+What lies between two computations costs two to three times what it does with warm caches, since the weights go through
+them in each step: what helps is to make and call less. No single call stands out. Each of numpy's costs 5 to 15
+microseconds for the first time in a step and each function of Python's 2 to 8, and the thread's own time shows them
+(`time.thread_time`, of a context with one thread) also on a busy machine; but two processes of the same code may be 50
+apart. Not of use: to guess what a part of a prompt takes from steps of before, which may have been slower ones (seen
+once on a busy machine: parts grew to 140 tokens); to rank the few tokens of several rows without numpy; to take the
+groups' maxima by halves; to look for few tokens by their groups in a vocabulary of 32,000; to bound a mass by Jensen
+first; to make the coarse bytes of 40 tokens with numpy or in the lanes of one large integer; to leave out
+`np.errstate`; huge pages for Python's own memory.
 """
 
 import argparse
