@@ -180,7 +180,8 @@ def few_drawable(logits: Logits, sampling: Sampling) -> tuple[list[int], list[fl
     if not math.isfinite(peak):  # a NaN is last, too
         return None
     # As in `_ranking`: what top-k keeps is not below the edge, and what min-p keeps not below the floor.
-    bound = max(edge, float(_single_from(_floor(peak, sampling))))
+    temperature, floor = _temperature(sampling), _floor(peak, sampling)
+    bound = edge if edge > floor else float(_single_from(floor))
     near = (logits >= bound).nonzero()[0]
     if near.size > FEW:
         return None
@@ -190,14 +191,13 @@ def few_drawable(logits: Logits, sampling: Sampling) -> tuple[list[int], list[fl
     ids, own = [ids[place] for place in order], [own[place] for place in order]
     size = min(top_k, len(ids))
     if sampling.top_p < MILLION:
-        temperature = _temperature(sampling)
         upto = list(accumulate([math.exp((logit - peak) / temperature) for logit in own]))
         # The other half of the groups hold a token each that is not below the middle, and none is above the bound.
         least = upto[-1] + max(0, count - count // 2 - len(ids)) * math.exp((middle - peak) / temperature)
         most = upto[-1] + (logits.size - len(ids)) * math.exp((bound - peak) / temperature)
         found = _sure_nucleus(upto, size, least * (1 - NEAR), most * (1 + NEAR), sampling)
         if found is None:
-            least, most = _bounds(logits, groups, _floor(peak, sampling), peak, temperature)
+            least, most = _bounds(logits, groups, floor, peak, temperature)
             found = _sure_nucleus(upto, size, least, most, sampling)
             if found is None:
                 return None
