@@ -69,7 +69,7 @@ def margins(logits: NDArray[np.float32], claimed: Ids, sampling: Sampling, seed:
     chosen = sample_block(logits, [sampling] * count, [seed] * count, range(first_position, first_position + count))
     found = np.zeros(count)
     # An honest claim is nearly always the choice, and that is known for the whole block at once.
-    for row in np.flatnonzero(chosen != claimed):
+    for row in np.flatnonzero(np.array(chosen, np.int64) != claimed):
         found[row] = margin(logits[row], int(claimed[row]), sampling, seed, first_position + int(row))
     return found
 

@@ -133,13 +133,13 @@ def sample(logits: Logits, sampling: Sampling, seed: int, position: int) -> int:
     found = sample_block(logits[None, :], [sampling], [seed], [position])[0]
     if found == NOTHING:
         raise BadLogits(logits.size, float(logits.max()) if logits.size else -math.inf)
-    return int(found)
+    return found
 
 
 def sample_block(
     logits: NDArray[np.float32], samplings: Sequence[Sampling], seeds: Sequence[int], positions: Sequence[int]
-) -> NDArray[np.int64]:
-    """The tokens (R,) that `sample` gives for each row of logits (R, V); NOTHING where it raises BadLogits.
+) -> list[int]:
+    """The tokens that `sample` gives for each row of logits (R, V); NOTHING where it raises BadLogits.
 
     Raises NotUnsigned64.
     """
@@ -147,17 +147,18 @@ def sample_block(
         (sampling,), (seed,), (position,) = samplings, seeds, positions
         few = few_drawable(logits[0], sampling)
         if few is not None:
-            return np.array([_winner(stream(seed, position), sampling.temperature / MILLION, *few)[0]], np.int64)
+            return [_winner(stream(seed, position), sampling.temperature / MILLION, *few)[0]]
     return _sampled(logits, samplings, seeds, positions)
 
 
 @np.errstate(over="ignore")  # at a low temperature: minus infinity, and no mass
 def _sampled(
     logits: NDArray[np.float32], samplings: Sequence[Sampling], seeds: Sequence[int], positions: Sequence[int]
-) -> NDArray[np.int64]:
+) -> list[int]:
+    """As `sample_block`, of any rows."""
     found = [NOTHING] * len(logits)
     if not logits.size:
-        return np.array(found, np.int64)
+        return found
     groups = maxima(logits)
     # The maximum of an array that holds a NaN is NaN, so it shows every fault.
     peaks = np.maximum.reduce(groups, axis=1).tolist()
@@ -185,7 +186,7 @@ def _sampled(
             # The winner's z is not below what some token has, and so the second time it is sure to be there.
             again = [one for one in many if one.row == draw.row]
             found[draw.row] = _winners(_likely(logits, again, np.array([least])))[0][0]
-    return np.array(found, np.int64)
+    return found
 
 
 def _lowest_of_crowd(logits: Logits, groups: Logits, sampling: Sampling, peak: float) -> np.float32 | None:

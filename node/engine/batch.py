@@ -347,7 +347,7 @@ class Batcher:
             [stream.job.seed for stream in streams],
             [len(stream.ids) for stream in streams],
         )
-        for stream, row, token in zip(streams, logits, tokens.tolist(), strict=True):
+        for stream, row, token in zip(streams, logits, tokens, strict=True):
             self._take(stream, row, token)
 
     def _steer(self, stream: Stream, row: Rows) -> bool:
