@@ -46,11 +46,16 @@ async def chain_file(journal: Journal, me: str) -> AsyncIterator[bytes]:
 
 
 async def _stretches(journal: Journal) -> AsyncIterator[list[Entry]]:
+    """The entries, some at a time, up to one that was the last after the records of those before it were read."""
     some: list[Entry] = []
-    async for entry in journal.entries():
-        some.append(entry)
-        if len(some) == _AT_A_TIME:
-            yield some
-            some = []
-    if some:
+    while True:
+        after = some[-1].sequence if some else 0
+        some = []
+        async for entry in journal.entries(after):
+            if len(some) == _AT_A_TIME:
+                yield some
+                some = []
+            some.append(entry)
+        if not some:
+            return
         yield some

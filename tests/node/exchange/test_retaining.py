@@ -1,7 +1,7 @@
 """After the owner's time the records of closed orders go, the chain stays whole, and trade goes on."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 from attrs import define, evolve
@@ -10,6 +10,7 @@ from ledger.chainfile import ChainReader
 from ledger.changes import Disputed, ForgivenessReceived
 from ledger.events import AccountChanged
 from ledger.identity import Did
+from ledger.journal import Kept
 from ledger.records import Acknowledgement, Offer, Order, Receipt
 from node.api.owner import account_rows
 from node.exchange.book import Book
@@ -124,6 +125,21 @@ async def test_what_was_dropped_and_comes_back_does_not_undo_what_was_forgiven(t
         # The mark is in the chain, and so a restart knows it.
         book = await Book.open(book.journal, book.identity, trade.clock)
     assert not book.trails.was_dropped(key, 3 * COST)
+
+
+async def test_what_goes_while_the_last_entries_are_written_is_accounted_for(
+    trade: Trade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await trade.days_pass(DAYS + 1)
+    book = trade.customer.book
+    read = book.journal.records_between
+
+    async def going(first: int, last: int) -> Sequence[Kept]:
+        await Retention(book, DAYS).sweep()
+        return await read(first, last)
+
+    monkeypatch.setattr(book.journal, "records_between", going)
+    assert await verified(book) > 0
 
 
 async def test_what_is_young_stays(trade: Trade) -> None:
