@@ -86,15 +86,25 @@ class Gaps:
         if self._missing:
             self.account_for(digests_dropped(events))
 
-    def account_for(self, digests: Iterable[bytes]) -> None:
-        """The next entries name these as dropped."""
+    def account_for(self, digests: Iterable[bytes]) -> list[bytes]:
+        """The next entries name these as dropped; returns those that were not missing."""
+        others = []
         for digest in digests:
-            self.dropped += self._missing.pop(digest, None) is not None
+            if self._missing.pop(digest, None) is None:
+                others.append(digest)
+            else:
+                self.dropped += 1
+        return others
 
-    def go_on(self, named: Iterable[bytes], missing: Mapping[bytes, int]) -> None:
-        """The next entries name some as dropped, and tell of others that are not there, which they do not name."""
-        self.account_for(named)
+    def go_on(self, dropped: int, named: Iterable[bytes], missing: Mapping[bytes, int]) -> list[bytes]:
+        """The next entries account for so many of their own, name others, and miss what they do not name.
+
+        Returns of those named the ones that were not missing before, either.
+        """
+        self.dropped += dropped
+        others = self.account_for(named)
         self._missing |= missing
+        return others
 
     @property
     def missing(self) -> Mapping[bytes, int]:

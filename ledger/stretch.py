@@ -31,13 +31,14 @@ RECORD_TYPES: Final = ((bytes, str, bytes, int, bytes), (bytes, str, NoneType, i
 
 @frozen
 class Found:
-    """What was found of records: how many are stored, in which entries those are told of that are `missing`, and the
-    digests that entries name as dropped.
+    """What was found of records: how many are stored, how many were `dropped` in good order, in which entries those are
+    told of that are `missing`, and the digests that entries name as dropped of what was told of earlier, if at all.
     """
 
     records: int
+    dropped: int
     missing: Mapping[bytes, int]
-    dropped: Sequence[bytes]
+    named: Sequence[bytes]
 
 
 @frozen
@@ -67,7 +68,7 @@ class Part:
             self._replayed = Replay.after(Entry(taken.sequence, 0, b"", b"", taken.hash), taken.books)
         self._gaps = Gaps()
         self._records = 0
-        self._dropped: list[bytes] = []
+        self._named: list[bytes] = []
 
     def take(self, entries: Sequence[tuple[Any, ...]], records: Iterable[tuple[Any, ...]]) -> None:
         """Take the next entries, at least one, and the records stored under them; rows as `check_stretch` takes them.
@@ -76,9 +77,9 @@ class Part:
         """
         stretch = check_stretch(self._replayed.head.sequence, entries, records)
         self._replayed.pass_over(stretch.previous, stretch.head, stretch.moves)
-        self._gaps.go_on(stretch.found.dropped, stretch.found.missing)
-        self._records += stretch.found.records
-        self._dropped += stretch.found.dropped
+        found = stretch.found
+        self._records += found.records
+        self._named += self._gaps.go_on(found.dropped, found.named, found.missing)
 
     @property
     def replayed(self) -> Replay:
@@ -88,7 +89,7 @@ class Part:
     @property
     def found(self) -> Found:
         """What was found of records so far."""
-        return Found(self._records, self._gaps.missing, self._dropped)
+        return Found(self._records, self._gaps.dropped, self._gaps.missing, self._named)
 
     def ends_with(self, end: bytes) -> bool:
         """Whether these are the bytes of a snapshot taken now."""
@@ -96,11 +97,11 @@ class Part:
 
 
 def join(parts: Iterable[Found]) -> tuple[int, Gaps]:
-    """How many records are stored in all parts, from the first on, and what is missing."""
+    """How many records are stored in all parts, from the first on, and what is missing or was dropped."""
     records, gaps = 0, Gaps()
     for part in parts:
         records += part.records
-        gaps.go_on(part.dropped, part.missing)
+        gaps.go_on(part.dropped, part.named, part.missing)
     return records, gaps
 
 
@@ -112,7 +113,7 @@ def check_stretch(after: int, entries: Sequence[tuple[Any, ...]], records: Itera
     """
     stored = _by_sequence(records)
     moves: dict[AccountKey, list[PlainMove]] = {}
-    dropped: list[bytes] = []
+    named: list[bytes] = []
     gaps = Gaps()
     head = _entry(after + 1, entries[0])
     previous, head = head.previous, Entry(after, 0, b"", b"", head.previous)
@@ -130,11 +131,9 @@ def check_stretch(after: int, entries: Sequence[tuple[Any, ...]], records: Itera
         if content.records != found:
             _compare(entry.sequence, content.records, found, gaps)
         if content.observed:
-            named = list(digests_dropped(content.observed))
-            gaps.account_for(named)
-            dropped += named
+            named += gaps.account_for(digests_dropped(content.observed))
     count = sum(map(len, stored.values()))
-    return Stretch(previous, head, moves, Found(count, gaps.missing, dropped))
+    return Stretch(previous, head, moves, Found(count, gaps.dropped, gaps.missing, named))
 
 
 def _entry(sequence: int, row: tuple[Any, ...]) -> Entry:

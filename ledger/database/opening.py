@@ -260,6 +260,8 @@ def _verify_in_parts(
         agreed = _read_past(taken, rest.replayed, read_on)
         rows = _rows(connection, chain)  # while the others are at work
         found = helped.found()
+    # All of it: where nothing follows the last waypoint, that knows the hash alone.
+    rest.replayed.head = _entry_at(connection, chain, rest.replayed.head.sequence)
     return _whole(rows, chain_id, chain, rest.replayed, agreed, *join([*found, rest.found]))
 
 

@@ -22,6 +22,7 @@ from ledger.database.lane import make_engine
 from ledger.database.opening import Opened, enter, verify
 from ledger.events import AccountChanged, Event
 from ledger.journal import Accounts, Kept
+from ledger.retention import dropped
 
 NODE = "did:key:node"
 KEY = AccountKey("did:payer", "did:payee", "credit", "msat")
@@ -84,7 +85,7 @@ def outcome(file: Path) -> object:
         opened = check(file)
     except Exception as error:  # noqa: BLE001 - whatever it is, it must be the same
         return type(error), str(error)
-    return opened.head, opened.books
+    return opened.head, opened.books, opened.verified
 
 
 def alone(file: Path) -> object:
@@ -103,13 +104,37 @@ def test_a_whole_ledger_has_the_same_books(whole: Path, tmp_path: Path, caplog: 
     file.write_bytes(whole.read_bytes())
     with caplog.at_level(logging.WARNING):
         opened = check(file)
-    assert (opened.head, opened.books) == alone(file)
+    assert (opened.head, opened.books, opened.verified) == alone(file)
     assert (opened.head.sequence, opened.left) == (13, None)
     assert caplog.records == []
 
 
 def test_a_whole_chain_that_is_read_without_help_leaves_waypoints(whole: Path) -> None:
     assert sequences(whole) == [2, 4, 6, 8, 10, 12]
+
+
+async def test_what_was_dropped_and_the_last_entry_are_as_one_process_finds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(waypoints, "_EVERY", 2)
+    monkeypatch.setattr(waypoints, "_ENTRIES_PER_ORDER", 0)
+    monkeypatch.setattr(opening, "BATCH", 2)
+    file = tmp_path / "ledger.db"
+    await fill(file)
+    gone = [Kept("receipt", b"receipt %d 0" % n).digest for n in (2, 6)]
+    async with await Database.open(file, NODE) as database:
+        await database.append([dropped(NODE, gone)], time_ms=14)
+        await database.drop_records(gone)
+    alter(file, "DELETE FROM waypoints")
+    await verified(file)
+    for left in ([2, 4, 6, 8, 10, 12, 14], [12, 14]):
+        alter(file, f"DELETE FROM waypoints WHERE sequence < {left[0]}")
+        assert sequences(file) == left
+        found = check(file).verified
+        assert found is not None
+        assert (found.head.time_ms, found.records, found.dropped) == (14, 10, 2)
+        assert outcome(file) == alone(file)
+    assert caplog.records == []
 
 
 def sequences(file: Path) -> list[int]:

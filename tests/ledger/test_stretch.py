@@ -62,8 +62,9 @@ def chain() -> tuple[list[Row], list[Row], list[bytes]]:
 ENTRIES, RECORDS, SNAPSHOTS = chain()
 
 
-def read(entries: list[Row], records: list[Row], cuts: list[int], every: int = 3) -> tuple[bool, int, bool]:
-    """Whether each part ends with what is written there, how many records are stored, and whether any is missing.
+def read(entries: list[Row], records: list[Row], cuts: list[int], every: int = 3) -> tuple[bool, int, int, bool]:
+    """Whether each part ends with what is written there, how many records are stored, how many were dropped, and
+    whether any is missing.
 
     A part is read in stretches of `every` entries.
     """
@@ -76,7 +77,7 @@ def read(entries: list[Row], records: list[Row], cuts: list[int], every: int = 3
         agreed = agreed and part.ends_with(SNAPSHOTS[last])
         found.append(part.found)
     told, gaps = join(found)
-    return agreed, told, gaps.first is not None
+    return agreed, told, gaps.dropped, gaps.first is not None
 
 
 cuts = st.lists(st.integers(0, len(ENTRIES)), max_size=4).map(sorted)
@@ -84,7 +85,7 @@ cuts = st.lists(st.integers(0, len(ENTRIES)), max_size=4).map(sorted)
 
 @given(cuts, st.integers(1, 5))
 def test_a_whole_chain_is_whole_wherever_it_is_cut(cuts: list[int], every: int) -> None:
-    assert read(ENTRIES, RECORDS, cuts, every) == (True, len(RECORDS), False)
+    assert read(ENTRIES, RECORDS, cuts, every) == (True, len(RECORDS), 1, False)
 
 
 def damaged(value: object, at: int) -> object:
@@ -123,7 +124,7 @@ def test_a_record_that_is_gone_or_under_another_entry_is_found_wherever_it_is_cu
     row: int, sequence: int, cuts: list[int]
 ) -> None:
     gone = RECORDS[:row] + RECORDS[row + 1 :]
-    assert read(ENTRIES, gone, cuts) == (True, len(RECORDS) - 1, True)
+    assert read(ENTRIES, gone, cuts) == (True, len(RECORDS) - 1, 1, True)
     if sequence != RECORDS[row][3]:
         moved = (*RECORDS[row][:3], sequence, RECORDS[row][4])
         with pytest.raises(BrokenChain):
