@@ -96,9 +96,10 @@ def helping(file: str, chain: int, chain_id: str, waypoints: Sequence[int], coun
             for _ in range(count):
                 helpers.append(_start(command))
                 stack.callback(helpers[-1].end)
-        except OSError as error:
+            working = [threads.submit(helper.verify, spans) for helper in helpers]
+        except (OSError, RuntimeError) as error:  # there may be no more processes, or no more threads
             raise NotAgreed from error
-        yield Helpers([threads.submit(helper.verify, spans) for helper in helpers])
+        yield Helpers(working)
 
 
 def _start(command: list[str]) -> _Helper:

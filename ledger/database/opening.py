@@ -250,6 +250,8 @@ def _verify_in_parts(
     """
     with helpers.helping(str(connection.engine.url.database), chain, chain_id, along, count) as helped:
         rest = Part(chain_id, waypoints.read(connection, chain, along[-1]))
+        if rest.replayed.head.sequence != along[-1]:
+            raise BadSnapshot("a waypoint lies under another entry than it names")
 
         def read_on(until: int) -> None:
             while rows := _following(connection, chain, rest.replayed.head.sequence, until):

@@ -5,6 +5,7 @@ import logging
 import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -194,6 +195,48 @@ async def test_snapshots_leave_waypoints_so_far_apart_that_they_stay_few(
     assert caplog.records == []
 
 
+async def followed(file: Path, *appends: list[Event]) -> None:
+    async with await Database.open(file, NODE) as database:
+        database.follow(Unimpressed())
+        for events in appends:
+            await database.append(events, time_ms=0)
+
+
+@pytest.mark.parametrize("wrong", ["text", 2**63 - 1], ids=["of no entry", "of a later entry"])
+def test_snapshots_leave_no_more_waypoints_where_one_is_wrong(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wrong: object
+) -> None:
+    monkeypatch.setattr(waypoints, "_EVERY", 4)
+    monkeypatch.setattr(waypoints, "_ENTRIES_PER_ORDER", 0)
+    file = tmp_path / "ledger.db"
+    file.write_bytes(whole.read_bytes())
+    alter(file, "INSERT INTO waypoints VALUES (1, ?, x'00')", (wrong,))
+    for n in range(8):
+        asyncio.run(followed(file, [AccountChanged(KEY, Granted(10**6, 10**6, n + 2))]))
+        asyncio.run(followed(file))  # the same snapshot is taken again
+    assert sequences(file) == [2, 4, 6, 8, 10, 12, 16, 20, wrong]
+    assert caplog.records == []
+
+
+def test_a_waypoint_beyond_the_snapshot_does_not_have_everything_read_at_once(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "ledger.db"
+    file.write_bytes(whole.read_bytes())
+    alter(file, "UPDATE snapshots SET sequence = 10, books = (SELECT books FROM waypoints WHERE sequence = 10)")
+    alter(file, "UPDATE waypoints SET books = (SELECT books FROM waypoints WHERE sequence = 12) WHERE sequence = 10")
+    asked = []
+
+    def after(chain: int, sequence: int, limit: int) -> Any:
+        asked.append(limit)
+        return AFTER(chain, sequence, limit)
+
+    monkeypatch.setattr(opening, "entries_after", after)
+    asyncio.run(verified(file))
+    assert min(asked) >= 0  # below that is no limit
+    assert "read again on one" in caplog.text
+
+
 def test_with_fewer_waypoints_parts_are_longer(whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "ledger.db"
     file.write_bytes(whole.read_bytes())
@@ -244,6 +287,7 @@ def damaged(value: Any, at: int) -> object:
     return value[: at % len(value)] + bytes([value[at % len(value)] ^ 1 << at % 8]) + value[at % len(value) + 1 :]
 
 
+AFTER: Final = opening.entries_after
 START: Final = helpers._start
 
 
@@ -257,6 +301,23 @@ def ending(_: list[str]) -> Any:
 
 def babbling(_: list[str]) -> Any:
     return START([sys.executable, "-c", 'input(); print("no answer")'])
+
+
+class NoThreads(ThreadPoolExecutor):
+    """Threads of which none starts."""
+
+    def submit(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError("can't start new thread")
+
+
+def test_without_threads_one_process_verifies(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "ledger.db"
+    file.write_bytes(whole.read_bytes())
+    monkeypatch.setattr(helpers, "ThreadPoolExecutor", NoThreads)
+    assert outcome(file) == alone(file)
+    assert "read again on one" in caplog.text
 
 
 @pytest.mark.parametrize("starting", [not_started, ending, babbling])
