@@ -292,6 +292,7 @@ class Pair:
         self.move_clock(EXPIRY_S)
         for node in self.nodes.values():
             await node.do("sweep")
+        await self.start()  # who has kept running meets the other one again only after a while
         return await self.agree()
 
 
