@@ -33,7 +33,9 @@ def print_json(body: object) -> None:
 def progress(what: str, of: str, quiet: bool) -> Iterator[Callable[[int], Advance]]:
     """A bar on standard error, of so many things once that is known; then it is told how many are done."""
     columns = (TextColumn(what), BarColumn(), TextColumn("{task.fields[count]}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as bar:
+    console = Console(stderr=True)
+    # To a file not even the empty line that a bar leaves.
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as bar:
         task = bar.add_task("", total=None, count="")
 
         def begin(whole: int) -> Advance:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from node.cli.output import plain, print_facts, print_table, short, size
+from node.cli.output import plain, print_facts, print_table, progress, short, size
 
 HOSTILE = "\x1b[31mred\x1b[0m \x1b]0;title\x07\x9b2J\u202eabc\r\x00\x7f"
 
@@ -29,3 +29,9 @@ def test_neither_tables_nor_facts_steer_the_terminal(capsys: pytest.CaptureFixtu
     print_table("Peers", ["name"], [[HOSTILE]], "none")
 
     assert not set("\x1b\x07\x9b\u202e\r\x00\x7f") & set(capsys.readouterr().out)
+
+
+def test_a_bar_leaves_nothing_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("Reading", "entries", quiet=False) as begin:
+        begin(2)(1)
+    assert capsys.readouterr() == ("", "")
