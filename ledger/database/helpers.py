@@ -12,8 +12,8 @@ import pickle
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +27,8 @@ from ledger.stretch import Found
 WORTHWHILE: Final = 25_000
 # Each takes some 30 MiB.
 _MOST: Final = 16
+# Where no part is finished for so long, a helper hangs: the longest take a minute.
+_PATIENCE_S: Final = 300.0
 _HELPER: Final = Path(__file__).with_name("helper.py")
 Span = tuple[int, int]
 
@@ -43,15 +45,14 @@ class _Helper:
     asks: IO[bytes]
     answers: IO[bytes]
 
-    def verify(self, spans: deque[Span]) -> dict[Span, Found]:
-        """Take one part after another until there is none; returns what was found in each. Any error ends it."""
-        found: dict[Span, Found] = {}
+    def verify(self, spans: deque[Span], found: dict[Span, Found]) -> None:
+        """Take one part after another until there is none, and note what is found in each. Any error ends it."""
         try:
             while True:
                 try:
                     span = spans.popleft()
                 except IndexError:
-                    return found
+                    return
                 self.asks.write(b"%d %d\n" % span)
                 self.asks.flush()
                 found[span] = cast(Found, pickle.load(self.answers))
@@ -70,25 +71,29 @@ class _Helper:
 class Helpers:
     """Processes that verify the parts between waypoints. Made by `helping`."""
 
-    def __init__(self, working: Sequence["Future[dict[Span, Found]]"]) -> None:
-        self._working = working
+    def __init__(self, working: Sequence["Future[None]"], found: Mapping[Span, Found]) -> None:
+        self._working, self._found = working, found
 
     def found(self) -> list[Found]:
         """What was found in each part, from the first to the last, when all are verified. Raises NotAgreed."""
-        found: dict[Span, Found] = {}
+        verified = -1
+        while wait(self._working, _PATIENCE_S).not_done:
+            if len(self._found) == verified:
+                raise NotAgreed("nothing goes on")
+            verified = len(self._found)
         try:
             for working in self._working:
-                found |= working.result()
+                working.result()
         except Exception as error:
             raise NotAgreed from error
-        return [found[span] for span in sorted(found)]
+        return [self._found[span] for span in sorted(self._found)]
 
 
 @contextmanager
 def helping(file: str, chain: int, chain_id: str, waypoints: Sequence[int], count: int) -> Iterator[Helpers]:
     """So many processes that verify a chain up to its last waypoint, from now on. Raises NotAgreed."""
     command = [sys.executable, "-I", str(_HELPER), json.dumps(sys.path), file, str(chain), chain_id]
-    spans = deque(pairwise([0, *waypoints]))
+    spans, found = deque(pairwise([0, *waypoints])), dict[Span, Found]()
     with ExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(count, "ledger-helper"))
         helpers = []
@@ -96,10 +101,10 @@ def helping(file: str, chain: int, chain_id: str, waypoints: Sequence[int], coun
             for _ in range(count):
                 helpers.append(_start(command))
                 stack.callback(helpers[-1].end)
-            working = [threads.submit(helper.verify, spans) for helper in helpers]
+            working = [threads.submit(helper.verify, spans, found) for helper in helpers]
         except (OSError, RuntimeError) as error:  # there may be no more processes, or no more threads
             raise NotAgreed from error
-        yield Helpers(working)
+        yield Helpers(working, found)
 
 
 def _start(command: list[str]) -> _Helper:

@@ -320,7 +320,11 @@ def test_without_threads_one_process_verifies(
     assert "read again on one" in caplog.text
 
 
-@pytest.mark.parametrize("starting", [not_started, ending, babbling])
+def hanging(_: list[str]) -> Any:
+    return START([sys.executable, "-c", "import time; time.sleep(3_600)"])
+
+
+@pytest.mark.parametrize("starting", [not_started, ending, babbling, hanging])
 def test_helpers_that_fail_are_done_without(
     whole: Path,
     tmp_path: Path,
@@ -331,6 +335,7 @@ def test_helpers_that_fail_are_done_without(
     file = tmp_path / "ledger.db"
     file.write_bytes(whole.read_bytes())
     monkeypatch.setattr(helpers, "_start", starting)
+    monkeypatch.setattr(helpers, "_PATIENCE_S", 0.5 if starting is hanging else 300.0)
     assert outcome(file) == alone(file)
     assert "read again on one" in caplog.text
 
