@@ -6,8 +6,8 @@ under them. Then it moves the books: one account knows nothing of another, so th
 faster than entry by entry.
 
 Where the books after some entries are written down, several processes can verify a part each. What is written there is
-not believed: a part begins with it, and the part before has to end with the same bytes (`Part.ends_with`), back to the
-first, which begins with nothing. What is missing in one part may be dropped in a later one: `join` looks at that.
+not believed: a part begins with it, and the part before has to end with the same bytes (`Passage.ends_with`), back to
+the first, which begins with nothing. What is missing in one part may be dropped in a later one: `join` looks at that.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -55,20 +55,27 @@ class Stretch:
     found: Found
 
 
-class Part:
+class Passage:
     """A part of a chain, read from its beginning."""
 
-    def __init__(self, chain_id: str, begin: bytes | None = None) -> None:
-        """It begins with the books of a snapshot's bytes, or at the genesis of the chain. Raises BadSnapshot."""
-        self._chain_id = chain_id
-        if begin is None:
-            self._replayed = Replay(chain_id)
-        else:
-            taken = snapshot.decode(begin, chain_id)
-            self._replayed = Replay.after(Entry(taken.sequence, 0, b"", b"", taken.hash), taken.books)
+    def __init__(self, chain_id: str, replayed: Replay) -> None:
+        """Use `begin`."""
+        self._chain_id, self._replayed = chain_id, replayed
         self._gaps = Gaps()
         self._records = 0
         self._named: list[bytes] = []
+
+    @classmethod
+    def begin(cls, chain_id: str, books: bytes | None = None) -> "Passage":
+        """One that begins with the books of a snapshot's bytes, or at the genesis. Raises BadSnapshot."""
+        if books is None:
+            return cls(chain_id, Replay(chain_id))
+        taken = snapshot.decode(books, chain_id)
+        return cls(chain_id, Replay.after(Entry(taken.sequence, 0, b"", b"", taken.hash), taken.books))
+
+    def next(self) -> "Passage":
+        """The one that begins where this one ends."""
+        return Passage(self._chain_id, self._replayed)
 
     def take(self, entries: Sequence[tuple[Any, ...]], records: Iterable[tuple[Any, ...]]) -> None:
         """Take the next entries, at least one, and the records stored under them; rows as `check_stretch` takes them.

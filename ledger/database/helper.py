@@ -23,27 +23,26 @@ _RECORDS: Final = """
 _WAYPOINT: Final = "SELECT books FROM waypoints WHERE chain = ? AND sequence = ?"
 # Entries read at a time: so few that what they hold stays in the processor's caches.
 _BATCH: Final = 200
-# In bytes, of the file: what is read of it need not be copied.
-_MAPPED: Final = 2**31
 
 
 def main() -> None:
     """Answer until the input ends."""
     sys.path[:] = json.loads(sys.argv[1])
-    from ledger.stretch import Part
+    from ledger.stretch import Passage
 
     # What is made for one part is gone with it, and holds no cycles.
     gc.disable()
     connection = sqlite3.connect(f"{Path(sys.argv[2]).absolute().as_uri()}?mode=ro", uri=True)
-    connection.execute(f"PRAGMA mmap_size = {_MAPPED}")
     chain, chain_id = int(sys.argv[3]), sys.argv[4]
 
     def waypoint(sequence: int) -> bytes:
         return cast(bytes, connection.execute(_WAYPOINT, (chain, sequence)).fetchone()[0])
 
+    part = Passage.begin(chain_id)
     for line in sys.stdin:
         first, last = map(int, line.split())
-        part = Part(chain_id, waypoint(first) if first else None)
+        follows = part.replayed.head.sequence == first
+        part = part.next() if follows else Passage.begin(chain_id, waypoint(first) if first else None)
         for after in range(first, last, _BATCH):
             wanted = chain, after, min(after + _BATCH, last)
             part.take(connection.execute(_ENTRIES, wanted).fetchall(), connection.execute(_RECORDS, wanted))

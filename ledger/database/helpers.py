@@ -1,9 +1,9 @@
 """A long chain in a file of SQLite is verified on several cores.
 
-Theory of operation. Helper processes verify the parts between waypoints, each the next one that nobody has begun, while
-this one verifies what comes after the last waypoint. They only make it faster: where anything does not fit, or a
-process ends, `NotAgreed` is raised, and whoever asked reads all of it in one process, which says what is wrong and
-where.
+Theory of operation. Helper processes verify the parts between waypoints, each those of its share one after another and
+then some that others have not begun, while this one verifies what comes after the last waypoint. They only make it
+faster: where anything does not fit, or a process ends, `NotAgreed` is raised, and whoever asked reads all of it in one
+process, which says what is wrong and where.
 """
 
 import json
@@ -45,19 +45,16 @@ class _Helper:
     asks: IO[bytes]
     answers: IO[bytes]
 
-    def verify(self, spans: deque[Span], found: dict[Span, Found]) -> None:
+    def verify(self, own: deque[Span], all_spans: Sequence[deque[Span]], found: dict[Span, Found]) -> None:
         """Take one part after another until there is none, and note what is found in each. Any error ends it."""
         try:
-            while True:
-                try:
-                    span = spans.popleft()
-                except IndexError:
-                    return
+            while (span := _next(own, all_spans)) is not None:
                 self.asks.write(b"%d %d\n" % span)
                 self.asks.flush()
                 found[span] = cast(Found, pickle.load(self.answers))
         except Exception:
-            spans.clear()  # nobody needs the others any more
+            for spans in all_spans:  # nobody needs the others any more
+                spans.clear()
             raise
 
     def end(self) -> None:
@@ -66,6 +63,15 @@ class _Helper:
             self.asks.close()
         self.answers.close()
         self.process.wait()
+
+
+def _next(own: deque[Span], all_spans: Sequence[deque[Span]]) -> Span | None:
+    """The next of one's own parts: its books are at hand then. After those, the last of whoever has most to do."""
+    with suppress(IndexError):
+        return own.popleft()
+    with suppress(IndexError):
+        return max(all_spans, key=len).pop()
+    return None
 
 
 class Helpers:
@@ -93,7 +99,8 @@ class Helpers:
 def helping(file: str, chain: int, chain_id: str, waypoints: Sequence[int], count: int) -> Iterator[Helpers]:
     """So many processes that verify a chain up to its last waypoint, from now on. Raises NotAgreed."""
     command = [sys.executable, "-I", str(_HELPER), json.dumps(sys.path), file, str(chain), chain_id]
-    spans, found = deque(pairwise([0, *waypoints])), dict[Span, Found]()
+    parts, found = list(pairwise([0, *waypoints])), dict[Span, Found]()
+    spans = [deque(parts[len(parts) * n // count : len(parts) * (n + 1) // count]) for n in range(count)]
     with ExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(count, "ledger-helper"))
         helpers = []
@@ -101,7 +108,9 @@ def helping(file: str, chain: int, chain_id: str, waypoints: Sequence[int], coun
             for _ in range(count):
                 helpers.append(_start(command))
                 stack.callback(helpers[-1].end)
-            working = [threads.submit(helper.verify, spans, found) for helper in helpers]
+            working = [
+                threads.submit(helper.verify, own, spans, found) for helper, own in zip(helpers, spans, strict=True)
+            ]
         except (OSError, RuntimeError) as error:  # there may be no more processes, or no more threads
             raise NotAgreed from error
         yield Helpers(working, found)

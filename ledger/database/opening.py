@@ -28,7 +28,7 @@ from ledger.events import Books, Event, RecordKept
 from ledger.journal import BrokenChain, Entry, Remembered, Replay, check_content, genesis
 from ledger.retention import Gaps
 from ledger.snapshot import BadSnapshot, Snapshot
-from ledger.stretch import Part, join
+from ledger.stretch import Passage, join
 
 # Entries read at a time, so that memory stays flat however long the journal is.
 BATCH: Final = 1_000
@@ -249,7 +249,7 @@ def _verify_in_parts(
     Raises NotAgreed, BadSnapshot, BrokenChain, LedgerCorrupt.
     """
     with helpers.helping(str(connection.engine.url.database), chain, chain_id, along, count) as helped:
-        rest = Part(chain_id, waypoints.read(connection, chain, along[-1]))
+        rest = Passage.begin(chain_id, waypoints.read(connection, chain, along[-1]))
         if rest.replayed.head.sequence != along[-1]:
             raise BadSnapshot("a waypoint lies under another entry than it names")
 
