@@ -45,6 +45,14 @@ class NotAChainFile(Exception):
         return f"not a whole ledger: {self.why}. Take a file that `idlemesh ledger export` wrote to its end"
 
 
+@define
+class OtherChain(NotAChainFile):
+    """The chain of another node."""
+
+    def __str__(self) -> str:
+        return f"{self.why}. To move a node, put its identity.key here first, and never run both copies"
+
+
 @frozen
 class Told:
     """One entry with what it says, and the records that it keeps."""
@@ -161,7 +169,7 @@ class ChainReader:
         match self._part, body:
             case "owner", {"chain": str(chain_id), **rest} if not rest:
                 if chain_id != self._chain_id:
-                    raise NotAChainFile(f"it is the chain of {chain_id[:80]}, and this node is {self._chain_id}")
+                    raise OtherChain(f"it is the chain of {chain_id[:80]}, and this node is {self._chain_id}")
                 self._part = "entries"
                 return None
             case "entries", {"time": int(time_ms), "payload": bytes(payload), "hash": bytes(hash_), **rest} if not rest:

@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from ledger.chainfile import records_told, write_end, write_entry, write_start
-from ledger.events import RecordKept
-from ledger.journal import Entry, Journal
+from ledger.events import Event, InvalidEvents, RecordKept
+from ledger.journal import BrokenChain, Entry, Journal
 from ledger.payload import decode_events
 from ledger.retention import Gaps
 
@@ -16,7 +16,8 @@ _AT_A_TIME: Final = 200
 async def chain_file(journal: Journal, me: str) -> AsyncIterator[bytes]:
     """The whole journal with its records as a chain file, in pieces, at least up to what is its head now.
 
-    Records that are gone are named; whoever reads the file finds out whether they were dropped in good order.
+    Records that are gone are named; whoever reads the file finds out whether they were dropped in good order. Raises
+    BrokenChain where an entry cannot be read.
     """
     head, gaps = journal.head, Gaps()
     yield write_start(me)
@@ -29,7 +30,7 @@ async def chain_file(journal: Journal, me: str) -> AsyncIterator[bytes]:
         for entry in some:
             if entry.sequence > head.sequence and gaps.first is None:
                 break
-            events = decode_events(entry.payload)
+            events = _events_of(entry)
             # One that is gone may have come back with a later entry.
             records = [stored.get((entry.sequence, told.digest), told) for told in records_told(events)]
             for record in records:
@@ -59,3 +60,10 @@ async def _stretches(journal: Journal) -> AsyncIterator[list[Entry]]:
         if not some:
             return
         yield some
+
+
+def _events_of(entry: Entry) -> tuple[Event, ...]:
+    try:
+        return decode_events(entry.payload)
+    except InvalidEvents as error:
+        raise BrokenChain(entry.sequence, str(error)) from error

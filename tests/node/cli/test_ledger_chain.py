@@ -227,6 +227,20 @@ def test_a_ledger_in_a_server_is_moved_into_a_file(idlemesh: Idlemesh, tmp_path:
     assert taken == {"entries": DAYS + 1, "head": written["head"]}
 
 
+@pytest.mark.parametrize("command", [("export", "out"), ("statement",)])
+def test_an_entry_that_cannot_be_read_is_named(
+    command: tuple[str, ...], idlemesh: Idlemesh, sold: Path, spare: Path
+) -> None:
+    shutil.copy(sold / "ledger.db", spare / "ledger.db")
+    with closing(sqlite3.connect(spare / "ledger.db")) as database, database:
+        database.execute("UPDATE journal SET payload = CAST(payload || x'00' AS BLOB) WHERE sequence = 7")
+    name, *rest = command
+    said = idlemesh("ledger", name, *(spare / one for one in rest), "--home", spare)
+    assert said.status == 1
+    assert "the journal is broken at entry 7" in said.err
+    assert not (spare / "out").exists()
+
+
 def test_the_ledger_of_another_node_is_not_imported(idlemesh: Idlemesh, sold: Path, tmp_path: Path) -> None:
     file = tmp_path / "ledger.chain"
     idlemesh("ledger", "export", file, "--home", sold)
@@ -234,6 +248,7 @@ def test_the_ledger_of_another_node_is_not_imported(idlemesh: Idlemesh, sold: Pa
     said = idlemesh("ledger", "import", file, "--home", tmp_path / "other")
     assert said.status == 1
     assert "it is the chain of did:key:" in said.err
+    assert "put its identity.key here first" in said.err
     assert not (tmp_path / "other" / "ledger.db").exists()
 
 
