@@ -1,7 +1,7 @@
 """Waypoints: the books after some entries of a long chain in a file of SQLite, from which parts of it can be verified.
 
 Theory of operation. One is left with a snapshot, or on the way when a whole chain is read, each time that so many
-entries have passed; in a longer chain they are farther apart, so that there are some hundred at most, and their bytes
+entries have passed; in a longer chain they are farther apart, so that there are a few hundred at most, and their bytes
 are few beside those of the entries. They are copies and never the truth: what they say is found out from the chain each
 time (`ledger.stretch`). Where any of them is wrong, the whole chain is read without them, and leaves others.
 """
