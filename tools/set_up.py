@@ -19,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,10 +49,12 @@ class Environment:
         """A digest of all that the environment depends on. The path is part of it, since scripts name it."""
         project = tomllib.loads(self.text("pyproject.toml"))
         installed = [project["build-system"], project["project"], project["tool"]["setuptools"]]
+        compiled = project["tool"]["setuptools"]["ext-modules"]
+        sources = [self.text(source) for module in compiled for source in module["sources"]]
         locks = [self.text(name) for name in (BUILD_LOCK, RUN_LOCK, DEV_LOCK)]
         # The installed project points at each of its packages; one that was added needs its own pointer.
         packages = sorted(path.parent.name for path in self.root.glob("*/__init__.py"))
-        parts = [sys.version, str(self.root), self.llama.key, installed, locks, packages]
+        parts = [sys.version, str(self.root), self.llama.key, installed, sources, locks, packages]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def mark(self) -> dict[str, object]:
@@ -98,6 +101,11 @@ class Environment:
                 f"{sys.executable} cannot make virtual environments.\n"
                 "Debian, Ubuntu: apt install python3-venv, of that Python's version."
             )
+        if not Path(sysconfig.get_path("include"), "Python.h").exists():
+            raise SetUpError(
+                f"{sys.executable} came without its header files, which a part of idlemesh is compiled with.\n"
+                "Debian, Ubuntu: apt install python3-dev, Fedora: dnf install python3-devel, of that Python's version."
+            )
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
         self.set_mark()
@@ -128,7 +136,7 @@ class Environment:
 
         command = [*self.pip, "install", "--no-deps", "--no-build-isolation", "--no-index", "--editable"]
         command.append(str(self.root))
-        watched("Installing idlemesh", command, self.folder / "idlemesh.log")
+        watched("Compiling and installing idlemesh", command, self.folder / "idlemesh.log")
         title = f"Loading llama.cpp (if this fails, delete {wheel.parent}: it is then built again)"
         watched(title, [self.python, "-c", "import llama_cpp"], self.folder / "llama.log")
 

@@ -6,9 +6,6 @@ for an element in the middle of an array than for the same element alone. So the
 same bits in an array of any length, and on any machine with IEEE 754 arithmetic.
 """
 
-from collections.abc import Iterable
-from functools import lru_cache
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -82,38 +79,6 @@ def hashes(states: np.uint64 | NDArray[np.uint64], tokens: Ids) -> NDArray[np.ui
     return coarse
 
 
-def bytes_of(state: int, tokens: Iterable[int]) -> list[int]:
-    """The highest byte of the hash of each of a few tokens."""
-    found = []
-    for token in tokens:
-        # As `output`, which is called too often here to be a function.
-        word = (state + ((token >> 3) + 1) * GAMMA) & MASK
-        word = (word ^ (word >> 30)) * FIRST & MASK
-        word = (word ^ (word >> 27)) * SECOND & MASK
-        found.append((word ^ (word >> 31)) >> ((token & 7) << 3) & 255)
-    return found
-
-
-def hash_of(state: int, token: int, byte: int) -> int:
-    """The hash of one token of which the highest byte is known."""
-    return byte << 56 | output(state, FINE + token) >> 8
-
-
-def highest_bytes(states: NDArray[np.uint64], size: int) -> NDArray[np.uint8]:
-    """The highest byte of the hash of each token of a vocabulary (V,), for each of the states (R,): (R, V)."""
-    words = states[:, None] + _coarse_steps(-(-size // 8))
-    _mix(words)
-    return words.astype("<u8", copy=False).view(np.uint8)[:, :size]
-
-
-@lru_cache(maxsize=8)
-def _coarse_steps(size: int) -> NDArray[np.uint64]:
-    steps = np.arange(size, dtype=np.uint64)
-    _steps(steps)
-    steps.flags.writeable = False
-    return steps
-
-
 def _steps(index: NDArray[np.uint64]) -> None:
     """What the generator's state has moved by when it gives the output of this index, in place."""
     index += _ONE
@@ -138,11 +103,6 @@ def uniform(word: NDArray[np.uint64]) -> Reals:
     u: Reals = odd.astype(np.float64)
     u *= _UNIT
     return u
-
-
-def uniform_of(word: int) -> float:
-    """`uniform` of one word."""
-    return ((word >> 11) | 1) * 2.0**-53
 
 
 def gumbel(seed: int, position: int, tokens: Ids) -> Reals:

@@ -9,6 +9,7 @@ import pytest
 from tools.set_up import BUILD_LOCK, DEV_LOCK, RUN_LOCK, Environment
 
 ROOT = Path(__file__).parents[2]
+SOURCE = "verify/drawing.cpp"
 
 
 class Recorded(Environment):
@@ -33,6 +34,8 @@ class Recorded(Environment):
 def clone(tmp_path: Path) -> Path:
     for name in ("pyproject.toml", BUILD_LOCK, RUN_LOCK, DEV_LOCK):
         shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / SOURCE).parent.mkdir()
+    shutil.copy(ROOT / SOURCE, tmp_path / SOURCE)
     return tmp_path
 
 
@@ -75,6 +78,13 @@ def test_a_changed_lock_makes_a_new_environment(clone: Path) -> None:
     steps(clone)
     with (clone / RUN_LOCK).open("a") as lock:
         lock.write("# changed\n")
+    assert steps(clone) == ["create", "install"]
+
+
+def test_changed_code_that_is_compiled_is_installed_anew(clone: Path) -> None:
+    steps(clone)
+    with (clone / SOURCE).open("a") as source:
+        source.write("// changed")
     assert steps(clone) == ["create", "install"]
 
 

@@ -1,6 +1,5 @@
 """The seeded sampler: vectors, edges, cutoffs, and that it is ordinary sampling after all."""
 
-import itertools
 import json
 import math
 from pathlib import Path
@@ -13,9 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ledger.records import Sampling
-from verify.cutoffs import drawable, few_drawable, kept, lowest, lowest_of_nucleus, maxima
+from verify.cutoffs import kept
+from verify.drawing import UNSURE, draw
 from verify.noise import NotUnsigned64, gumbel
-from verify.sampler import NOTHING, SAMPLER, WHOLE, BadLogits, derived_seed, sample, sample_block
+from verify.sampler import NOTHING, SAMPLER, BadLogits, derived_seed, sample, sample_block
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "sampler.json").read_text())
 PLAIN = Sampling(temperature=1_000_000, top_p=1_000_000, min_p=0, top_k=0)
@@ -101,7 +101,7 @@ def test_a_large_vocabulary_is_drawn_as_by_looking_at_every_token(temperature: i
     sampling = Sampling(temperature, 1_000_000, 0, 0)
     logits = np.random.default_rng(4).normal(0, 2, 50_000).astype(np.float32)
     logits[::9] = logits[0]  # ties
-    assert kept(logits, sampling).ids.size > WHOLE
+    assert kept(logits, sampling).ids.size > 4_096
     for position in range(20):
         z = logits + temperature / 1e6 * gumbel(9, position, np.arange(logits.size))
         z[logits < logits.max() + temperature / 1e6 * math.log(1e-6)] = -np.inf
@@ -195,27 +195,13 @@ def test_a_block_is_drawn_as_its_rows_are(size: int, rows: list[tuple[Sampling, 
 
 
 @pytest.mark.parametrize(
-    "sampling", [PLAIN, Sampling(300_000, 1_000_000, 10_000, 0), Sampling(2_000_000, 1_000_000, 0, 0)]
+    "sampling", [PLAIN, Sampling(300_000, 1_000_000, 10_000, 0), Sampling(2_000_000, 700_000, 0, 0)]
 )
-def test_small_vocabularies_are_drawn_alike_by_coarse_bytes(
-    sampling: Sampling, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    random = np.random.default_rng(8)
-    monkeypatch.setattr("verify.sampler.WHOLE", 0)
-    monkeypatch.setattr("verify.sampler.CHUNK", 50)
-    for size in (1, 5, 8, 13, 41, 300):
-        logits = np.round(random.normal(0, 2, (60, size)), 1).astype(np.float32)
-        rows = range(len(logits))
-        found = sample_block(logits, [sampling] * 60, rows, [size] * 60)
-        assert found == [plainly(logits[row], sampling, row, size) for row in rows]
-
-
-def test_a_winner_below_what_was_expected_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("verify.sampler.BEHIND", -20.0)  # expects far too much
-    logits = np.random.default_rng(5).normal(0, 2, (4, 9_001)).astype(np.float32)
-    for position in range(20):
-        found = sample_block(logits, [PLAIN] * 4, range(4), [position] * 4)
-        assert found == [plainly(row, PLAIN, seed, position) for seed, row in enumerate(logits)]
+@pytest.mark.parametrize("size", [1, 5, 8, 13, 41, 63, 64, 65, 300])
+def test_small_vocabularies_are_drawn_as_by_looking_at_every_token(size: int, sampling: Sampling) -> None:
+    logits = np.round(np.random.default_rng(8).normal(0, 2, (60, size)), 1).astype(np.float32)
+    found = sample_block(logits, [sampling] * 60, range(60), [size] * 60)
+    assert found == [plainly(row, sampling, seed, size) for seed, row in enumerate(logits)]
 
 
 def test_a_large_vocabulary_follows_softmax() -> None:
@@ -233,127 +219,92 @@ def test_a_large_vocabulary_follows_softmax() -> None:
     assert ((within - per_byte) ** 2 / per_byte).sum() < 24.4  # 7 degrees
 
 
-@settings(deadline=None, max_examples=150)
-@given(sizes, samplings.filter(lambda s: s.temperature > 0), st.integers(0, 2**32), st.booleans())
-def test_what_may_be_drawn_is_what_is_kept(size: int, sampling: Sampling, random: int, ties: bool) -> None:
-    logits = np.random.default_rng(random).normal(0, 2, size).astype(np.float32)
-    if ties:
-        logits = np.round(logits)
-    ids, own = drawable(logits, sampling, float(logits.max()), maxima(logits[None])[0])
-    inside = kept(logits, sampling)
-    assert (ids == inside.ids).all()
-    assert (own == inside.logits).all()
-
-
-@settings(deadline=None, max_examples=150)
-@given(
-    size=st.sampled_from([16_384, 32_000, 40_001]),
-    temperature=st.sampled_from([1, 300_000, 1_000_000, 10_000_000]),
-    top_p=st.sampled_from([1, 500_000, 950_000, 999_999, 1_000_000]),
-    min_p=st.sampled_from([0, 50_000, 1_000_000]),
-    top_k=st.integers(1, 63),
-    shape=st.sampled_from(["plain", "ties", "peaked", "masked", "flat", "huge", "tiny", "signs"]),
-    random=st.integers(0, 2**32),
-)
-def test_few_of_one_row_are_those_that_are_kept(
-    size: int, temperature: int, top_p: int, min_p: int, top_k: int, shape: str, random: int
-) -> None:
-    draw = np.random.default_rng(random)
-    logits = draw.normal(0, draw.choice([0.01, 1, 3, 8]), size)
-    match shape:
-        case "ties":
-            logits = np.round(logits)
-        case "peaked":
-            logits[draw.integers(size, size=30)] += 8
-        case "masked":
-            logits[draw.random(size) < draw.choice([0.9, 0.999, 0.9999])] = -np.inf
-        case "flat":
-            logits[:] = 1.5
-        case "huge":
-            logits *= 1e36
-        case "tiny":
-            logits *= 1e-42
-        case "signs":
-            logits = np.where(logits < 0, -0.0, 0.0)
-    row, sampling = logits.astype(np.float32), Sampling(temperature, top_p, min_p, top_k)
-    few = few_drawable(row, sampling) if np.isfinite(row.max()) else None
-    if few is not None:
-        inside = kept(row, sampling)
-        assert sorted(zip(*few, strict=True)) == sorted(zip(inside.ids.tolist(), inside.logits.tolist(), strict=True))
+def drawn(logits: NDArray[np.float32], s: Sampling, seed: int, position: int) -> int:
+    return draw(logits[None], 0, s.temperature, s.top_p, s.min_p, s.top_k, seed, position)
 
 
 @pytest.mark.parametrize("spread", [0.1, 1.0, 3.0, 8.0])
-def test_few_of_one_row_are_told_as_a_rule(spread: float) -> None:
-    draw = np.random.default_rng(4)
-    for top_p, top_k in itertools.product((500_000, 950_000, 1_000_000), (1, 10, 20, 30, 40)):
+@pytest.mark.parametrize("top_k", [0, 1, 40, 499, 500, 501, 5_000])
+@pytest.mark.parametrize("top_p", [500_000, 950_000, 1_000_000])
+def test_quick_arithmetic_is_sure_as_a_rule(spread: float, top_k: int, top_p: int) -> None:
+    logits = np.random.default_rng(4).normal(0, spread, 32_000).astype(np.float32)
+    sampling = Sampling(1_000_000, top_p, 0, top_k)
+    found = [drawn(logits, sampling, seed, 3) for seed in range(5)]
+    assert found == [plainly(logits, sampling, seed, 3) for seed in range(5)]
+
+
+@pytest.mark.parametrize("top_k", [0, 2, 3])
+def test_a_nucleus_that_ends_too_near_to_tell_is_left_to_the_definition(top_k: int) -> None:
+    # The first weighs what the others do together, to the last bit or nearly.
+    halves = np.array([0, -math.exp(-30), -30, -np.inf], np.float32)
+    for top_p, sure in ((499_999, True), (500_000, False), (500_001, True)):
         sampling = Sampling(1_000_000, top_p, 0, top_k)
-        logits = draw.normal(0, spread, 32_000).astype(np.float32)
-        few = few_drawable(logits, sampling)
-        assert few is not None
-        assert few[0] == kept(logits, sampling).ids.tolist()
+        for seed in range(20):
+            assert (drawn(halves, sampling, seed, 1) != UNSURE) == sure
+            assert sample(halves, sampling, seed, 1) == plainly(halves, sampling, seed, 1)
+
+
+def test_a_nucleus_may_end_between_equals() -> None:
+    pairs = np.repeat(np.array([0, -1], np.float32), 500)
+    for top_p in (300_000, 700_000, 800_000, 900_000):
+        sampling = Sampling(1_000_000, top_p, 0, 0)
+        for seed in range(20):
+            token = drawn(pairs, sampling, seed, 1)
+            assert token == plainly(pairs, sampling, seed, 1)
+
+
+def test_tokens_that_noise_does_not_tell_apart_are_left_to_the_definition() -> None:
+    logits = np.full(100, 1e30, np.float32)
+    assert drawn(logits, PLAIN, 1, 1) == UNSURE
+    assert sample(logits, PLAIN, 1, 1) == plainly(logits, PLAIN, 1, 1) == 0
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.nan, math.inf])
 @pytest.mark.parametrize("place", [0, 12_345, 39_999, 40_000])
-def test_few_of_a_row_with_a_fault_are_not_told(value: float, place: int) -> None:
+@pytest.mark.parametrize("sampling", [PLAIN, GREEDY, Sampling(1_000_000, 950_000, 0, 40)])
+def test_a_fault_anywhere_in_a_row_is_found(value: float, place: int, sampling: Sampling) -> None:
     logits = np.random.default_rng(9).normal(0, 2, 40_001).astype(np.float32)
     logits[place] = value
-    sampling = Sampling(1_000_000, 950_000, 0, 40)
-    assert few_drawable(logits, sampling) is None
-    assert sample_block(logits[None], [sampling], [1], [1]) == [NOTHING]
+    assert drawn(logits, sampling, 1, 1) == NOTHING
 
 
-@pytest.mark.parametrize("size", [5, 10_240, 65_536])
-def test_few_are_looked_for_where_that_pays(size: int) -> None:
-    assert few_drawable(np.zeros(size, np.float32), Sampling(1_000_000, 950_000, 0, 40)) is None
-    assert few_drawable(np.zeros(size, np.float32), PLAIN) is None
-    assert few_drawable(np.zeros(size, np.float32), GREEDY) is None
-
-
-def test_one_row_is_cut_by_the_exact_mass_where_less_does_not_tell() -> None:
-    # Half of the mass is just above that of the first two tokens, by less than single precision tells.
-    logits = np.full(32_000, -200.0, np.float32)
-    logits[[7, 70, 700]] = 0.0
-    logits[1_000:3_000] = np.float32(10 * math.log(1 / 2_000) + 1e-6)
-    sampling = Sampling(10_000_000, 500_000, 0, 3)
-    assert few_drawable(logits, sampling) is None
-    for seed in range(20):
-        assert sample(logits, sampling, seed, 5) == plainly(logits, sampling, seed, 5)
-
-
-@settings(deadline=None, max_examples=100)
-@given(
-    size=st.integers(1, 40_000),
-    top_p=st.sampled_from([1, 500_000, 950_000, 999_999]) | st.integers(1, 999_999),
-    temperature=st.integers(1, 10_000_000),
-    spread=st.sampled_from([0.0, 1e-30, 0.01, 1.0, 5.0, 1e37]),
-    random=st.integers(0, 2**32),
+@pytest.mark.parametrize(
+    "block",
+    [np.zeros(4, np.float32), np.zeros((2, 4)), np.zeros((2, 8), np.float32)[:, ::2], np.zeros((2, 4), np.int32)],
+    ids=["one row", "64 bits", "in pieces", "integers"],
 )
-def test_the_edge_of_a_nucleus_is_where_ranking_cuts(
-    size: int, top_p: int, temperature: int, spread: float, random: int
-) -> None:
-    logits = np.random.default_rng(random).normal(0, spread, size).astype(np.float32)
-    sampling = Sampling(temperature, top_p, 0, 0)
-    with np.errstate(over="ignore"):
-        edge = lowest_of_nucleus(logits, sampling, float(logits.max()))
-    if edge is not None:
-        edge = max(edge, lowest(float(logits.max()), sampling))
-        assert sorted(kept(logits, sampling).ids) == list((logits >= edge).nonzero()[0])
+def test_only_rows_of_32_bit_floats_in_one_piece_are_drawn_from(block: NDArray[Any]) -> None:
+    with pytest.raises(ValueError, match="32-bit floats"):
+        draw(block, 0, 0, 0, 0, 0, 0, 0)
 
 
-def test_a_nucleus_has_an_edge_unless_it_ends_between_equals_or_too_near_to_tell() -> None:
-    logits = np.random.default_rng(3).normal(0, 1, 20_000).astype(np.float32)
-    assert lowest_of_nucleus(logits, Sampling(1_000_000, 950_000, 0, 0), float(logits.max())) is not None
-    pairs = np.repeat(np.array([0, -1], np.float32), 2)
-    edges = [
-        lowest_of_nucleus(pairs, Sampling(1_000_000, top_p, 0, 0), 0.0)
-        for top_p in (300_000, 700_000, 800_000, 900_000)
-    ]
-    assert edges == [None, 0, None, -1]
-    # The first weighs what the others do together, to the last bit or nearly.
-    halves = np.array([0, -math.exp(-30), -30], np.float32)
-    edges = [lowest_of_nucleus(halves, Sampling(1_000_000, top_p, 0, 0), 0.0) for top_p in (499_999, 500_000, 500_001)]
-    assert edges == [0, None, halves[1]]
+@pytest.mark.parametrize("arguments", [(-1, 0, 0, 0, 0), (2, 0, 0, 0, 0), (0, -1, 0, 0, 0), (0, 0, 0, 0, -1)])
+def test_what_is_negative_or_no_row_is_refused(arguments: tuple[int, int, int, int, int]) -> None:
+    with pytest.raises(ValueError, match="one of the rows"):
+        draw(np.zeros((2, 4), np.float32), *arguments, 0, 0)
+
+
+@pytest.mark.parametrize("place", [(-1, 0), (2**64, 0), (0, -1), (0, 2**64)])
+def test_a_place_that_does_not_fit_is_refused(place: tuple[int, int]) -> None:
+    with pytest.raises(NotUnsigned64):
+        sample(np.zeros(4, np.float32), PLAIN, *place)
+
+
+@pytest.mark.parametrize("order", ["=", "<", ">"])
+def test_rows_are_of_this_machines_order_of_bytes(order: str) -> None:
+    # numpy tells the order of arrays that it is given by ctypes, as the logits are.
+    logits = np.random.default_rng(2).normal(0, 2, (1, 100)).astype(f"{order}f4")
+    if logits.dtype.isnative:
+        assert sample_block(logits, [PLAIN], [1], [1]) == [plainly(logits[0], PLAIN, 1, 1)]
+    else:
+        with pytest.raises(ValueError, match="32-bit floats"):
+            sample_block(logits, [PLAIN], [1], [1])
+
+
+def test_rows_may_stand_apart() -> None:
+    logits = np.random.default_rng(2).normal(0, 2, (6, 100)).astype(np.float32)
+    apart = logits[::2]
+    assert sample_block(apart, [PLAIN] * 3, [1] * 3, [1] * 3) == [sample(row, PLAIN, 1, 1) for row in apart.copy()]
 
 
 def test_top_p_counts_the_whole_vocabulary_exactly() -> None:
