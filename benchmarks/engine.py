@@ -157,7 +157,9 @@ async def speed(model: Path, streams: int, arguments: argparse.Namespace) -> lis
     with contextlib.ExitStack() as stack:
         peers = _peers(stack, shape, arguments)
         bench = await opened(model, streams, arguments.threads)
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=600)) as session:
+        # Each question has a connection of its own: the server closes those that rest while the engine has its turn.
+        connector = aiohttp.TCPConnector(force_close=True)
+        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=600)) as session:
             for turn in range(arguments.rounds + 1):
                 for way in WAYS:
                     found = await _turn(bench, peers, session, way, streams)

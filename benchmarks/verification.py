@@ -69,7 +69,8 @@ CALIBRATED: Final = 1_000_000  # honest tokens of the Q4_K_M file, which nobody 
 GROSS_TOKENS: Final = 4_000  # of frauds that any few hundred tokens show
 ANSWER_TOKENS: Final = 128
 REPLAY_GOAL: Final = 0.3
-ANSWER_ROWS: Final = 64  # tokens of the answers of which the cost is measured
+ANSWER_ROWS: Final = 64  # tokens of the answers of which the cost is measured, and of the prompts
+LONGER_ROWS: Final = (256, 512)  # and of longer answers: a prompt is computed in one piece both times
 CUT: Final = Sampling(1_000_000, 950_000, 0, 40)
 _PER_ANSWER: Final = 45  # tokens of a story, about
 _CHAINS: Final = 400  # of the 10^9 resampled tokens, side by side
@@ -267,20 +268,19 @@ def _condemned(log_ms: NDArray[np.float64]) -> NDArray[np.bool_]:
     return log_m >= LOG_CONDEMN
 
 
-async def replay_cost(streams: int) -> float:
-    """Seconds to check answers one by one over those to make them, by so many streams at once: 64 ids of prompt and 64
-    of answer, on the model of random weights that speed is measured with, by all cores.
+async def replay_cost(streams: int, rows: int = ANSWER_ROWS) -> float:
+    """Seconds to check answers one by one over those to make them, by so many streams at once: 64 ids of prompt and so
+    many of answer, on the model of random weights that speed is measured with, by all cores.
     """
     path = random_llama()
     manifest, rng = manifest_of(path), Random(7)
     jobs = [
-        Job(tuple(rng.randrange(300, VOCABULARY) for _ in range(64)), CUT, rng.getrandbits(64), ANSWER_ROWS)
-        for _ in range(8)
+        Job(tuple(rng.randrange(300, VOCABULARY) for _ in range(64)), CUT, rng.getrandbits(64), rows) for _ in range(8)
     ]
     ratios = []
     for _ in range(3):
         took = []
-        engine = await LlamaEngine.load(path, manifest, context=256, slots=streams)
+        engine = await LlamaEngine.load(path, manifest, context=64 + rows + 1, slots=streams)
         started = time.perf_counter()
         made = await answers(engine, jobs)
         took.append(time.perf_counter() - started)
@@ -440,11 +440,15 @@ def main() -> None:
     parts = range(arguments.processes)
     rows = fraud_rows(store, frauds, [store.folder / f"table-Q4_K_M-{part}-{calibrated}.json" for part in parts])
     rows += honest_rows(store, arguments.tokens, arguments.processes)
-    for streams, goal in ((1, REPLAY_GOAL), (8, None)):
-        cost = asyncio.run(replay_cost(streams))
+    for streams, answer, goal in (
+        (1, ANSWER_ROWS, REPLAY_GOAL),
+        *((1, longer, REPLAY_GOAL) for longer in LONGER_ROWS),
+        (8, ANSWER_ROWS, None),
+    ):
+        cost = asyncio.run(replay_cost(streams, answer))
         wanted, met = (f"<= {goal:g}", cost <= goal) if goal else ("reported", True)
         against = "generating alone" if streams == 1 else f"generating at {streams}"
-        rows.append(Row(f"replay: cost, {streams} streams", cost, "x", against, cost, wanted, met))
+        rows.append(Row(f"replay: cost of {answer} tokens, {streams} streams", cost, "x", against, cost, wanted, met))
     floor = decode_floor()
     rows.append(Row("replay: cost, llama_decode alone", floor, "x", "64 of prompt, 64 steps", floor, "reported", True))
     report("verification", rows, arguments.json)
