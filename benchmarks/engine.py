@@ -7,19 +7,23 @@ The model is a Llama of about 160 million random parameters (Q8_0, vocabulary 32
 run into the user's cache folder; each stream has 64 tokens of prompt and 64 of answer, at T = 1. The engine runs in
 this process, and its streams are coroutines of the same event loop; the servers are processes on loopback with as
 many slots, and are asked over HTTP for whole answers, without streaming, which is the less work for them. Both take
-turns, round by round, and medians count. `--llama-server` names a server built from the very source of the installed
+turns, each first every second time; durations are medians, and a ratio is the median of those of the rounds, in which
+the machine was as fast for both. `--llama-server` names a server built from the very source of the installed
 llama-cpp-python, the fair peer; without it PyPI's xllamacpp is used where it is installed.
 `--llama-cpp-server-python` names an interpreter that has `llama-cpp-python[server]`.
 
-What lies between two computations costs two to three times what it does with warm caches, since the weights go through
-them in each step: what helps is to make and call less. No single call stands out. Each of numpy's costs 5 to 15
-microseconds for the first time in a step and each function of Python's 2 to 8, and the thread's own time shows them
-(`time.thread_time`, of a context with one thread) also on a busy machine; but two processes of the same code may be 50
-apart. Not of use: to guess what a part of a prompt takes from steps of before, which may have been slower ones (seen
-once on a busy machine: parts grew to 140 tokens); to rank the few tokens of several rows without numpy; to take the
-groups' maxima by halves; to look for few tokens by their groups in a vocabulary of 32,000; to bound a mass by Jensen
-first; to make the coarse bytes of 40 tokens with numpy or in the lanes of one large integer; to leave out
-`np.errstate`; huge pages for Python's own memory.
+llama.cpp computes a step here as fast as there, within a percent (on two cores of an AMD EPYC, by turns in one run with
+the durations that the server tells), so at four streams and more the ratio is that of what lies between two
+computations, and of how prompts that come together are put into batches. What lies between costs two to three times
+what it does with warm caches, since the weights go through them in each step: what helps is to make and call less. No
+single call stands out; each of numpy's costs 5 to 15 microseconds for the first time in a step and each function of
+Python's 2 to 8. The thread's own time shows them (`time.thread_time`, of a context with one thread) also on a busy
+machine; but two processes of the same code may be 50 apart.
+
+Not of use: to guess what a part of a prompt takes from steps of before, which may have been slower ones (seen once on a
+busy machine: parts grew to 140 tokens); huge pages for Python's own memory; prompts in batches of 64, 128 or 512 tokens
+for 256; a thread pool of llama.cpp's own; mapped weights; as few rows of logits and sequences as there are streams; to
+wake the event loop only at the end of an answer. Without flash attention a step takes a tenth longer.
 """
 
 import argparse
@@ -162,7 +166,7 @@ async def speed(model: Path, streams: int, arguments: argparse.Namespace) -> lis
         async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=600)) as session:
             for turn in range(arguments.rounds + 1):
                 for way in WAYS:
-                    found = await _turn(bench, peers, session, way, streams)
+                    found = await _turn(bench, peers, session, way, streams, ours_last=bool(turn % 2))
                     if turn:  # the first warms up
                         for name, value in found.items():
                             rates.setdefault((way.name, name), []).append(value)
@@ -172,16 +176,25 @@ async def speed(model: Path, streams: int, arguments: argparse.Namespace) -> lis
 
 
 async def _turn(
-    bench: Bench, peers: Sequence[Peer], session: aiohttp.ClientSession, way: Cutoffs, streams: int
+    bench: Bench,
+    peers: Sequence[Peer],
+    session: aiohttp.ClientSession,
+    way: Cutoffs,
+    streams: int,
+    *,
+    ours_last: bool,
 ) -> dict[str, float]:
     prompts = [bench.prompt() for _ in range(streams)]
-    bench.timed.computed.clear()
-    found = {"ours": await rate([bench.answer(prompt, way.sampling) for prompt in prompts])}
-    for peer in peers:
+    asked = {peer.name: peer for peer in peers if peer.ids or way is WAYS[0]}
+    found = {}
+    for name in (*asked, "ours") if ours_last else ("ours", *asked):
+        if name == "ours":
+            bench.timed.computed.clear()
+            found[name] = await rate([bench.answer(prompt, way.sampling) for prompt in prompts])
+        else:
+            answers = [asked[name].answer(session, prompt, ANSWER, **way.server) for prompt in prompts]
+            found[name] = await rate(answers)
         await asyncio.sleep(SETTLE_S)
-        if peer.ids or way is WAYS[0]:
-            found[peer.name] = await rate([peer.answer(session, prompt, ANSWER, **way.server) for prompt in prompts])
-    await asyncio.sleep(SETTLE_S)
     return found
 
 
@@ -197,18 +210,18 @@ def _peers(stack: contextlib.ExitStack, shape: Shape, arguments: argparse.Namesp
 def _speed_rows(
     way: Cutoffs, streams: int, rates: dict[tuple[str, str], list[float]], shares: dict[str, list[float]]
 ) -> list[Row]:
-    ours = statistics.median(rates[way.name, "ours"])
-    measure = f"{streams} streams, {way.name}"
+    ours = rates[way.name, "ours"]
+    measure, typical = f"{streams} streams, {way.name}", round(statistics.median(ours), 1)
     rows = []
     for name in ("llama-server", "xllamacpp", "llama_cpp.server"):
         if (way.name, name) in rates:
-            theirs = statistics.median(rates[way.name, name])
+            theirs = rates[way.name, name]
             goal = OLD_SERVER_GOAL if name == "llama_cpp.server" else GOALS.get(streams, 1.0)
-            ratio = ours / theirs
-            against = f"{name}, {theirs:.1f}"
-            rows.append(Row(measure, round(ours, 1), "t/s", against, round(ratio, 3), f">= {goal:g} x", ratio >= goal))
+            ratio = statistics.median(here / there for here, there in zip(ours, theirs, strict=True))
+            against = f"{name}, {statistics.median(theirs):.1f}"
+            rows.append(Row(measure, typical, "t/s", against, round(ratio, 3), f">= {goal:g} x", ratio >= goal))
     if not rows:
-        rows.append(Row(measure, round(ours, 1), "t/s", "no server given", 1.0, "reported", True))
+        rows.append(Row(measure, typical, "t/s", "no server given", 1.0, "reported", True))
     share = statistics.median(shares[way.name])
     most = f"< {way.overhead_goal:.0%}"
     met = share < way.overhead_goal

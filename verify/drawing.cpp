@@ -269,7 +269,9 @@ class Row {
 
     void weigh(const float *logits, size_t count, double temperature, double *weights) const {
         const double peak = peak_;  // which no weight overwrites, for all that the compiler can tell
-        for (size_t place = 0; place < count; ++place) weights[place] = exponential((logits[place] - peak) / temperature);
+        for (size_t place = 0; place < count; ++place) {
+            weights[place] = exponential((logits[place] - peak) / temperature);
+        }
     }
 
     double total(const float *logits, size_t count, double temperature) const {
@@ -357,7 +359,8 @@ class Row {
 bool is_block(const Py_buffer &view) {
     // "f", with or without the sign of this machine's order of bytes before it.
     const char *format = view.format == nullptr ? "" : view.format;
-    if (std::strchr(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? "@=<" : "@=>!", *format) != nullptr && *format) ++format;
+    const char *signs = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? "@=<" : "@=>!";
+    if (*format != '\0' && std::strchr(signs, *format) != nullptr) ++format;
     const bool floats = view.ndim == 2 && std::strcmp(format, "f") == 0;
     const bool in_one_piece = floats && (view.strides[1] == sizeof(float) || view.shape[1] <= 1);
     return in_one_piece && static_cast<uint64_t>(view.shape[1]) < FINE;
@@ -365,8 +368,10 @@ bool is_block(const Py_buffer &view) {
 
 PyObject *draw(PyObject *, PyObject *arguments) {
     PyObject *block, *seed, *position;
-    int row, temperature, top_p, min_p, top_k;
-    if (!PyArg_ParseTuple(arguments, "OiiiiiOO", &block, &row, &temperature, &top_p, &min_p, &top_k, &seed, &position)) {
+    int row, temperature, top_p, min_p;
+    long long top_k;
+    const char *format = "OiiiiLOO";
+    if (!PyArg_ParseTuple(arguments, format, &block, &row, &temperature, &top_p, &min_p, &top_k, &seed, &position)) {
         return nullptr;
     }
     const uint64_t seed_word = PyLong_AsUnsignedLongLong(seed);
@@ -376,8 +381,10 @@ PyObject *draw(PyObject *, PyObject *arguments) {
     Py_buffer view;
     if (PyObject_GetBuffer(block, &view, PyBUF_STRIDES | PyBUF_FORMAT) < 0) return nullptr;
     PyObject *found = nullptr;
-    if (!is_block(view) || row < 0 || row >= view.shape[0] || temperature < 0 || top_p < 0 || min_p < 0 || top_k < 0) {
-        PyErr_SetString(PyExc_ValueError, "give logits (R, V) as 32-bit floats, one of the rows, and nothing negative");
+    const bool in_range = temperature >= 0 && top_p >= 0 && 0 <= min_p && min_p <= MILLION && top_k >= 0;
+    if (!is_block(view) || row < 0 || row >= view.shape[0] || !in_range) {
+        PyErr_SetString(PyExc_ValueError,
+                        "give logits (R, V) as 32-bit floats, the number of a row, and what a Sampling may hold");
     } else {
         try {
             const auto *bytes = static_cast<const char *>(view.buf) + row * view.strides[0];

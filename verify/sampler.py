@@ -45,7 +45,8 @@ The kept tokens' z have the maximum at token i with probability p_i over the sum
 trick; Maddison, Tarlow, Minka 2014), so this is ordinary sampling with the dice thrown by the hash.
 
 The hash is exact everywhere, u too. Another implementation's `ln` and `exp` may differ in their last bits,
-which moves margins by less than a millionth of a logit. `tests/vectors/sampler.json` fixes all of it.
+which moves margins by less than a millionth of a logit. `tests/vectors/sampler.json` fixes all of it. `verify.drawing`
+does all of it in C++, and says where it is too close to tell; there numpy decides, as it stands here.
 Any change to what is written here is a new name in SAMPLER, which is part of every offer.
 """
 

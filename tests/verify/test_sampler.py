@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ledger.records import Sampling
+from ledger.records import MAX_TOKENS, Sampling
 from verify.cutoffs import kept
 from verify.drawing import UNSURE, draw
 from verify.noise import NotUnsigned64, gumbel
@@ -278,9 +278,12 @@ def test_only_rows_of_32_bit_floats_in_one_piece_are_drawn_from(block: NDArray[A
         draw(block, 0, 0, 0, 0, 0, 0, 0)
 
 
-@pytest.mark.parametrize("arguments", [(-1, 0, 0, 0, 0), (2, 0, 0, 0, 0), (0, -1, 0, 0, 0), (0, 0, 0, 0, -1)])
-def test_what_is_negative_or_no_row_is_refused(arguments: tuple[int, int, int, int, int]) -> None:
-    with pytest.raises(ValueError, match="one of the rows"):
+@pytest.mark.parametrize(
+    "arguments",
+    [(-1, 0, 0, 0, 0), (2, 0, 0, 0, 0), (0, -1, 0, 0, 0), (0, 1, -1, 0, 0), (0, 1, 0, 1_000_001, 0), (0, 0, 0, 0, -1)],
+)
+def test_what_is_out_of_range_or_no_row_is_refused(arguments: tuple[int, int, int, int, int]) -> None:
+    with pytest.raises(ValueError, match="number of a row"):
         draw(np.zeros((2, 4), np.float32), *arguments, 0, 0)
 
 
@@ -299,6 +302,14 @@ def test_rows_are_of_this_machines_order_of_bytes(order: str) -> None:
     else:
         with pytest.raises(ValueError, match="32-bit floats"):
             sample_block(logits, [PLAIN], [1], [1])
+
+
+def test_top_k_may_be_larger_than_any_vocabulary() -> None:
+    logits = np.random.default_rng(2).normal(0, 2, 100).astype(np.float32)
+    for top_k in (100, 101, MAX_TOKENS):
+        assert drawn(logits, Sampling(1_000_000, 900_000, 0, top_k), 1, 1) == plainly(
+            logits, Sampling(1_000_000, 900_000, 0, 0), 1, 1
+        )
 
 
 def test_rows_may_stand_apart() -> None:
