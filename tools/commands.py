@@ -35,12 +35,12 @@ def tail(log: Path) -> str:
 
 
 def watched(title: str, command: list[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
-    """Run a command with its output in a log; say its title, the time it has taken and its stage.
+    """Run a command with its output in a log; say its title, the time it has taken and its stage, on standard error.
 
     SetUpError with the end of the log if it fails.
     """
-    terminal = sys.stdout.isatty()
-    print(title, end="" if terminal else "\n", flush=True)
+    terminal = sys.stderr.isatty()
+    print(title, end="" if terminal else "\n", file=sys.stderr, flush=True)
     started = time.monotonic()
     with log.open("wb") as output:
         # A session of its own, so that stopping it stops the compilers that it started.
@@ -61,16 +61,16 @@ def watched(title: str, command: list[str], log: Path, environment: Mapping[str,
             if terminal:
                 # Cut to the width: a line that wraps cannot be written over, and would scroll instead.
                 line = f"{title}  {moved}"[: shutil.get_terminal_size().columns - 1]
-                print(f"\r\033[K{line}", end="", flush=True)
+                print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
             elif process.returncode is None:
-                print(f"  {moved}", flush=True)
+                print(f"  {moved}", file=sys.stderr, flush=True)
     except BaseException:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait()
         raise
     finally:
         if terminal:
-            print()
+            print(file=sys.stderr)
     if process.returncode:
         last = "\n".join(f"  {line[:200]}" for line in tail(log).splitlines()[-20:])
         raise SetUpError(f"{title}: failed ({process.returncode}). The end of {log}:\n{last}")
@@ -83,6 +83,6 @@ def alone(path: Path, waiting: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(waiting, flush=True)
+            print(waiting, file=sys.stderr, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

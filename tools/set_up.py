@@ -49,13 +49,21 @@ class Environment:
         """A digest of all that the environment depends on. The path is part of it, since scripts name it."""
         project = tomllib.loads(self.text("pyproject.toml"))
         installed = [project["build-system"], project["project"], project["tool"]["setuptools"]]
-        compiled = project["tool"]["setuptools"]["ext-modules"]
-        sources = [self.text(source) for module in compiled for source in module["sources"]]
         locks = [self.text(name) for name in (BUILD_LOCK, RUN_LOCK, DEV_LOCK)]
         # The installed project points at each of its packages; one that was added needs its own pointer.
         packages = sorted(path.parent.name for path in self.root.glob("*/__init__.py"))
-        parts = [sys.version, str(self.root), self.llama.key, installed, sources, locks, packages]
+        parts = [sys.version, str(self.root), self.llama.key, installed, locks, packages]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def compiled_from(self) -> str:
+        """A digest of the sources that are compiled into the clone; empty where one of the modules is not there."""
+        digest = hashlib.sha256()
+        for module in tomllib.loads(self.text("pyproject.toml"))["tool"]["setuptools"]["ext-modules"]:
+            if not list(self.root.glob(f"{module['name'].replace('.', '/')}.*.so")):
+                return ""
+            for source in module["sources"]:
+                digest.update(self.text(source).encode())
+        return digest.hexdigest()
 
     def mark(self) -> dict[str, object]:
         """What the mark says. A folder without one was not made here."""
@@ -78,14 +86,19 @@ class Environment:
             made_from, mark = self.made_from(), self.mark()
             current = mark.get("made_from") == made_from
             if current and (mark.get("dev") or not dev):
+                if mark.get("compiled_from") != self.compiled_from():
+                    self.compile()
+                    self.set_mark(**{**mark, "compiled_from": self.compiled_from()})
                 return
+            check_headers()  # before minutes go by
             # What the user made is added to and never thrown away, as long as it works.
             users = bool(mark.get("users")) and self.works()
             if not (current or users):
                 self.create()
             self.set_mark(users=users)
             self.install(dev)
-            self.set_mark(users=users, made_from=made_from, dev=dev)
+            self.compile()
+            self.set_mark(users=users, made_from=made_from, dev=dev, compiled_from=self.compiled_from())
 
     def works(self) -> bool:
         works = "import pip, sys; sys.exit(sys.version_info < (3, 11))"
@@ -100,11 +113,6 @@ class Environment:
             raise SetUpError(
                 f"{sys.executable} cannot make virtual environments.\n"
                 "Debian, Ubuntu: apt install python3-venv, of that Python's version."
-            )
-        if not Path(sysconfig.get_path("include"), "Python.h").exists():
-            raise SetUpError(
-                f"{sys.executable} came without its header files, which a part of idlemesh is compiled with.\n"
-                "Debian, Ubuntu: apt install python3-dev, Fedora: dnf install python3-devel, of that Python's version."
             )
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
@@ -134,11 +142,27 @@ class Environment:
         title = f"Installing the {len(re.findall('^[a-z]', others, re.MULTILINE)) + 1} packages of {lock}"
         watched(title, [*locked, str(wanted)], self.folder / "packages.log")
 
+        title = f"Loading llama.cpp (if this fails, delete {wheel.parent}: it is then built again)"
+        watched(title, [self.python, "-c", "import llama_cpp"], self.folder / "llama.log")
+
+    def compile(self) -> None:
+        """Install the project itself, of which a part is compiled into the clone."""
+        check_headers()
         command = [*self.pip, "install", "--no-deps", "--no-build-isolation", "--no-index", "--editable"]
         command.append(str(self.root))
         watched("Compiling and installing idlemesh", command, self.folder / "idlemesh.log")
-        title = f"Loading llama.cpp (if this fails, delete {wheel.parent}: it is then built again)"
-        watched(title, [self.python, "-c", "import llama_cpp"], self.folder / "llama.log")
+
+
+def check_headers() -> None:
+    """SetUpError where Python's header files, with which a part of idlemesh is compiled, are missing."""
+    # Debian's and others' Pythons may be told another `include` path than that of their files.
+    places = (sysconfig.get_config_var("INCLUDEPY"), sysconfig.get_path("include"))
+    if not any(place and Path(place, "Python.h").exists() for place in places):
+        raise SetUpError(
+            f"{sys.executable} came without its header files, which a part of idlemesh is compiled with.\n"
+            "Debian, Ubuntu: apt install python3-dev, Fedora: dnf install python3-devel, of that Python's version; "
+            "macOS: brew install python."
+        )
 
 
 def stop(number: int, frame: object) -> None:

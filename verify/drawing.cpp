@@ -22,6 +22,10 @@
 #include <numeric>
 #include <vector>
 
+#ifdef __FAST_MATH__
+#error "Compile this without -ffast-math: it tells NaN from numbers, and knows how far sums may be off."
+#endif
+
 namespace {
 
 constexpr long long NOTHING = -1;
@@ -327,11 +331,10 @@ class Row {
         const double least = target * (1 - sum_error()), most = target * (1 + sum_error());
         double upto = 0;
         int32_t slice = 0;
-        for (; upto + sums[static_cast<size_t>(slice)] <= most; ++slice) {
-            if (slice == DEEPER) return true;  // min-p cuts before
+        for (; slice < DEEPER && upto + sums[static_cast<size_t>(slice)] <= most; ++slice) {
             upto += sums[static_cast<size_t>(slice)];
         }
-        if (slice == DEEPER) return true;
+        if (slice == DEEPER) return upto < least;  // then min-p cuts before
         std::vector<Token> tokens;
         for (size_t block = 0; block < largest_.size(); ++block) {
             if (depth(largest_[block]) >= slice + 1) continue;
@@ -356,14 +359,25 @@ class Row {
     double peak_ = -INFINITE;
 };
 
+// Unsigned and of 64 bits; otherwise an error is set.
+uint64_t word_of(PyObject *number) {
+    PyObject *index = PyNumber_Index(number);
+    if (index == nullptr) return 0;
+    const uint64_t word = PyLong_AsUnsignedLongLong(index);
+    Py_DECREF(index);
+    return word;
+}
+
 bool is_block(const Py_buffer &view) {
     // "f", with or without the sign of this machine's order of bytes before it.
     const char *format = view.format == nullptr ? "" : view.format;
     const char *signs = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? "@=<" : "@=>!";
     if (*format != '\0' && std::strchr(signs, *format) != nullptr) ++format;
-    const bool floats = view.ndim == 2 && std::strcmp(format, "f") == 0;
-    const bool in_one_piece = floats && (view.strides[1] == sizeof(float) || view.shape[1] <= 1);
-    return in_one_piece && static_cast<uint64_t>(view.shape[1]) < FINE;
+    // ctypes leaves out the strides.
+    if (view.ndim != 2 || std::strcmp(format, "f") != 0 || view.strides == nullptr) return false;
+    const bool in_one_piece = view.strides[1] == sizeof(float) || view.shape[1] <= 1;
+    const bool aligned = reinterpret_cast<uintptr_t>(view.buf) % alignof(float) == 0 && view.strides[0] % 4 == 0;
+    return in_one_piece && aligned && static_cast<uint64_t>(view.shape[1]) < FINE;
 }
 
 PyObject *draw(PyObject *, PyObject *arguments) {
@@ -374,9 +388,9 @@ PyObject *draw(PyObject *, PyObject *arguments) {
     if (!PyArg_ParseTuple(arguments, format, &block, &row, &temperature, &top_p, &min_p, &top_k, &seed, &position)) {
         return nullptr;
     }
-    const uint64_t seed_word = PyLong_AsUnsignedLongLong(seed);
+    const uint64_t seed_word = word_of(seed);
     if (PyErr_Occurred()) return nullptr;
-    const uint64_t position_word = PyLong_AsUnsignedLongLong(position);
+    const uint64_t position_word = word_of(position);
     if (PyErr_Occurred()) return nullptr;
     Py_buffer view;
     if (PyObject_GetBuffer(block, &view, PyBUF_STRIDES | PyBUF_FORMAT) < 0) return nullptr;

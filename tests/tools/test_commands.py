@@ -29,7 +29,7 @@ def test_a_command_that_fails_shows_the_end_of_its_log(tmp_path: Path) -> None:
 
 def test_a_command_that_works_says_its_title(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     watched("Trying", [sys.executable, "-c", "print('done')"], tmp_path / "log")
-    assert capsys.readouterr().out == "Trying\n"
+    assert capsys.readouterr() == ("", "Trying\n")
     assert (tmp_path / "log").read_text() == "done\n"
 
 
@@ -38,4 +38,4 @@ def test_a_lock_is_free_again_after_a_failure(tmp_path: Path, capsys: pytest.Cap
         raise ZeroDivisionError
     with alone(tmp_path / "lock", "waiting"):
         pass
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr() == ("", "")

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tools.set_up import BUILD_LOCK, DEV_LOCK, RUN_LOCK, Environment
+from tools.commands import SetUpError
+from tools.set_up import BUILD_LOCK, DEV_LOCK, RUN_LOCK, Environment, check_headers
 
 ROOT = Path(__file__).parents[2]
-SOURCE = "verify/drawing.cpp"
+SOURCE, MODULE = "verify/drawing.cpp", "verify/drawing.of-some-python.so"
 
 
 class Recorded(Environment):
@@ -28,6 +29,10 @@ class Recorded(Environment):
         self.steps.append("install dev" if dev else "install")
         if self.fails:
             raise KeyboardInterrupt
+
+    def compile(self) -> None:
+        self.steps.append("compile")
+        (self.root / MODULE).touch()
 
 
 @pytest.fixture
@@ -53,39 +58,55 @@ def interrupt(clone: Path, dev: bool = False) -> None:
 
 
 def test_a_new_clone_is_set_up_and_the_second_time_left_alone(clone: Path) -> None:
-    assert steps(clone) == ["create", "install"]
+    assert steps(clone) == ["create", "install", "compile"]
     assert steps(clone) == []
 
 
 def test_the_tools_of_the_tests_are_added_to_what_is_there(clone: Path) -> None:
     steps(clone)
-    assert steps(clone, dev=True) == ["install dev"]
+    assert steps(clone, dev=True) == ["install dev", "compile"]
     assert steps(clone, dev=False) == []
 
 
 def test_an_interrupted_set_up_starts_over(clone: Path) -> None:
     interrupt(clone)
-    assert steps(clone) == ["create", "install"]
+    assert steps(clone) == ["create", "install", "compile"]
 
 
 def test_an_interrupted_addition_starts_over(clone: Path) -> None:
     steps(clone)
     interrupt(clone, dev=True)
-    assert steps(clone) == ["create", "install"]
+    assert steps(clone) == ["create", "install", "compile"]
 
 
 def test_a_changed_lock_makes_a_new_environment(clone: Path) -> None:
     steps(clone)
     with (clone / RUN_LOCK).open("a") as lock:
         lock.write("# changed\n")
-    assert steps(clone) == ["create", "install"]
+    assert steps(clone) == ["create", "install", "compile"]
 
 
-def test_changed_code_that_is_compiled_is_installed_anew(clone: Path) -> None:
+def test_changed_code_is_compiled_anew(clone: Path) -> None:
     steps(clone)
     with (clone / SOURCE).open("a") as source:
         source.write("// changed")
-    assert steps(clone) == ["create", "install"]
+    assert steps(clone) == ["compile"]
+    assert steps(clone) == []
+
+
+def test_what_was_compiled_and_is_gone_is_compiled_anew(clone: Path) -> None:
+    steps(clone, dev=True)
+    (clone / MODULE).unlink()
+    assert steps(clone) == ["compile"]
+    assert steps(clone, dev=True) == []
+
+
+def test_a_python_without_header_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_headers()
+    monkeypatch.setattr("sysconfig.get_config_var", lambda name: str(tmp_path))
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    with pytest.raises(SetUpError, match="python3-dev"):
+        check_headers()
 
 
 def test_a_changed_setting_of_a_linter_changes_nothing(clone: Path) -> None:
@@ -98,26 +119,26 @@ def test_a_changed_setting_of_a_linter_changes_nothing(clone: Path) -> None:
 def test_a_moved_clone_is_set_up_again(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     steps(clone)
     moved = clone.rename(tmp_path_factory.mktemp("elsewhere") / "clone")
-    assert steps(moved) == ["create", "install"]
+    assert steps(moved) == ["create", "install", "compile"]
 
 
 def test_a_damaged_mark_makes_a_new_environment(clone: Path) -> None:
     steps(clone)
     (clone / ".venv" / "set-up.json").write_text("{")
-    assert steps(clone) == ["create", "install"]
+    assert steps(clone) == ["create", "install", "compile"]
 
 
 def test_a_working_environment_of_the_users_own_is_added_to_and_never_replaced(clone: Path) -> None:
     (clone / ".venv" / "bin").mkdir(parents=True)
     (clone / ".venv" / "bin" / "python").symlink_to(sys.executable)
-    assert steps(clone) == ["install"]
+    assert steps(clone) == ["install", "compile"]
     assert steps(clone) == []
     with (clone / RUN_LOCK).open("a") as lock:
         lock.write("# changed\n")
     interrupt(clone)
-    assert steps(clone) == ["install"]
+    assert steps(clone) == ["install", "compile"]
 
 
 def test_a_broken_environment_is_replaced(clone: Path) -> None:
     (clone / ".venv" / "bin").mkdir(parents=True)
-    assert steps(clone) == ["create", "install"]
+    assert steps(clone) == ["create", "install", "compile"]

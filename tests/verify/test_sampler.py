@@ -1,5 +1,6 @@
 """The seeded sampler: vectors, edges, cutoffs, and that it is ordinary sampling after all."""
 
+import ctypes
 import json
 import math
 from pathlib import Path
@@ -244,6 +245,20 @@ def test_a_nucleus_that_ends_too_near_to_tell_is_left_to_the_definition(top_k: i
             assert sample(halves, sampling, seed, 1) == plainly(halves, sampling, seed, 1)
 
 
+def test_a_nucleus_that_ends_near_the_floor_too_near_to_tell_is_left_to_the_definition() -> None:
+    # What is not far below the floor weighs so little that top-p cuts inside of it by the last bits of the sum.
+    many, few = 90_000, 12
+    low, deep = np.float32(-13.7), np.float32(-14.001)
+    rest = (many + math.exp(low) * (few / 2 - 0.5)) / 0.999999 - many - few * math.exp(low)
+    count = int(rest / math.exp(deep))
+    left = math.log(rest - count * math.exp(deep))
+    logits = np.concatenate([np.zeros(many), np.full(few, low), np.full(count, deep), [left]]).astype(np.float32)
+    sampling = Sampling(1_000_000, 999_999, 0, 0)
+    for seed in (4055100156372843885, 9026236351108650761, 1):
+        assert drawn(logits, sampling, seed, 5) == UNSURE
+        assert sample(logits, sampling, seed, 5) == plainly(logits, sampling, seed, 5)
+
+
 def test_a_nucleus_may_end_between_equals() -> None:
     pairs = np.repeat(np.array([0, -1], np.float32), 500)
     for top_p in (300_000, 700_000, 800_000, 900_000):
@@ -270,8 +285,15 @@ def test_a_fault_anywhere_in_a_row_is_found(value: float, place: int, sampling: 
 
 @pytest.mark.parametrize(
     "block",
-    [np.zeros(4, np.float32), np.zeros((2, 4)), np.zeros((2, 8), np.float32)[:, ::2], np.zeros((2, 4), np.int32)],
-    ids=["one row", "64 bits", "in pieces", "integers"],
+    [
+        np.zeros(4, np.float32),
+        np.zeros((2, 4)),
+        np.zeros((2, 8), np.float32)[:, ::2],
+        np.zeros((2, 4), np.int32),
+        np.frombuffer(bytes(33), np.float32, count=8, offset=1).reshape(2, 4),
+        (ctypes.c_float * 4 * 2)(),
+    ],
+    ids=["one row", "64 bits", "in pieces", "integers", "between addresses", "no array of numpy's"],
 )
 def test_only_rows_of_32_bit_floats_in_one_piece_are_drawn_from(block: NDArray[Any]) -> None:
     with pytest.raises(ValueError, match="32-bit floats"):
@@ -285,6 +307,14 @@ def test_only_rows_of_32_bit_floats_in_one_piece_are_drawn_from(block: NDArray[A
 def test_what_is_out_of_range_or_no_row_is_refused(arguments: tuple[int, int, int, int, int]) -> None:
     with pytest.raises(ValueError, match="number of a row"):
         draw(np.zeros((2, 4), np.float32), *arguments, 0, 0)
+
+
+def test_seed_and_position_may_be_any_integers() -> None:
+    logits = np.random.default_rng(2).normal(0, 2, (1, 100)).astype(np.float32)
+    numpys = draw(logits, 0, 1_000_000, 1_000_000, 0, 0, np.uint64(2**64 - 1), np.int64(7))  # type: ignore[arg-type]
+    assert numpys == drawn(logits[0], PLAIN, 2**64 - 1, 7)
+    with pytest.raises(TypeError):
+        draw(logits, 0, 1_000_000, 1_000_000, 0, 0, 1.5, 7)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("place", [(-1, 0), (2**64, 0), (0, -1), (0, 2**64)])
