@@ -87,6 +87,7 @@ class Environment:
             current = mark.get("made_from") == made_from
             if current and (mark.get("dev") or not dev):
                 if mark.get("compiled_from") != self.compiled_from():
+                    self.set_mark(**{**mark, "compiled_from": None})
                     self.compile()
                     self.set_mark(**{**mark, "compiled_from": self.compiled_from()})
                 return

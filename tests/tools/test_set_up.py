@@ -33,6 +33,8 @@ class Recorded(Environment):
     def compile(self) -> None:
         self.steps.append("compile")
         (self.root / MODULE).touch()
+        if self.fails:
+            raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -92,6 +94,15 @@ def test_changed_code_is_compiled_anew(clone: Path) -> None:
         source.write("// changed")
     assert steps(clone) == ["compile"]
     assert steps(clone) == []
+
+
+def test_an_interrupted_compilation_is_done_again_even_if_the_code_is_as_before(clone: Path) -> None:
+    steps(clone)
+    before = (clone / SOURCE).read_text()
+    (clone / SOURCE).write_text(before + "// changed")
+    interrupt(clone)
+    (clone / SOURCE).write_text(before)
+    assert steps(clone) == ["compile"]
 
 
 def test_what_was_compiled_and_is_gone_is_compiled_anew(clone: Path) -> None:
