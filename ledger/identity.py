@@ -25,7 +25,7 @@ class NotADid(ValueError):
     """Text that names no Ed25519 did:key."""
 
     def __init__(self, text: object) -> None:
-        super().__init__(f"{str(text)[:80]!r} is not an Ed25519 did:key: it looks like did:key:z6Mk…")
+        super().__init__(f"{str(text)[:80]!r} is not an Ed25519 did:key: it is did:key:z6Mk and 44 more characters")
 
 
 class BadSignature(ValueError):

@@ -9,7 +9,7 @@ wallet.json    keys of money on a chain, encrypted with a passphrase
 chain/         transactions under way, and what was seen of channels and payments
 api.key        the key that `/v1` asks for on hosts other than loopback
 node.json      address and token of the running node
-node.lock      held while a node runs in this home
+node.lock      held while a node runs in this home, or a command works on it
 process.id     under what other processes of the node know that of this home, where they share a ledger
 """
 
@@ -37,11 +37,11 @@ class HomeError(Exception):
     """Something is wrong with the home folder; the message says what to do."""
 
 
-class AlreadyRunning(HomeError):
-    """Another node runs in this home."""
+class HomeInUse(HomeError):
+    """A node runs in this home, or another command is at work there."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(f"a node runs in {folder} already: stop it, or use another --home")
+        super().__init__(f"{folder} is in use, by a node or another command: stop it, or use another --home")
 
 
 class NotRunning(HomeError):
@@ -183,7 +183,7 @@ class Home:
         return key
 
     def lock(self) -> IO[bytes]:
-        """Take the home for this process, until the file is closed. Raises AlreadyRunning, CannotWrite."""
+        """Take the home for this process, until the file is closed. Raises HomeInUse, CannotWrite."""
         self.make()
         path = self.folder / "node.lock"
         try:
@@ -198,7 +198,7 @@ class Home:
             else:
                 return handle
         handle.close()
-        raise AlreadyRunning(self.folder)
+        raise HomeInUse(self.folder)
 
     def announce(self, running: Running) -> None:
         """Say where the node is reached."""

@@ -13,9 +13,10 @@ from ledger.database import Database, Place
 from ledger.identity import Identity
 from ledger.journal import Entry, genesis
 from node.backup import MAX_PASSPHRASE, SALT_BYTES, Sealer, open_backup
-from node.cli.ledger import chain_chunks, file_pieces, ledger_place, new_file, take_in, told_in
+from node.cli.files import new_file
+from node.cli.ledger import chain_chunks, file_pieces, ledger_place, take_in, told_in
 from node.cli.options import HomeOption, JsonOption
-from node.cli.output import CommandFailed, print_json
+from node.cli.output import CommandFailed, counted, print_json
 from node.home import Home, open_home
 from node.ports import SystemEntropy
 
@@ -52,8 +53,9 @@ def backup(
         raise CommandFailed(f"there is no identity in {where.folder}: start a node with `idlemesh up`")
     passphrase = read_passphrase(passphrase_file, new=True)
     body = asyncio.run(_backup(where, file, passphrase))
+    entries = counted(body["entries"], "entry", "entries")
     print_json(body) if as_json else typer.echo(
-        f"Written {body['did']} and {body['entries']} entries to {file}. Without the passphrase it is worth nothing."
+        f"Written {body['did']} and {entries} to {file}. Without the passphrase it is worth nothing."
     )
 
 
@@ -98,8 +100,9 @@ def restore(
     where = open_home(home)
     _refuse_identity(where)
     body = asyncio.run(_restore(where, file, read_passphrase(passphrase_file, new=False)))
+    entries = counted(body["entries"], "entry", "entries")
     print_json(body) if as_json else typer.echo(
-        f"Restored {body['did']} with {body['entries']} entries. It must not run anywhere else from now on."
+        f"Restored {body['did']} with {entries}. It must not run anywhere else from now on."
     )
 
 
@@ -141,8 +144,8 @@ async def _compare(place: Place, me: str, standing: Entry, told: Iterable[Told])
             found = await anext(database.entries(last.sequence - 1), None)
     if found != last:
         raise CommandFailed(
-            f"the ledger that is there has {standing.sequence} entries and does not go on from the backup's "
-            f"{last.sequence}: put it aside first"
+            f"the ledger that is there has {counted(standing.sequence, 'entry', 'entries')} and does not go on from"
+            f" the backup's {last.sequence}: put it aside first"
         )
     return standing
 

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import csv
-import os
 import sys
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
@@ -18,8 +17,9 @@ from ledger.database import Database, LedgerNotEmpty, Place, import_chain, upgra
 from ledger.journal import Entry
 from ledger.money import Amount
 from ledger.statement import DAY_MS, LATEST_MS, BookUnit, Posting, Statement, line_rows, posting_row
+from node.cli.files import new_file
 from node.cli.options import HomeOption, JsonOption
-from node.cli.output import CommandFailed, print_json, print_table, progress, short
+from node.cli.output import CommandFailed, counted, print_json, print_table, progress, short
 from node.cli.verifying import Verification
 from node.config import load_config
 from node.exchange.exporting import chain_file
@@ -81,9 +81,11 @@ def verify(home: HomeOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(body)
         return
-    typer.echo(f"The journal is whole: {body['entries']} entries, {body['records']} records, each as it was written.")
+    entries, records = counted(body["entries"], "entry", "entries"), counted(body["records"], "record", "records")
+    typer.echo(f"The journal is whole: {entries}, {records}, each as it was written.")
     if body["dropped"]:
-        typer.echo(f"{body['dropped']} more records were dropped by the owner's retention; the journal names each.")
+        dropped = counted(body["dropped"], "more record was", "more records were")
+        typer.echo(f"{dropped} dropped by the owner's retention; the journal names each.")
     typer.echo(f"Its head is {body['head']}; every counterparty's postings sum to zero.")
     found = body["snapshot"]
     if found is not None:
@@ -134,7 +136,8 @@ def export(
     Example: idlemesh ledger export ledger.chain
     """
     body = asyncio.run(_export(open_home(home), file))
-    print_json(body) if as_json else typer.echo(f"Written {body['entries']} entries to {file}; head {body['head']}")
+    entries = counted(body["entries"], "entry", "entries")
+    print_json(body) if as_json else typer.echo(f"Written {entries} to {file}; head {body['head']}")
 
 
 async def _export(home: Home, file: Path) -> dict[str, Any]:
@@ -148,25 +151,6 @@ async def _export(home: Home, file: Path) -> dict[str, Any]:
     return {"written": str(file), "entries": reader.head.sequence, "head": reader.head.hash.hex()}
 
 
-@contextlib.contextmanager
-def new_file(file: Path) -> Iterator[Any]:
-    """A file that is there whole, for the owner's eyes only, or not at all. Raises CommandFailed."""
-    try:
-        # From its first moment on: who opens a file before its mode is changed may read it for ever.
-        with open(file, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as written:
-            try:
-                yield written
-                written.flush()
-                os.fsync(written.fileno())
-            except BaseException:
-                file.unlink()
-                raise
-    except FileExistsError:
-        raise CommandFailed(f"{file} is there already: name another file") from None
-    except OSError as error:
-        raise CommandFailed(f"{file} cannot be written: {error.strerror}") from None
-
-
 def import_(
     file: Annotated[Path, typer.Argument(help="A file that `idlemesh ledger export` wrote.")],
     home: HomeOption = None,
@@ -177,7 +161,8 @@ def import_(
     Example: idlemesh ledger import ledger.chain
     """
     body = asyncio.run(_import(open_home(home), file))
-    print_json(body) if as_json else typer.echo(f"{body['entries']} entries are in the ledger; head {body['head']}")
+    entries = counted(body["entries"], "entry is", "entries are")
+    print_json(body) if as_json else typer.echo(f"{entries} in the ledger; head {body['head']}")
 
 
 async def _import(home: Home, file: Path) -> dict[str, Any]:
@@ -248,8 +233,9 @@ def _readable(file: Path) -> Iterator[None]:
 async def _refuse_used(place: Path, me: str) -> None:
     async with await Database.open(place, me) as database:
         if database.head.sequence:
+            entries = counted(database.head.sequence, "entry", "entries")
             raise CommandFailed(
-                f"{place} holds {database.head.sequence} entries already, and two chains cannot be joined: "
+                f"{place} holds {entries} already, and two chains cannot be joined: "
                 "import into a new --home that has a copy of this one's identity.key"
             )
 

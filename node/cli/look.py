@@ -1,5 +1,6 @@
 """Commands that show what this node is, does and has done: id, status, peers, offers, receipts, audit, export."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,6 +8,7 @@ import typer
 
 from node.cli import show
 from node.cli.client import call
+from node.cli.files import new_file
 from node.cli.options import HomeOption, JsonOption
 from node.cli.output import CommandFailed, print_json
 from node.home import open_home
@@ -78,7 +80,7 @@ def export(
     receipt: ReceiptArgument,
     home: HomeOption = None,
     ids: Annotated[bool, typer.Option("--ids", help="Put in salt and token ids: whoever has them can read.")] = False,
-    out: Annotated[Path | None, typer.Option(help="The file to write; else standard output.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A file that is not there yet; else standard output.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write one file with offer, order, receipt and acknowledgement, for anyone to verify. It is JSON in any case.
@@ -94,7 +96,8 @@ def export(
     if out is None:
         print_json(body)
         return
-    show.write_file(out, body)
+    with new_file(out) as written:
+        written.write(json.dumps(body, indent=1).encode() + b"\n")
     print_json({"written": str(out)}) if as_json else typer.echo(
         f"Written to {out}; check it with: idlemesh verify {out}"
     )

@@ -114,6 +114,11 @@ def short(did: str | None) -> str:
     return f"{did[:12]}…{did[-6:]}"
 
 
+def counted(count: int, one: str, more: str) -> str:
+    """So many things: `1 entry`, `2 entries`."""
+    return f"{count} {one if count == 1 else more}"
+
+
 def size(count: int) -> str:
     """Bytes for people."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

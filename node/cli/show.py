@@ -1,12 +1,10 @@
-"""What commands print for people, and the file that one writes."""
+"""What commands print for people."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import typer
 
-from node.cli.output import CommandFailed, local_time, plain, print_facts, print_table, short, short_time, size
+from node.cli.output import counted, local_time, plain, print_facts, print_table, short, short_time, size
 
 Body = dict[str, Any]
 
@@ -232,10 +230,10 @@ def accounts(body: Body) -> None:
 
 
 def _checked(body: Body) -> str:
-    entries, after = body["entries"], body["checked_after"]
+    entries, after = counted(body["entries"], "entry", "entries"), body["checked_after"]
     if after == 0:
-        return f"{entries} entries, each chained to the one before"
-    return f"{entries} entries, those after {after} read again now; `idlemesh ledger verify` reads all"
+        return f"{entries}, each chained to the one before"
+    return f"{entries}, those after {after} read again now; `idlemesh ledger verify` reads all"
 
 
 def _compared(body: Body) -> None:
@@ -250,7 +248,7 @@ def _compared(body: Body) -> None:
             )
     if (cut := body["cut"]) is not None:
         typer.secho(
-            f"This ledger was cut or restored from an older copy: it had {cut['left']} entries on "
+            f"This ledger was cut or restored from an older copy: it had {counted(cut['left'], 'entry', 'entries')} on "
             f"{local_time(cut['found_ms'])}, when {short(cut['shown_by'])} showed this node's own signature "
             f"under entry {cut['signed']}. No new work starts with a peer before accounts were compared with it.",
             fg=typer.colors.YELLOW,
@@ -285,11 +283,3 @@ def _effects(effects: list[Body]) -> None:
                 f" `idlemesh retry {e['id'][:12]}` (it is paid once at most) or `idlemesh dismiss {e['id'][:12]}`.",
                 fg=typer.colors.RED,
             )
-
-
-def write_file(path: Path, body: Body) -> None:
-    """Write an exported receipt. Raises CommandFailed."""
-    try:
-        path.write_text(json.dumps(body, indent=1) + "\n")
-    except OSError as error:
-        raise CommandFailed(f"{path} cannot be written: {error.strerror}") from None

@@ -16,6 +16,7 @@ import typer
 
 from ledger.money import Amount, MoneyError, parse_amount
 from node.cli.client import call
+from node.cli.files import changed_file, new_file
 from node.cli.keys import PassphraseOption, read_passphrase
 from node.cli.options import HomeOption, JsonOption
 from node.cli.output import CommandFailed, local_time, print_facts, print_json
@@ -110,11 +111,8 @@ def draft(
         made = Statement.from_plain(said)
     except BondRefused as error:
         raise CommandFailed(str(error)) from None
-    try:
-        with file.open("x", encoding="utf-8") as out:
-            out.write(_text(made))
-    except OSError as error:
-        raise CommandFailed(f"{file} cannot be written: {error.strerror}") from None
+    with new_file(file) as out:
+        out.write(_raw(made))
     if not as_json:
         _show(made)
     _tell(made, file, as_json)
@@ -133,10 +131,8 @@ def sign(
     if not as_json:
         _show(statement)  # before the passphrase is asked for, or a button is to be pressed
     signed = asyncio.run(_sign(statement, open_home(home), passphrase_file))
-    try:
-        file.write_text(_text(signed), encoding="utf-8")
-    except OSError as error:
-        raise CommandFailed(f"{file} cannot be written: {error.strerror}") from None
+    with changed_file(file) as out:
+        out.write(_raw(signed))
     _tell(signed, file, as_json)
 
 
@@ -268,8 +264,8 @@ def _read(file: Path) -> "Statement":
         raise CommandFailed(f"{file}: {error}") from None
 
 
-def _text(statement: "Statement") -> str:
-    return json.dumps(statement.to_plain(), indent=1) + "\n"
+def _raw(statement: "Statement") -> bytes:
+    return json.dumps(statement.to_plain(), indent=1).encode() + b"\n"
 
 
 def _show(statement: "Statement") -> None:

@@ -196,7 +196,7 @@ async def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
 async def test_two_nodes_cannot_have_one_home(pair: Pair) -> None:
     said = await idlemesh("up", "--home", pair.buyer.home.folder, "--port", 0)
     assert said.status == 1
-    assert f"a node runs in {pair.buyer.home.folder} already" in said.err
+    assert f"{pair.buyer.home.folder} is in use, by a node or another command: stop it" in said.err
     # And the one that runs is still found.
     assert (await idlemesh("peers", "--home", pair.buyer.home.folder, "--json")).status == 0
 

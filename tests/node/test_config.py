@@ -298,7 +298,7 @@ def test_a_bad_setting_is_named_with_its_file(write: Write, text: str, field: st
         ("[buy]\nmax_order_cost = 1", "write an amount as 0.05usd, 250000msat or 12sat"),
         ("[sell]\nprice = 5", "write IN:OUT for a million tokens, as 0.05usd:0.15usd"),
         ('[sell]\nprice = "1usd:1usd"\nwindow = "5msat"', ": sell.window is in msat, and the price in uusd: use one"),
-        ('[buy]\nallowed_peers = ["me"]', "it looks like did:key:z6Mk"),
+        ('[buy]\nallowed_peers = ["me"]', "it is did:key:z6Mk and 44 more characters"),
         ('[node]\nmodel = "m.gguf"', "write [[models]] and path ="),
         ('[node]\nmemory = "all"', "write memory as 12GiB or 900MB"),
         ('[sell]\nwindow = "1usd"', "nothing is sold: name a price with --sell"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ledger.identity import Identity
-from node.home import AlreadyRunning, Home, HomeError, NotReady, NotRunning, Running, open_home
+from node.home import Home, HomeError, HomeInUse, NotReady, NotRunning, Running, open_home
 from node.ports import SeededEntropy
 
 
@@ -105,7 +105,7 @@ def test_a_process_is_named_once_and_a_damaged_name_is_not_replaced(home: Home) 
 def test_a_home_is_one_nodes_at_a_time(home: Home) -> None:
     held = home.lock()
 
-    with pytest.raises(AlreadyRunning, match="use another --home"):
+    with pytest.raises(HomeInUse, match="use another --home"):
         home.lock()
     held.close()
 

@@ -399,7 +399,7 @@ class TestWhileTheNodeRuns:
     def test_nothing_is_imported(self, idlemesh: Idlemesh, nodes: Nodes, tmp_path: Path) -> None:
         said = idlemesh("ledger", "import", tmp_path / "file", "--home", nodes.owner.home.folder)
         assert said.status == 1
-        assert "a node runs in" in said.err
+        assert "is in use, by a node or another command: stop it" in said.err
 
 
 def test_of_a_cut_answer_the_last_checkpoint_is_for_export_and_of_a_whole_one_the_receipt(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from node.cli.output import plain, print_facts, print_table, progress, short, size
+from node.cli.output import counted, plain, print_facts, print_table, progress, short, size
 
 HOSTILE = "\x1b[31mred\x1b[0m \x1b]0;title\x07\x9b2J\u202eabc\r\x00\x7f"
 
@@ -22,6 +22,10 @@ def test_a_did_is_short_on_a_terminal_and_whole_for_programs(monkeypatch: pytest
 
 def test_sizes_are_told_in_units_that_fit() -> None:
     assert (size(0), size(3 * 2**20), size(2**30 + 2**29)) == ("0 MiB", "3 MiB", "1.5 GiB")
+
+
+def test_one_thing_is_told_in_the_singular() -> None:
+    assert [counted(n, "entry", "entries") for n in (0, 1, 2)] == ["0 entries", "1 entry", "2 entries"]
 
 
 def test_neither_tables_nor_facts_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

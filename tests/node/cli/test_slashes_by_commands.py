@@ -100,7 +100,7 @@ def statements_travel_by_hand(case: Case) -> None:
     words = case.shown("buyer", "wallet", *draft, *said)
     assert "0 of the 2 signatures that it needs" in words
     assert "damage    1.000000usd" in words
-    assert "File exists" in case.refused("buyer", *draft, *said)
+    assert "is there already: name another file" in case.refused("buyer", *draft, *said)
     (one,) = case.signed(folder / "draft.json", 1)
     assert "1 of the 2 signatures that it needs are there" in case.refused("buyer", "slash", "bring", one)
     sign = ("slash", "sign", folder / "draft.json", "--passphrase-file", case.passphrase)

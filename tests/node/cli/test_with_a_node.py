@@ -247,6 +247,15 @@ def test_an_export_that_cannot_be_written_says_so(idlemesh: Idlemesh, nodes: Nod
     assert "cannot be written" in said.err
 
 
+def test_an_export_replaces_no_file(idlemesh: Idlemesh, nodes: Nodes, tmp_path: Path) -> None:
+    receipt, file = bought(idlemesh, nodes), tmp_path / "receipt.json"
+    assert idlemesh("export", receipt, "--out", file, *home(nodes)).status == 0
+    before = file.read_bytes()
+    said = idlemesh("export", receipt, "--ids", "--out", file, *home(nodes))
+    assert (said.status, file.read_bytes()) == (1, before)
+    assert f"{file} is there already: name another file" in said.err
+
+
 def test_a_payment_by_other_means_counts_once_the_payee_confirms_it(idlemesh: Idlemesh, nodes: Nodes) -> None:
     bought(idlemesh, nodes)
     us, peer = nodes.owner.running.did, nodes.seller.running.did

@@ -176,5 +176,5 @@ def test_a_file_that_is_not_there_is_named(idlemesh: Idlemesh, tmp_path: Path) -
 def test_a_second_node_in_one_home_is_refused(idlemesh: Idlemesh, nodes: Nodes) -> None:
     said = idlemesh("up", "--home", nodes.owner.home.folder, "--port", 0)
     assert said.status == 1
-    assert "a node runs in" in said.err
+    assert "is in use, by a node or another command: stop it" in said.err
     assert idlemesh("id", "--home", nodes.owner.home.folder).out.strip() == nodes.owner.running.did
