@@ -11,6 +11,7 @@ from ledger.money import Amount
 from ledger.records import Offer, Signed
 from node.config import Config, default_credit
 from node.engine.calibration import CalibrationFiles
+from node.exchange.allowance import Allowance
 from node.exchange.auditor import Auditor
 from node.exchange.buyer import Buyer
 from node.exchange.claims import Claims
@@ -70,7 +71,9 @@ async def open_buying(stack: contextlib.AsyncExitStack, ground: Ground) -> Buyin
     bonded = pledges.worth if pledges is not None else _nobody_is
     settler = Settler(book, entropy, auditor, AuditPolicy(config.audit.rate, config.audit.first), line, bonded)
     stack.push_async_callback(settler.close)
-    buyer = Buyer(book, entropy, settler.settle, config.buy.patience, settler)
+    remotes = Remotes([remote.backend for remote in ground.elsewhere], ground.clock, config.buy.limits())
+    allowance = Allowance(config.buy.limits().most_per_day, remotes.spent_today)
+    buyer = Buyer(book, entropy, settler.settle, config.buy.patience, settler, allowance=allowance)
     stack.push_async_callback(buyer.close)
     reconciler = Reconciler(book, entropy, line, settler.promised)
     await reconciler.heads.open()
@@ -86,10 +89,9 @@ async def open_buying(stack: contextlib.AsyncExitStack, ground: Ground) -> Buyin
         reconciler.heads.may_work_with,
         book.rails.buying,
     )
-    remotes = Remotes([remote.backend for remote in ground.elsewhere], ground.clock, config.buy.limits())
     supply = Supply(book, [_local(model) for model in own.models], own.catalogue, peers, buyer, remotes, bonded)
     limits = Policy(config.buy.limits(), config.buy.weights, config.buy.busy_wait, config.api.max_tokens)
-    helping = Buyer(book, entropy, settler.settle_help, config.buy.patience, settler)
+    helping = Buyer(book, entropy, settler.settle_help, config.buy.patience, settler, allowance=allowance)
     stack.push_async_callback(helping.close)
     auditor.panel = Panel(book, entropy, helping, _help(config, supply, peers))
     return Buying(

@@ -5,12 +5,22 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import ledger.rails.stablecoin  # noqa: F401 - it undoes what the libraries of chains do to the depth of recursion
 from ledger.database import upgrade_tables
 from tests import chain as chains
 from tests.postgres import NotInstalled, Server, running
 from tools.contracts import NotAvailable
+
+# A busy machine is no fault of what is tested: no example has a time.
+settings.register_profile(
+    "no clock",
+    settings.get_profile(settings.get_current_profile_name()),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("no clock")
 
 
 @pytest.fixture(scope="session")

@@ -160,6 +160,8 @@ class Responder:
 
     async def _chunks(self, asking: Asking, head: Json, choices: Choices) -> AsyncIterator[Json]:
         opened: set[int] = set()
+        if asking.with_usage:
+            head = head | {"usage": None}  # until the last event, which tells it
         async for index, part in choices.events():
             answer, choice = _answer(choices, index), asking.choices[index]
             made = [] if index in opened else choice.opening()

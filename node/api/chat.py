@@ -26,7 +26,7 @@ from node.engine.port import Logprob
 from node.gateway.answer import Answer, Ending, Part
 from node.gateway.question import Question
 from node.models.gbnf import BadGrammar, lark_of
-from node.models.schema import JSON_OBJECT, BadSchema, schema_grammar, tool_call_grammar
+from node.models.schema import JSON_OBJECT, BadSchema, Effort, schema_grammar, tool_call_grammar
 from node.ports import Entropy
 from node.wire.messages import MAX_STOPS
 from verify.sampler import derived_seed
@@ -138,10 +138,11 @@ def _tools(asked: ChatRequest) -> Sequence[Tool]:
         raise _bad("tool_choice.function.name", "names none of the tools")
     if choice == "none":
         return []
+    effort = Effort()
     for index, tool in enumerate(tools):
         if tool.function.strict:
             schema = tool.function.parameters or {}
-            _made(f"tools.{index}.function.parameters", partial(schema_grammar, schema))
+            _made(f"tools.{index}.function.parameters", partial(schema_grammar, schema, effort=effort))
     return tools
 
 

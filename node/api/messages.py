@@ -19,10 +19,13 @@ class TextPart(Body):
 
 
 class CalledFunction(Body):
-    """What an earlier answer called; `arguments` is a JSON object as text."""
+    """What an earlier answer called; `arguments` is a JSON object as text, and what a client has made of it is not
+    looked at.
+    """
 
     name: FunctionName
     arguments: str
+    parsed_arguments: Any = None
 
 
 class ToolCall(Body):
@@ -31,10 +34,14 @@ class ToolCall(Body):
     id: Annotated[str, Field(min_length=1, max_length=256)]
     type: Literal["function"]
     function: CalledFunction
+    index: int | None = None
 
 
 class Message(Body):
-    """One turn of the conversation. The fields that must be null are there so that an answer can be sent back."""
+    """One turn of the conversation.
+
+    The fields that must be null are there so that an answer can be sent back; so is what clients have `parsed` of it.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
@@ -45,6 +52,7 @@ class Message(Body):
     annotations: Annotated[list[None], Field(max_length=0)] | None = None
     audio: None = None
     function_call: None = None
+    parsed: Any = None
 
     @property
     def text(self) -> str:

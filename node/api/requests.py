@@ -20,6 +20,7 @@ from verify.steering import MAX_BIASED, BadSteering, Steering
 MILLION: Final = 1_000_000
 MAX_CHOICES: Final = 16
 _MAX_ID_DIGITS: Final = 9
+_MOST_ERRORS: Final = 1_000
 
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
@@ -132,6 +133,8 @@ def parse(kind: type[Kind], raw: bytes) -> Kind:
 
 
 def _named(error: ValidationError) -> ApiError:
+    if error.error_count() > _MOST_ERRORS:  # to tell of each takes long
+        return ApiError(400, f"more than {_MOST_ERRORS} fields of the body are wrong", code="invalid_value")
     errors = error.errors(include_url=False, include_context=False, include_input=False)
     # Where a field may have several forms there is an error for each. What is too long had the right form; else the
     # deepest is about the form that was meant.

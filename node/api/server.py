@@ -112,7 +112,8 @@ def build_app(
 
 def _check_owner(request: web.Request, keys: Keys) -> None:
     # Headers are bytes; those that are not UTF-8 come as surrogates.
-    offered = request.headers.get("Authorization", "").removeprefix("Bearer ").encode("utf-8", "surrogateescape")
+    scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
+    offered = (credentials if scheme.lower() == "bearer" else "").encode("utf-8", "surrogateescape")
     has_token = hmac.compare_digest(offered, keys.token.encode())
     if request.path.startswith("/node/"):
         if not has_token:
@@ -151,7 +152,8 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return ApiError(404, f"there is nothing at {request.path[:128]}", code="not_found").response()
     except web.HTTPMethodNotAllowed as error:
         allowed = ", ".join(sorted(error.allowed_methods))
-        return ApiError(405, f"{request.path[:128]} takes {allowed}", code="method_not_allowed").response()
+        said = f"{request.path[:128]} takes {allowed}"
+        return ApiError(405, said, code="method_not_allowed", headers={"Allow": allowed}).response()
     except web.HTTPException:
         raise
     except LedgerError as error:

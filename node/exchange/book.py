@@ -211,13 +211,18 @@ class Book:
         """What this node authorized since midnight UTC, by unit."""
         return self._recollection.turnover.on(self.now_ms() // DAY_MS, "payer", "authorized")
 
-    def spent_today(self) -> dict[str, int]:
-        """What this node authorized since midnight UTC, and what its open orders may still cost, by unit."""
+    def spent_today(self, books: Books | None = None) -> dict[str, int]:
+        """What this node authorized since midnight UTC, and what its open orders may still cost, by unit.
+
+        `books`: by those that a `check` of `post` is given, which are ahead of the journal's by what is being written.
+        """
         spent: dict[str, int] = dict(self.paid_today().items())
-        for key, account in self.journal.books.accounts.items():
+        known = self.journal.books
+        for key, account in (books or known).accounts.items():
             if key.payer == self.me:
                 open_orders = sum(self._may_cost(order, reservation) for order, reservation in account.orders.items())
-                spent[key.unit] = spent.get(key.unit, 0) + open_orders
+                being_paid = account.authorized - known.account(key).authorized
+                spent[key.unit] = spent.get(key.unit, 0) + open_orders + being_paid
         return spent
 
     def unsettled_s(self, key: AccountKey) -> float:

@@ -18,7 +18,7 @@ from ledger.account import AccountError, AccountKey
 from ledger.changes import Admitted, Granted, Released
 from ledger.commitments import CHECKPOINT_TOKENS, SALT_BYTES
 from ledger.database import LedgerError
-from ledger.events import AccountChanged, Observed
+from ledger.events import AccountChanged, Books, Observed
 from ledger.identity import Did
 from ledger.journal import Material
 from ledger.money import cost
@@ -35,6 +35,7 @@ from ledger.records import (
     sign,
 )
 from node.exchange import experience
+from node.exchange.allowance import AboveAllowance, Allowance
 from node.exchange.book import Book, kept
 from node.exchange.delivery import BrokenPromise, Delivery, Terms
 from node.exchange.purchase import Ask, NotPlaced, Paying, Purchase
@@ -71,12 +72,16 @@ class Buyer:
         patience_s: float = PATIENCE_S,
         paying: Paying | None = None,
         unpaid_s: float = UNPAID_S,
+        allowance: Allowance | None = None,
     ) -> None:
         """`paying` pays for long answers as they go; without it they are paid when they are over.
+
+        `allowance` bounds a day's orders, however many are placed at a time; without it nothing does.
 
         `unpaid_s`: how long a seller has to wait for pay before it may end an answer as unpaid.
         """
         self._paying = paying
+        self._allowance = allowance
         self._unpaid_s = unpaid_s
         self._book = book
         self._entropy = entropy
@@ -194,12 +199,22 @@ class Buyer:
         most = order.record.max_cost
         first = terms.first_cost if self.pays_on_the_way(terms.seller) else most
         reserved = Admitted(order.digest, most, first, order.record.expires)
+        account = self._account(terms)
+
+        def check(books: Books) -> None:
+            if self._allowance is not None:
+                spent = self._book.spent_today(books).get(account.unit, 0)
+                self._allowance.check(spent + most, account.unit)
+
         try:
             await self._book.post(
-                AccountChanged(self._account(terms), reserved),
+                AccountChanged(account, reserved),
                 records=(kept(terms.offer), kept(order, order.digest)),
                 materials=(self._material(terms, ()),),
+                check=check,
             )
+        except AboveAllowance as error:
+            raise NotPlaced(str(error), "credit") from None
         except AccountError as error:
             what = "credit" if order.record.rail == CREDIT else "channel"
             raise NotPlaced(f"its {what} does not bear the order: {error}", "credit") from None

@@ -102,6 +102,7 @@ class Disputes:
         self._dial = dial
         self._give_way = give_way
         self._asked: dict[AccountKey, int] = {}  # when forgiveness was asked for last
+        self._asked_about: dict[AccountKey, bytes] = {}  # the order of the last dispute that was asked about
 
     # The owner
 
@@ -212,11 +213,19 @@ class Disputes:
             return
         try:
             async with asyncio.timeout(_ASKING_S):
-                for dispute in disputes(account)[:_ASKED_AT_A_TIME]:
+                for dispute in self._next(account):
                     await self._ask_resolution(line, dispute)
                 await self._ask_forgiveness(line, account.key)
         except (Refused, Unreachable, codec.Malformed, WaiverRefused, AccountError, TimeoutError):
             return  # asked again at the next sweep
+
+    def _next(self, account: Account) -> list[Dispute]:
+        """Some of the disputes, other ones each time, until all were asked about."""
+        found, last = disputes(account), self._asked_about.get(account.key, b"")
+        chosen = sorted(found, key=lambda one: (one.order <= last, one.order))[:_ASKED_AT_A_TIME]
+        if chosen:
+            self._asked_about[account.key] = chosen[-1].order
+        return chosen
 
     async def _ask_resolution(self, line: Payee, dispute: Dispute) -> None:
         raw = await line.resolution(dispute.order)

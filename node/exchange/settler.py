@@ -200,8 +200,14 @@ class Settler:
     ) -> bool:
         """Acknowledge, or dispute down to `owed`, what a seller claims for an order that is over; whether it was news.
 
-        Durable on return, sent soon after. What was granted before stays granted.
+        Durable on return, sent soon after. What was granted before stays granted. It is not cut short: what is on
+        disk and was signed is remembered, and goes out, also where whoever asked goes away.
         """
+        return await asyncio.shield(asyncio.ensure_future(self._answer(terms, claim, owed, objection)))
+
+    async def _answer(
+        self, terms: Terms, claim: Signed[Receipt] | Signed[Checkpoint], owed: int, objection: str | None
+    ) -> bool:
         order, asked = terms.order.digest, claim.record.cost
         async with self._promising.turn(terms.seller):
             reservation = self._promising.account_of(terms).orders.get(order)
@@ -226,10 +232,13 @@ class Settler:
         return order in self._settling
 
     async def give_way(self, dispute: Dispute, amount: int) -> None:
-        """Acknowledge `amount` in all for a disputed order of ours. Durable on return, sent soon after.
+        """Acknowledge `amount` in all for a disputed order of ours, cut short as little as `answer`.
 
-        Raises AccountError, Unpayable.
+        Durable on return, sent soon after. Raises AccountError, Unpayable.
         """
+        await asyncio.shield(asyncio.ensure_future(self._give_way(dispute, amount)))
+
+    async def _give_way(self, dispute: Dispute, amount: int) -> None:
         seller = parse_did(dispute.key.payee)
         async with self._turn(seller), self._promising.turn(seller):
             await self._promising.give_way(dispute, amount)

@@ -117,6 +117,10 @@ class Till:
         channel = self._opened(raw)
         if not await self._may(self._looks, self._strange_looks, channel, address):
             raise Refused("too_many_requests", "channels were looked at often enough: wait a moment", 2)
+        # Not cut short where who asks goes away: a channel on disk that is not remembered would get a second one.
+        await asyncio.shield(asyncio.ensure_future(self._taken_in(channel)))
+
+    async def _taken_in(self, channel: Signed[Channel]) -> None:
         key = key_of(channel.record)
         async with self._at_once, self._lock(key):
             if self._channels.record(key) is None:
@@ -138,6 +142,9 @@ class Till:
             )
         if not await self._may(self._deposits, self._strange_deposits, channel, address):
             raise Refused("too_many_requests", "deposits were brought often enough: wait, or send it yourself", 30)
+        await asyncio.shield(asyncio.ensure_future(self._brought(channel, deposit)))
+
+    async def _brought(self, channel: Signed[Channel], deposit: Deposit) -> None:
         async with self._at_once, self._lock(key_of(channel.record)):
             with self._channels.looking_at(channel) as key:
                 self._check_apart(channel.record)

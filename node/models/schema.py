@@ -23,6 +23,7 @@ MAX_SCHEMA_BYTES: Final = 65_536
 MAX_SCHEMA_DEPTH: Final = 32
 # Schemas and references that are looked at; a few references can stand for many.
 _MAX_VISITS: Final = 4_096
+_MAX_EFFORT: Final = 16_384  # of all schemas of a request
 _NAMES: Final = 64  # names and values that are merged in the time of one visit
 _LONG: Final = (Mapping, list)
 _MAX_DEPTH: Final = 80  # with references followed; the reader is recursive
@@ -75,9 +76,22 @@ class BadSchema(ValueError):
     """A JSON schema that cannot be held to; the message says why and what to do."""
 
 
-def schema_grammar(schema: _Schema, *, strict: bool = True) -> str:
-    """GBNF whose texts are JSON that fits the schema. Raises BadSchema."""
-    return _grammar([(schema, strict)], lambda rules: rules[0])
+@define
+class Effort:
+    """How many parts of schemas were looked at, references followed: of all that one request brings, together."""
+
+    parts: int = 0
+
+    def spend(self, parts: int) -> None:
+        """Raises BadSchema when it was too much."""
+        self.parts += parts
+        if self.parts > _MAX_EFFORT:
+            raise BadSchema("the schemas of this request have too many parts together: give fewer, or simpler ones")
+
+
+def schema_grammar(schema: _Schema, *, strict: bool = True, effort: Effort | None = None) -> str:
+    """GBNF whose texts are JSON that fits the schema; schemas of one request share their `effort`. Raises BadSchema."""
+    return _grammar([(schema, strict)], lambda rules: rules[0], effort)
 
 
 def tool_call_grammar(tools: Sequence[_Schema], choice: str | None) -> str:
@@ -107,10 +121,13 @@ def tool_call_grammar(tools: Sequence[_Schema], choice: str | None) -> str:
     return _grammar(wanted, calls)
 
 
-def _grammar(schemas: Sequence[tuple[_Schema, bool]], root: Callable[[list[str]], str]) -> str:
+def _grammar(
+    schemas: Sequence[tuple[_Schema, bool]], root: Callable[[list[str]], str], effort: Effort | None = None
+) -> str:
     _check_size([schema for schema, _ in schemas])
     rules: dict[str, str] = {}
-    found = [_Writer(schema, strict, rules).rule(schema) for schema, strict in schemas]
+    effort = effort or Effort()
+    found = [_Writer(schema, strict, rules, effort).rule(schema) for schema, strict in schemas]
     text = "\n".join(f"{name} ::= {body}" for name, body in {"root": root(found), **rules, **_COMMON}.items()) + "\n"
     try:
         lark_of(text)
@@ -149,6 +166,7 @@ class _Writer:
     _root: _Schema
     _strict: bool
     _rules: dict[str, str]
+    _effort: Effort
     _references: dict[str, str] = field(factory=dict)
     _visits: int = 0
     _depth: int = 0
@@ -185,6 +203,7 @@ class _Writer:
         self._depth -= 1
 
     def _visit(self, count: int) -> None:
+        self._effort.spend(count)
         self._visits += count
         if self._visits > _MAX_VISITS or self._depth > _MAX_DEPTH:
             raise BadSchema("the schema has too many parts, or refers to itself without end: simplify it")

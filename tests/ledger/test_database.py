@@ -599,9 +599,15 @@ ASLEEP = """
 """
 
 
-# The commit of entry 13 takes half a second.
+# The commit of entry 13 takes until nobody holds the lock of that number.
+HELD_UP = """
+    SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'
+"""
 SLOW_COMMIT = [
-    "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.5); RETURN NULL; END'",
+    """
+    CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN PERFORM pg_advisory_xact_lock(13); RETURN NULL; END'
+    """,
     """
     CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON journal DEFERRABLE INITIALLY DEFERRED
     FOR EACH ROW WHEN (NEW.sequence = 13) EXECUTE FUNCTION slow()
@@ -679,12 +685,15 @@ class TestTroubleWithTheServer:
             await database.append(trade(11), time_ms=1)
             assert isinstance(writer, on_postgres.PostgresLane)
             assert writer.driver is not None
+            gate = on_postgres.PostgresLane(on_postgres.make_engine(str(served.place), 60))
+            await gate.run(lambda connection: connection.execute(sa.text("SELECT pg_advisory_lock(13)")))
             task = asyncio.ensure_future(database.append(trade(12), time_ms=1))
-            while await served.ask(ASLEEP) == 0:
+            while await served.ask(HELD_UP) == 0:
                 pass
             writer.driver.terminate()
             with pytest.raises(LedgerUnavailable):
                 await task
+            await gate.close()
             assert (await database.append(trade(13), time_ms=1)).sequence == 14
             assert replay(NODE, await entries_of(database)) == database.books
 

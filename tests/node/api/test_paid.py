@@ -311,7 +311,7 @@ async def test_a_deposit_that_the_chain_is_slow_to_take_is_made_once(
 async def test_a_transfer_that_somebody_else_made_counts(
     door: Open, chain: Anvil, buyer: LocalAccount, engine: MemoryEngine
 ) -> None:
-    async with door(wait_s=0.5) as open_door, client(exact_scheme(buyer)) as paying:
+    async with door(wait_s=3.0) as open_door, client(exact_scheme(buyer)) as paying:
         with chain.without_mining():
             await paying.post(open_door.chat, json=asking())
             (ours,) = chain.pending()

@@ -196,7 +196,7 @@ ERROR = b'data: {"error": {"message": "' + SECRET.encode() + b'"}}\n\n'
     ],
 )
 async def test_a_server_that_does_wrong(tokenizer: Tokenizer, handler: Handler, said: str | None) -> None:
-    async with engine_at(handler, tokenizer, stall_s=0.3) as (engine, _):
+    async with engine_at(handler, tokenizer, stall_s=0.3 if said == "in time" else 30.0) as (engine, _):
         if said is None:
             assert tokenizer.text(await ids_of(engine, job())) == "A"
             return

@@ -559,7 +559,7 @@ async def test_of_an_answer_whose_receipt_got_lost_the_receipt_is_fetched(
 
 async def test_a_seller_that_stops_sending_loses_the_buyers_patience(tokenizer: Tokenizer, clock: ManualClock) -> None:
     store = await Store.open(tokenizer, clock, engine=engine_of(tokenizer, stall_after=70))
-    customer = await Customer.open(tokenizer, clock, patience_s=0.3)
+    customer = await Customer.open(tokenizer, clock, patience_s=2.0)
 
     delivery = await customer.order(await customer.meet(store.seller), max_tokens=100)
 

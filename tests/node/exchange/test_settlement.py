@@ -15,6 +15,7 @@ from ledger.payload import decode_events
 from ledger.rails.credit import name as credit_rail
 from ledger.records import Acknowledgement, Cancel, Receipt, Signed, Voucher, digest_of, open_record, sign
 from node.engine.port import Job
+from node.exchange import seller
 from node.exchange.book import Book
 from node.exchange.buyer import Buyer
 from node.exchange.delivery import Delivery
@@ -502,8 +503,9 @@ async def test_a_purchase_cancelled_before_anything_came_owes_no_more_than_the_i
 
 
 async def test_an_order_cancelled_while_it_is_still_on_its_way_is_stopped_once_it_has_arrived(
-    tokenizer: Tokenizer, clock: ManualClock
+    tokenizer: Tokenizer, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(seller, "_SLOT_WAIT_S", 60.0)
     engine = engine_of(tokenizer)
     store, customer = await Store.open(tokenizer, clock, engine=engine), await Customer.open(tokenizer, clock)
     line = Line(store.seller)
@@ -549,8 +551,14 @@ async def test_a_handler_that_is_cancelled_midway_leaves_the_account_settled(
     engine = engine_of(tokenizer, stall_after=10)
     store = await Store.open(tokenizer, clock, engine=engine)
     draft = draft_order(BUYER, await store.offer(), clock, max_tokens=100)
-    task = asyncio.create_task(frames_of(store.seller, draft))
-    await asyncio.sleep(0.1)
+    reader, frames = draft.reader(), list[Frame]()
+
+    async def read() -> None:
+        async for chunk in store.seller.order(draft.raw, draft.sealed):
+            frames.extend(reader.feed(chunk))
+
+    task = asyncio.create_task(read())
+    await until(lambda: len(ids_of(frames)) == 10)
 
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

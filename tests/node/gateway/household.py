@@ -7,6 +7,7 @@ from ledger.identity import Did, Identity
 from ledger.journal import MemoryJournal
 from ledger.records import Offer, open_record
 from node.engine.port import Engine
+from node.exchange.allowance import Allowance
 from node.exchange.auditor import Auditor
 from node.exchange.book import Book
 from node.exchange.buyer import Buyer
@@ -59,11 +60,12 @@ class Household:
         ]
         auditor = Auditor(self.book, [one.engine for one in local], calibration_of, tokenizers.open_own)
         self.settler = Settler(self.book, entropy, auditor, NO_AUDITS, self.neighbours.get)
-        self.buyer = Buyer(self.book, entropy, self.settler.settle, patience_s, self.settler)
+        elsewhere, policy = Remotes(remotes, clock), policy or Policy(busy_wait_s=0.05)
+        allowance = Allowance(policy.limits.most_per_day, elsewhere.spent_today)
+        self.buyer = Buyer(self.book, entropy, self.settler.settle, patience_s, self.settler, allowance=allowance)
         self.peers = NamedPeers(identity.did, self.neighbours, tokenizers, clock, self.buyer.take_grant)
-        elsewhere = Remotes(remotes, clock)
         self.supply = supply = Supply(self.book, local, catalogue, self.peers, self.buyer, elsewhere, bonded)
-        self.gateway = Gateway(supply, entropy, policy or Policy(busy_wait_s=0.05))
+        self.gateway = Gateway(supply, entropy, policy)
 
     async def meet(self) -> None:
         """Fetch every neighbour's offers and credit."""

@@ -737,6 +737,21 @@ async def test_the_days_limit_counts_orders_under_way(speaking: Tokenizer, clock
     await first.close()
 
 
+async def test_the_days_limit_holds_for_requests_at_one_time(
+    speaking: Tokenizer, clock: ManualClock, move_in: Move
+) -> None:
+    seller = await store(speaking, clock, engine=engine_of(speaking, slots=8))
+    prompt = len(await speaking.encode([{"role": "user", "content": ASKED}]))
+    household = await move_in({}, seller.seller, policy=Policy(limits=Limits(max_per_day=uusd(2 * (prompt + 24)))))
+
+    answers = await asyncio.gather(*(household.told(seed=seed) for seed in range(6)), return_exceptions=True)
+
+    refused = [str(one) for one in answers if isinstance(one, Unservable)]
+    assert len(refused) == 4
+    assert all("today's spending" in one for one in refused)
+    assert household.owed() == 2 * (prompt + 24)
+
+
 async def test_an_order_above_what_the_account_bears_is_not_even_tried(
     speaking: Tokenizer, clock: ManualClock, move_in: Move
 ) -> None:

@@ -18,7 +18,6 @@ from tests.ledger.test_bundle import first
 from tests.node.wire.test_client import serving
 
 BUYER = Identity(bytes([1]) * 32)
-SHORT_S = 0.5
 
 
 class Process:
@@ -68,7 +67,7 @@ async def lines(processes: tuple[Process, Process]) -> AsyncIterator[SeveralLine
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(aiohttp.ClientSession())
         urls = [await stack.enter_async_context(serving(process.answer)) for process in processes]
-        yield SeveralLines([HttpPeer(session, url, SHORT_S, SHORT_S) for url in urls])
+        yield SeveralLines([HttpPeer(session, url) for url in urls])
 
 
 async def answer_of(lines: SeveralLines, order: bytes) -> bytes:
