@@ -294,5 +294,12 @@ def test_a_path_that_is_not_there_is_not_found(node: RunningNode) -> None:
 
 
 def test_a_method_that_a_path_does_not_take_is_refused(node: RunningNode) -> None:
-    error = checked(node, request(node, "GET", CHAT), 405)
+    reply = request(node, "GET", CHAT)
+    error = checked(node, reply, 405)
     assert "POST" in error["message"]
+    assert reply.headers["Allow"] == "POST"
+
+
+def test_of_very_many_unknown_fields_one_error_tells(node: RunningNode) -> None:
+    error = refusal(node, {"model": "auto", "messages": HELLO} | {str(n): 1 for n in range(1_001)})
+    assert "more than 1000 fields" in error["message"]

@@ -59,6 +59,17 @@ def test_a_question_is_asked_of_a_tool_and_the_tools_answer_is_told(client: open
     assert (told.content, told.tool_calls) == ("It is sunny in Paris, 21 degrees.", None)
 
 
+def test_what_the_clients_own_helper_has_parsed_may_be_sent_back(client: openai.OpenAI) -> None:
+    strict: list[Any] = [{"type": "function", "function": {**tool["function"], "strict": True}} for tool in TOOLS]
+    conversation: list[Any] = asked()
+    parsed = client.chat.completions.parse(model="auto", messages=conversation, tools=strict, temperature=0)
+    message = parsed.choices[0].message
+    (call,) = list(message.tool_calls or ())
+    assert call.function.parsed_arguments == {"city": "Paris"}
+    conversation += [message, {"role": "tool", "tool_call_id": call.id, "content": '{"celsius": 21, "sky": "sunny"}'}]
+    assert answer(client, conversation, tools=strict).content == "It is sunny in Paris, 21 degrees."
+
+
 def test_a_call_may_be_sent_back_with_its_content_missing(client: openai.OpenAI) -> None:
     call = {"id": "a", "type": "function", "function": {"name": "get_time", "arguments": '{"city": "Rome"}'}}
     conversation = [

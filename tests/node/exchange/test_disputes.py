@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from attrs import define, evolve, field, frozen
@@ -9,6 +10,7 @@ from attrs import define, evolve, field, frozen
 from ledger.changes import Authorized, Change, Disputed, Earned, Released, Reserved, VoucherReceived
 from ledger.events import AccountChanged
 from ledger.identity import Identity
+from ledger.journal import Entry
 from ledger.records import Acknowledgement, Forgiveness, Resolution, open_record, sign
 from node.exchange.buyer import Buyer
 from node.exchange.delivery import Delivery
@@ -16,7 +18,7 @@ from node.exchange.disputes import Disputes, LetGoTwice, NotLetGo
 from node.models.tokenizer import Tokenizer
 from node.ports import ManualClock, SeededEntropy
 from node.wire.messages import Refused, Unreachable
-from tests.node.trading import Customer, Store, ask, uusd
+from tests.node.trading import Customer, Store, ask, until, uusd
 
 STRANGER = Identity(bytes([9]) * 32)
 LOST = bytes([9]) * 32
@@ -158,6 +160,30 @@ async def test_a_payer_that_gives_way_pays_what_is_asked(market: Market) -> None
     assert (last.record.previous, last.record.of) == (first.digest, first.record.of)
 
 
+async def test_giving_way_is_not_cut_short_where_who_asked_goes_away(
+    market: Market, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, written, go_on = market.customer.book.journal, asyncio.Event(), asyncio.Event()
+    append = journal.append
+
+    async def slow(*events: Any, **rest: Any) -> Entry:
+        entry = await append(*events, **rest)
+        written.set()
+        await go_on.wait()
+        return entry
+
+    monkeypatch.setattr(journal, "append", slow)
+    asking = asyncio.create_task(market.buyer.resolve(market.buyer.find(market.order.hex())))
+    await written.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    go_on.set()
+    await until(lambda: market.disputed == (0, 0))
+    assert market.owed == (COST, COST)
+    assert market.store.owed_by(market.customer.did).authorized == COST
+
+
 async def test_a_payer_may_give_way_by_a_part(market: Market) -> None:
     assert await market.buyer.resolve(market.buyer.find(market.order.hex()), 20) == uusd(20)
     await market.customer.handed_over()
@@ -167,6 +193,23 @@ async def test_a_payer_may_give_way_by_a_part(market: Market) -> None:
     with pytest.raises(NotLetGo, match="you gave way by a part"):
         await market.buyer.resolve(shown.dispute)
     assert await market.buyer.resolve(shown.dispute, COST) == uusd(COST)
+
+
+async def test_of_many_disputes_each_is_asked_about(market: Market) -> None:
+    orders = [bytes([n]) * 32 for n in range(40)]
+    for order in orders:
+        await market.post(Reserved(order, 2, 9), Earned(order, 2), Released(order), Disputed(order, 2, 1))
+    asked = list[bytes]()
+
+    class Asked(Way):
+        async def resolution(self, order: bytes) -> bytes | None:
+            asked.append(order)
+            return None
+
+    market.way = Asked(market.seller)
+    for _ in range(3):
+        await market.buyer.sweep()
+    assert set(asked) == {*orders, market.order}
 
 
 async def test_asking_again_changes_nothing(market: Market) -> None:

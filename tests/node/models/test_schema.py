@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.models.grammar import Grammar, Grammars
-from node.models.schema import JSON_OBJECT, MAX_SCHEMA_BYTES, BadSchema, schema_grammar, tool_call_grammar
+from node.models.schema import JSON_OBJECT, MAX_SCHEMA_BYTES, BadSchema, Effort, schema_grammar, tool_call_grammar
 from node.models.vocab import Vocab, open_vocab
 
 DEMO = Path(__file__).parents[3] / "node" / "models" / "demo" / "demo-Q8_0.gguf"
@@ -341,6 +342,19 @@ def test_a_tool_says_whether_all_of_its_schema_must_be_held() -> None:
     tool_call_grammar([{"function": {"name": "f", "parameters": parameters}}], "f")
     with pytest.raises(BadSchema, match="multipleOf"):
         tool_call_grammar([{"function": {"name": "f", "parameters": parameters, "strict": True}}], "f")
+
+
+def test_schemas_of_one_request_are_bounded_together() -> None:
+    # Each refers to the next twice: a few hundred bytes stand for two thousand parts.
+    links = {f"d{n}": {"allOf": 2 * [{"$ref": f"#/$defs/d{n + 1}"}]} for n in range(10)} | {"d10": {"type": "string"}}
+    schema = {"type": "object", "properties": {"a": {"$ref": "#/$defs/d0"}}, "$defs": links}
+    schema_grammar(schema)
+    effort = Effort()
+    with pytest.raises(BadSchema, match="too many parts together"):
+        list(map(partial(schema_grammar, effort=effort), 20 * [schema]))
+    tools = [{"function": {"name": f"f{n}", "parameters": schema}} for n in range(20)]
+    with pytest.raises(BadSchema, match="too many parts together"):
+        tool_call_grammar(tools, None)
 
 
 def test_a_choice_of_no_tool_is_refused() -> None:
