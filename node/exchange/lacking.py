@@ -34,13 +34,12 @@ from ledger.records import (
     open_record,
 )
 from node.exchange.book import Book
-from node.exchange.pairs import find_pair
+from node.exchange.pairs import LOOK_THROUGH, find_pair, records_between
 from node.wire.messages import MAX_HANDED, MAX_HANDED_BYTES, Handed
 
-# Of all acknowledgements in the journal, whosever they are.
+# Of an account's acknowledgements.
 _LOOK_BACK: Final = 4_000
-_PAGE: Final = 200
-# So many of the newest are looked through for a place where one is missing.
+# So many of the newest of all acknowledgements are looked through for a place where one is missing.
 _LATELY: Final = 400
 # More than one search sees: or each would find that the one before it has pushed out what it needs.
 _REMEMBERED: Final = 2 * _LOOK_BACK
@@ -59,7 +58,7 @@ class Parcel:
     def __init__(self) -> None:
         self._records: dict[bytes, tuple[str, bytes]] = {}
         self._bytes = 0
-        self.walked = 0  # acknowledgements, whosever, that were looked through for it
+        self.walked = 0  # records, whosever, that were looked through for it
 
     def add(self, records: Sequence[tuple[str, bytes]]) -> bool:
         """All of these or none; whether they fit."""
@@ -70,6 +69,10 @@ class Parcel:
         self._records |= new
         self._bytes = size
         return True
+
+    def walk(self, records: int) -> None:
+        """So many records were looked through for it."""
+        self.walked += records
 
     @property
     def records(self) -> Handed:
@@ -109,9 +112,9 @@ class Lacking:
         return known[1]
 
     async def _find_last(self, key: AccountKey) -> bytes:
-        newest = [link async for link in self._trail(key, _LATELY)]
+        newest = [link async for link in self._trail(key, through=_LATELY)]
         if not newest:
-            newest = [link async for link in self._trail(key, _LOOK_BACK, most=1)]
+            newest = [link async for link in self._trail(key, most=1)]
         known = {link.digest for link in newest}
         for older, newer in pairwise(reversed(newest)):
             if newer.previous is not None and newer.previous not in known:
@@ -140,6 +143,7 @@ class Lacking:
                 Settlement,
                 (key.payer, key.payee),
                 lambda one: settlement_key(one) == key and one.total == settled,
+                told=parcel.walk,
             )
             parcel.add([(Settlement.kind, raw) for raw in pair or ()])
         if said.netted < netted:
@@ -148,6 +152,7 @@ class Lacking:
                 Netting,
                 (key.payer, key.payee),
                 lambda one: key in netting_keys(one) and one.total == netted,
+                told=parcel.walk,
             )
             parcel.add([(Netting.kind, raw) for raw in pair or ()])
 
@@ -165,7 +170,7 @@ class Lacking:
     async def _after(self, account: Account, said: Totals, parcel: Parcel) -> list[_Link]:
         """Those after the one that the other party names, oldest first."""
         found: list[_Link] = []
-        async for link in self._trail(account.key, _LOOK_BACK, parcel=parcel):
+        async for link in self._trail(account.key, parcel=parcel):
             if link.digest == said.acknowledged:
                 return found[::-1]
             found.append(link)
@@ -176,24 +181,21 @@ class Lacking:
         return found[: MAX_HANDED // 4][::-1] if said.authorized else found[::-1]
 
     async def _trail(
-        self, key: AccountKey, look_back: int, most: int = _LOOK_BACK, parcel: Parcel | None = None
+        self, key: AccountKey, through: int = LOOK_THROUGH, most: int = _LOOK_BACK, parcel: Parcel | None = None
     ) -> AsyncIterator[_Link]:
-        """The acknowledgements of an account, newest first, at most so many."""
-        seen, found, before = 0, 0, None
-        while seen < look_back and found < most:
-            page = await self._book.journal.list_records(Acknowledgement.kind, _PAGE, before)
-            if not page:
+        """The acknowledgements of an account, newest first, at most so many, among the newest of all."""
+        number, found, parties = 0, 0, (key.payer, key.payee)
+        told = None if parcel is None else parcel.walk
+        async for record in records_between(self._book, Acknowledgement.kind, parties, through, told):
+            link = self._opened(record.digest, record.raw)
+            number += 1
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+            if link.key == key:
+                found += 1
+                yield link
+            if found == most:
                 return
-            before, seen = page[-1].sequence, seen + len(page)
-            if parcel is not None:
-                parcel.walked += len(page)
-            for number, record in enumerate(page, 1):
-                link = self._opened(record.digest, record.raw)
-                if link.key == key:
-                    found += 1
-                    yield link
-                if number % _AT_ONCE == 0:
-                    await asyncio.sleep(0)
 
     def _opened(self, digest: bytes, raw: bytes) -> _Link:
         if digest not in self._read:

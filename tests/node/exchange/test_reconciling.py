@@ -20,7 +20,7 @@ from ledger.commitments import CHECKPOINT_TOKENS
 from ledger.database import Database
 from ledger.events import AccountChanged
 from ledger.identity import Did, Identity
-from ledger.journal import MemoryJournal, replay
+from ledger.journal import Kept, MemoryJournal, replay
 from ledger.reconcile import totals_of
 from ledger.records import (
     AccountState,
@@ -254,6 +254,25 @@ async def test_what_a_buyer_that_was_restored_has_lost_comes_back_from_its_selle
     record = await pair.customer.book.journal.record(new)
     assert record is not None
     assert open_record(record.raw, Acknowledgement).record.previous in before
+
+
+async def test_what_was_lost_comes_back_from_below_many_acknowledgements_of_others(pair: Pair) -> None:
+    await pair.buy()
+    old = await pair.copy(2)
+    await pair.restart(2)
+    await pair.buy(3)
+    record = await pair.store.book.journal.list_records(Acknowledgement.kind, 1)
+    said = open_record(record[0].raw, Acknowledgement).record
+    theirs = evolve(open_record(said.voucher, Voucher).record, payer=STRANGER.did)
+    voucher = sign(theirs, STRANGER).raw
+    others = [sign(evolve(said, amount=n, voucher=voucher), STRANGER).raw for n in range(4_500)]
+    for n in range(0, len(others), 500):
+        await pair.store.book.post(records=[Kept(Acknowledgement.kind, raw) for raw in others[n : n + 500]])
+    await pair.roll_back(2, old)
+
+    await pair.meet()
+
+    pair.agree_on(4)
 
 
 @pytest.mark.parametrize("seed", [1, 2], ids=["seller", "buyer"])

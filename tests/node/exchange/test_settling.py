@@ -8,7 +8,7 @@ from attrs import define, field
 from ledger.changes import Authorized, Earned, Granted, Reserved
 from ledger.events import AccountChanged
 from ledger.identity import Identity
-from ledger.journal import MemoryJournal
+from ledger.journal import Kept, MemoryJournal
 from ledger.money import Amount
 from ledger.records import Settlement, open_record, sign
 from node.exchange.book import Book
@@ -121,6 +121,19 @@ async def test_a_payer_that_forgot_its_request_counts_it_all_the_same(house: Hou
     await house.payee.confirm(BUYER.did, SIX)
     assert await house.payer.ask(SELLER.did, SIX) == Asked(confirmed=True)
     assert house.settled == (11, 11)
+
+
+async def test_a_lost_answer_is_found_below_many_settlements_of_others(house: House) -> None:
+    await house.payer.ask(SELLER.did, FIVE)
+    await house.payee.confirm(BUYER.did, FIVE)
+    house.restart_payer()
+    for n in range(300):
+        other = said(payer=STRANGER.did, before=n, total=n + 1)
+        records = [Kept(Settlement.kind, sign(other, identity).raw) for identity in (STRANGER, SELLER)]
+        await house.payee_book.post(records=records)
+    with pytest.raises(NotCounted, match="an earlier settlement was counted just now"):
+        await house.payer.ask(SELLER.did, SIX)
+    assert house.settled == (5, 5)
 
 
 async def test_only_what_was_asked_for_is_confirmed_and_only_once(house: House) -> None:
