@@ -7,12 +7,14 @@ any number.
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler, Middleware
 from attrs import field, frozen
 
@@ -81,6 +83,16 @@ class Connections:
 def _address(connection: web.RequestHandler) -> str:
     name = connection.peername
     return str(name[0]) if isinstance(name, tuple) else ""
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Whether a line of the server's log is about this node: of requests that are none anyone could write any number,
+    each with its own text.
+    """
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+logging.getLogger("aiohttp.server").addFilter(_is_ours)
 
 
 @contextlib.asynccontextmanager

@@ -1,15 +1,16 @@
 """What the requests of `/v1` have in common: fields checked one by one, headers, and errors that name the field.
 
 Follows OpenAI's reference. Fields that this node cannot honour are refused by name unless they ask for nothing; a field
-ignored in silence would be a lie. `user` alone is taken and has no effect here, as it has none on OpenAI's answers.
+ignored in silence would be a lie. Only those that say who asks (`user` and what takes its place) are taken and have no
+effect here, as they have none on OpenAI's answers.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Final, Literal, TypeVar, get_args
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
 from attrs import frozen
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ledger.records import Privacy, Sampling
 from node.api.errors import ApiError
@@ -21,6 +22,11 @@ MILLION: Final = 1_000_000
 MAX_CHOICES: Final = 16
 _MAX_ID_DIGITS: Final = 9
 _MOST_ERRORS: Final = 1_000
+# Fields of OpenAI's that are none of ours.
+_ELSEWHERE: Final = (
+    "audio", "function_call", "functions", "modalities", "prediction", "prompt_cache_retention",
+    "reasoning_effort", "service_tier", "verbosity", "web_search_options",
+)  # fmt: skip
 
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
@@ -56,7 +62,18 @@ class Asked(Body):
     max_tokens: Annotated[int, Field(ge=1, le=2**24)] | None = None
     stop: str | Annotated[list[str], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    # Who asks, to OpenAI: nothing is done with it here.
     user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, body: Any) -> Any:
+        # Clients that write down all that they know leave out nothing: null asks for nothing.
+        if isinstance(body, dict) and any(body.get(name, "") is None for name in _ELSEWHERE):
+            return {name: value for name, value in body.items() if value is not None or name not in _ELSEWHERE}
+        return body
 
     @field_validator("stop")
     @classmethod

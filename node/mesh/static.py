@@ -222,7 +222,7 @@ class NamedPeers:
                 self.trouble.pop(did, None)
                 self._asked[did].set()
                 wait_s = _FIRST_RETRY_S
-                await self._fetch_tokenizers()
+                await self._fetch_tokenizers(did)
                 await asyncio.sleep(REFRESH_S)
 
     async def tokenizer(self, digest: bytes, seller: Did | None) -> Tokenizer:
@@ -243,9 +243,9 @@ class NamedPeers:
                 raise NoTokenizerToBeHad(reason) from None
         return await self._tokenizers.open(digest)
 
-    async def _fetch_tokenizers(self) -> None:
-        """Those of the standing offers, so that no request has to wait for them."""
-        for offer in self.offers():
+    async def _fetch_tokenizers(self, did: Did) -> None:
+        """Those of a peer's standing offers, so that no request has to wait for them."""
+        for offer in [offer for offer in self.offers() if offer.signer == did]:
             with contextlib.suppress(NoTokenizerToBeHad, BadModelFile):
                 await self.tokenizer(offer.record.tokenizer, offer.signer)
 

@@ -127,3 +127,12 @@ async def test_a_place_that_comes_free_can_be_taken() -> None:
         async with asyncio.timeout(20):
             while not await answered(*await connect()):  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0.005)
+
+
+async def test_what_is_no_request_leaves_nothing_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async with listening(Bounds()) as connect:
+        reader, writer = await connect()
+        writer.write(b"GET *" + b"a" * 100 + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await closed(reader)).startswith(b"HTTP/1.0 400")
+        assert caplog.records == []
+        assert await answered(*await connect())

@@ -300,6 +300,13 @@ def test_a_method_that_a_path_does_not_take_is_refused(node: RunningNode) -> Non
     assert reply.headers["Allow"] == "POST"
 
 
+def test_what_openai_has_and_this_node_has_not_may_be_null(node: RunningNode) -> None:
+    names = ("audio", "functions", "function_call", "modalities", "prediction", "reasoning_effort", "service_tier")
+    body = {"model": "auto", "messages": HELLO, "max_tokens": 1, "safety_identifier": "me", **dict.fromkeys(names)}
+    assert request(node, "POST", CHAT, body).status == 200
+    assert refusal(node, body | {"another": None})["param"] == "another"
+
+
 def test_of_very_many_unknown_fields_one_error_tells(node: RunningNode) -> None:
     error = refusal(node, {"model": "auto", "messages": HELLO} | {str(n): 1 for n in range(1_001)})
     assert "more than 1000 fields" in error["message"]
