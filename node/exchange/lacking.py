@@ -114,7 +114,8 @@ class Lacking:
     async def _find_last(self, key: AccountKey) -> bytes:
         newest = [link async for link in self._trail(key, through=_LATELY)]
         if not newest:
-            newest = [link async for link in self._trail(key, most=1)]
+            # No further: nobody is charged for this look.
+            newest = [link async for link in self._trail(key, through=_LOOK_BACK, most=1)]
         known = {link.digest for link in newest}
         for older, newer in pairwise(reversed(newest)):
             if newer.previous is not None and newer.previous not in known:
